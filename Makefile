@@ -1,0 +1,68 @@
+# `make setup` needs python3 (3.10 or newer) and a package index; everything else goes into .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.setup-done
+UV := uv==0.13.8
+# Detectron2 as published on the package index. Its wheel is tagged for Python 3.10, but all that
+# we use of it is plain Python; its compiled part is not needed.
+DETECTRON2 ?= sal-detectron2==0.7.2
+# Two workers with one thread each are faster than one worker with two threads.
+WORKERS ?= 2
+
+.PHONY: help setup demo test lint format typecheck bench check lock clean
+
+help:
+	@echo "make setup      own .venv with pinned versions (repeat it freely)"
+	@echo "make demo       train and compare the baseline and AlignZeg: output/demo/report.html"
+	@echo "make test       every test;  make check  lint + typecheck + test"
+	@echo "make lint | format | typecheck | bench | lock | clean"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON) is older than 3.10; try make setup PYTHON=python3.11" >&2; exit 2; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
+		|| { echo "error: $(PYTHON) cannot make a virtual environment; install its venv package" >&2; exit 2; }
+	@$(PY) -m uv --version >/dev/null 2>&1 \
+		|| $(PY) -m pip install --quiet --disable-pip-version-check $(UV)
+	$(PY) -m uv pip install --quiet --python $(PY) -r requirements.lock
+	$(PY) -m uv pip install --quiet --python-version 3.10 --no-deps \
+		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" "$(DETECTRON2)"
+	$(PY) -m uv pip install --quiet --python $(PY) --no-deps --editable .
+	@touch $@
+
+demo: setup
+	$(PY) tools/demo.py
+
+test: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+typecheck: setup
+	$(PY) -m mypy
+
+bench: setup
+	$(PY) tools/bench.py
+
+check: lint typecheck test
+
+# Writes requirements.lock anew, for every supported Python, keeping the versions that still fit.
+lock: setup
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
+		--extra demo --extra dev setup.py -o requirements.lock
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
