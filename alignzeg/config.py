@@ -1,0 +1,181 @@
+"""Every config key of this project: default, unit and source. All of them live under ALIGNZEG.
+
+[paper] marks a value of the AlignZeg paper (arXiv 2404.05667), [M2F] of Mask2Former, [ours] a
+choice of this project.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_alignzeg_config(cfg: CfgNode) -> None:
+    """Adds the node ALIGNZEG, with its defaults, to a Detectron2 config."""
+    node = cfg.ALIGNZEG = CfgNode()
+    # Python files with components of your own, imported before the model is built.
+    node.PLUGINS = []
+    # Loss families, by registered name.
+    node.CRITERIA = ["MaskCriterion", "ClassCriterion"]
+    _add_vlm(node)
+    _add_encoder(node)
+    _add_extractor(node)
+    _add_classification(node)
+    _add_losses(node)
+    _add_data(node)
+    _add_inference(node)
+    _add_solver(node)
+
+
+def _add_vlm(node: CfgNode) -> None:
+    vlm = node.VLM = CfgNode()
+    vlm.NAME = "OpenClipVLM"
+    # An open_clip model name, or "alignzeg-tiny", which this project ships.
+    vlm.MODEL = "alignzeg-tiny"
+    # An open_clip pretrained tag or a local weight file; empty: the weights that ship with MODEL.
+    vlm.WEIGHTS = ""
+    # "single", "vild" (14), "imagenet" (80), or templates of your own, each with one {}.
+    vlm.TEMPLATES = ["vild"]
+    # MaskGuidedTokens (ViT) or MaskPooling (any tower).
+    vlm.REGIONS = "MaskGuidedTokens"
+    # Last blocks in which a region's token attends to its own patches only; 3 is SAN's for
+    # ViT-B/16. [ours]
+    vlm.REGION_BLOCKS = 3
+    # Shorter side in pixels that the VLM sees; 0 is the model's own resolution.
+    vlm.IMAGE_SIZE = 0
+    # Text prototypes are kept here; empty: the user's cache folder.
+    vlm.CACHE_DIR = ""
+
+
+def _add_encoder(node: CfgNode) -> None:
+    encoder = node.ENCODER = CfgNode()
+    # Channels of the small encoder at strides 4, 8, 16, 32. [ours]
+    encoder.SMALL_CHANNELS = [32, 64, 96, 128]
+    # Swin size: tiny, small, base, large; ViT size: base, large.
+    encoder.SWIN_SIZE = "tiny"
+    encoder.VIT_SIZE = "base"
+
+
+def _add_extractor(node: CfgNode) -> None:
+    head = node.HEAD = CfgNode()
+    head.NAME = "MaskProposalHead"
+
+    extractor = node.EXTRACTOR = CfgNode()
+    # MutuallyRefinedExtractor (AlignZeg) or PlainExtractor (MaskFormer).
+    extractor.NAME = "MutuallyRefinedExtractor"
+    # Mask queries, N in the papers. [paper: 100]
+    extractor.NUM_QUERIES = 100
+    # Channels of queries and pixel features. [M2F: 256]
+    extractor.HIDDEN_DIM = 256
+    # Refinement layers, L. [ours: 6]
+    extractor.LAYERS = 6
+    extractor.HEADS = 8
+    # Channels inside the feed-forward blocks of the queries. [M2F: 2048]
+    extractor.FFN_DIM = 2048
+    # Fuse the frozen VLM's dense features into the pixel features. [ours: additive]
+    extractor.USE_VLM = True
+    # Let the pixel features attend to the queries, the other half of "mutual". [paper]
+    extractor.REFINE_FEATURES = True
+
+
+def _add_classification(node: CfgNode) -> None:
+    classifier = node.CLASSIFIER = CfgNode()
+    classifier.NAME = "CosineClassifier"
+    # Background prototypes, M; 1 is the usual single background embedding. [paper: several]
+    classifier.NUM_BACKGROUND = 8
+    # Channels inside the residual adapter. [ours]
+    classifier.ADAPTER_DIM = 256
+
+    synthesizer = node.SYNTHESIZER = CfgNode()
+    # ManifoldMixup, or empty for none.
+    synthesizer.NAME = "ManifoldMixup"
+    # lambda ~ Beta(ALPHA, ALPHA), kept in RANGE. [paper: mixup; range ours]
+    synthesizer.ALPHA = 1.0
+    synthesizer.RANGE = [0.3, 0.7]
+    # Synthetic samples per matched proposal. [ours]
+    synthesizer.RATIO = 1.0
+
+    corrector = node.CORRECTOR = CfgNode()
+    # UnseenIndicator (AlignZeg), ConstantShift (the peers), NoCorrection.
+    corrector.NAME = "UnseenIndicator"
+    corrector.HIDDEN_DIM = 128
+    # Seen cosines given to the indicator, the highest first. [ours]
+    corrector.TOP_COSINES = 5
+    # Lower seen scores where the unseen probability exceeds THRESHOLD (theta) ...
+    corrector.THRESHOLD = 0.5
+    # ... by GAMMA, in logits; 0 turns the correction off. tools/calibrate.py chooses both.
+    corrector.GAMMA = 0.0
+    # hard: -GAMMA above the threshold; soft: -GAMMA times the unseen probability. [ours]
+    corrector.MODE = "hard"
+
+
+def _add_losses(node: CfgNode) -> None:
+    matcher = node.MATCHER = CfgNode()
+    # Weight of the class probability in the assignment; 0 is class-agnostic. [ours: 0]
+    matcher.CLASS_COST = 0.0
+    matcher.MASK_COST = 5.0
+    matcher.DICE_COST = 5.0
+
+    loss = node.LOSS = CfgNode()
+    # lambda_1, classification over seen classes and background. [paper: 2]
+    loss.CLASS_WEIGHT = 2.0
+    # Weight of background proposals inside the classification loss. [MaskFormer: 0.1]
+    loss.BACKGROUND_WEIGHT = 0.1
+    # lambda_bce and lambda_dice. [M2F: 5, 5]
+    loss.MASK_WEIGHT = 5.0
+    loss.DICE_WEIGHT = 5.0
+    # lambda_3, synthetic features. [paper: 1]
+    loss.SYNTHETIC_WEIGHT = 1.0
+    # lambda_4, diversity of the background prototypes, over this cosine. [weight paper, margin ours]
+    loss.DIVERSITY_WEIGHT = 0.1
+    loss.DIVERSITY_MARGIN = 0.2
+    # Weight of the unseen indicator's loss. [paper: 1]
+    loss.INDICATOR_WEIGHT = 1.0
+    # Points per mask; 0 uses every valid pixel at stride 4. [M2F: 12544]
+    loss.NUM_POINTS = 12544
+    loss.OVERSAMPLE_RATIO = 3.0
+    loss.IMPORTANCE_RATIO = 0.75
+    # A proposal with less than this share of its area on valid pixels gets no class loss. [ours]
+    loss.MIN_VALID_SHARE = 0.5
+
+
+def _add_data(node: CfgNode) -> None:
+    data = node.DATA = CfgNode()
+    # Treat hidden pixels as negatives of every mask, as the published peers do.
+    data.IGNORE_AS_NEGATIVE = False
+    # Seen classes to hide in training, for calibration: "" or "pseudo_unseen".
+    data.HOLD_OUT = ""
+    # Random crop edge in pixels; 0 takes the whole image.
+    data.CROP_SIZE = 0
+    # A crop is drawn again (up to 10 times) while one class covers more than this share of its
+    # labelled pixels; 1 takes any crop. [MaskFormer: 1]
+    data.CROP_MAX_CLASS_SHARE = 1.0
+    # Random brightness, contrast, saturation and hue, as SSD. [MaskFormer: on]
+    data.COLOR_JITTER = True
+
+
+def _add_inference(node: CfgNode) -> None:
+    test = node.TEST = CfgNode()
+    # Exponent a of the frozen VLM's score in p^(1-a) * p_vlm^a, for seen and unseen classes;
+    # 0 is the trained score alone. [ZegFormer 1/3 and 2/3; ours 0]
+    test.ENSEMBLE_SEEN = 0.0
+    test.ENSEMBLE_UNSEEN = 0.0
+    # "exact": upsample masks, then classes x masks; "fast": the product at stride 4, then upsample.
+    test.FOLD = "exact"
+    # Memory that one stripe of rows may take in the fold, MiB. [ours]
+    test.FOLD_MIB = 32
+    # Pixels whose best probability mass is lower are answered 255; 0 names every pixel.
+    test.REJECT_BELOW = 0.0
+    # Report class-agnostic mask recall; it needs every proposal at full size.
+    test.RECALL = True
+
+
+def _add_solver(node: CfgNode) -> None:
+    solver = node.SOLVER = CfgNode()
+    # Batches summed before one optimizer step; SOLVER.IMS_PER_BATCH stays the total batch.
+    solver.ACCUMULATE = 1
+    # SOLVER.BASE_LR is meant for this total batch and is scaled linearly; 0 turns that off.
+    solver.REFERENCE_BATCH = 0
+    # Learning rate of the image encoder relative to the rest. [ZegFormer: 0.1]
+    solver.BACKBONE_MULTIPLIER = 0.1
+    # Weight decay of embeddings. [M2F: 0]
+    solver.WEIGHT_DECAY_EMBED = 0.0

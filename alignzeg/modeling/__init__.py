@@ -1,0 +1,1 @@
+"""Model parts; importing this package does not register them, `import alignzeg` does."""

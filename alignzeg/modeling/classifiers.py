@@ -1,0 +1,81 @@
+"""Proposal classifiers in the text space of the VLM."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from alignzeg.modeling.layers import MLP
+from alignzeg.registries import CLASSIFIER_REGISTRY
+
+
+@CLASSIFIER_REGISTRY.register()
+class CosineClassifier(nn.Module):
+    """Cosine to the text prototypes, and to M learnable background prototypes.
+
+    The region embedding passes a residual adapter whose last layer starts at zero, so that training
+    starts from the frozen VLM's own answer [ours]. Background is scored by
+    logsumexp_m scale * <e, b_m>; M = 1 is the usual single background embedding.
+
+    Source: AlignZeg (arXiv 2404.05667), multiple background prototypes; the logsumexp is ours.
+    """
+
+    @configurable
+    def __init__(
+        self, *, embed_dim: int, logit_scale: float, num_background: int, adapter_dim: int
+    ) -> None:
+        """Builds the classifier.
+
+        Args:
+            embed_dim: D.
+            logit_scale: factor of the cosines, the VLM's own (CLIP: at most 100).
+            num_background: M, at least 1.
+            adapter_dim: channels inside the adapter; 0 leaves the embeddings as they are.
+
+        Raises:
+            ValueError: if `num_background` < 1.
+        """
+        super().__init__()
+        if num_background < 1:
+            raise ValueError(f"CLASSIFIER.NUM_BACKGROUND must be at least 1; got {num_background}")
+        self.logit_scale = logit_scale
+        self.adapter = None
+        if adapter_dim:
+            mlp = MLP(embed_dim, adapter_dim, embed_dim)
+            nn.init.zeros_(mlp[-1].weight)
+            nn.init.zeros_(mlp[-1].bias)
+            self.adapter = nn.Sequential(nn.LayerNorm(embed_dim), mlp)
+        self.background_embeds = nn.Embedding(num_background, embed_dim)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, embed_dim: int, logit_scale: float) -> dict[str, object]:
+        """Reads ALIGNZEG.CLASSIFIER."""
+        return {
+            "embed_dim": embed_dim,
+            "logit_scale": logit_scale,
+            "num_background": cfg.ALIGNZEG.CLASSIFIER.NUM_BACKGROUND,
+            "adapter_dim": cfg.ALIGNZEG.CLASSIFIER.ADAPTER_DIM,
+        }
+
+    @property
+    def background(self) -> Tensor:
+        """(M, D) unit-length background prototypes."""
+        return F.normalize(self.background_embeds.weight.float(), dim=-1)
+
+    def embed(self, region_embeds: Tensor) -> Tensor:
+        """Adapts (..., D) frozen region embeddings; unit length."""
+        embeds = region_embeds.float()
+        if self.adapter is not None:
+            embeds = embeds + self.adapter(embeds).float()
+        return F.normalize(embeds, dim=-1)
+
+    def score(self, embeds: Tensor, text: Tensor) -> Tensor:
+        """Scores (..., D) unit-length embeddings against (K, D) text: (..., K+1), background last."""
+        classes = embeds @ text.T
+        background = embeds @ self.background.T
+        scaled = self.logit_scale * background
+        return torch.cat(
+            [self.logit_scale * classes, scaled.logsumexp(dim=-1, keepdim=True)], dim=-1
+        )

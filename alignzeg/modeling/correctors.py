@@ -1,0 +1,160 @@
+"""Correction of the bias towards seen classes at inference."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from alignzeg.modeling.layers import MLP
+from alignzeg.registries import BIAS_CORRECTOR_REGISTRY
+
+
+def lower_seen(class_logits: Tensor, unseen: Tensor, amount: Tensor | float) -> Tensor:
+    """Subtracts `amount` from the scores of the seen classes.
+
+    Args:
+        class_logits: (..., K+1), background last; background keeps its score.
+        unseen: (K,) bool.
+        amount: logits, a number or (..., 1).
+
+    Returns:
+        (..., K+1); `class_logits` itself if no class is unseen: there is nobody to favour.
+    """
+    if not unseen.any():
+        return class_logits
+    seen = torch.cat([~unseen, unseen.new_zeros(1)])
+    return class_logits - amount * seen
+
+
+@BIAS_CORRECTOR_REGISTRY.register()
+class NoCorrection(nn.Module):
+    """Leaves the scores alone."""
+
+    @configurable
+    def __init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, embed_dim: int, logit_scale: float) -> dict[str, object]:
+        """Needs nothing."""
+        del cfg, embed_dim, logit_scale
+        return {}
+
+    def indicate(self, embeds: Tensor, seen_text: Tensor) -> None:
+        """Has no indicator."""
+        del embeds, seen_text
+
+    def correct(self, class_logits: Tensor, unseen_logits: Tensor | None, unseen: Tensor) -> Tensor:
+        """(..., K+1) scores as they came."""
+        del unseen_logits, unseen
+        return class_logits
+
+
+@BIAS_CORRECTOR_REGISTRY.register()
+class ConstantShift(NoCorrection):
+    """Lowers every seen score by the same amount, as ZegFormer and ZegCLIP do.
+
+    They shift the per-pixel class scores; here the shift acts on the proposal's logits, where
+    AlignZeg's correction acts, so that the two can be compared.
+    """
+
+    @configurable
+    def __init__(self, *, gamma: float) -> None:
+        """Args: gamma: amount in logits; 0 turns it off."""
+        super().__init__()
+        self.gamma = gamma
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, embed_dim: int, logit_scale: float) -> dict[str, object]:
+        """Reads ALIGNZEG.CORRECTOR.GAMMA."""
+        del embed_dim, logit_scale
+        return {"gamma": cfg.ALIGNZEG.CORRECTOR.GAMMA}
+
+    def correct(self, class_logits: Tensor, unseen_logits: Tensor | None, unseen: Tensor) -> Tensor:
+        """(..., K+1) scores with the seen ones lowered."""
+        del unseen_logits
+        return lower_seen(class_logits, unseen, self.gamma)
+
+
+@BIAS_CORRECTOR_REGISTRY.register()
+class UnseenIndicator(nn.Module):
+    """Predicts "this proposal is of a class not seen", and lowers seen scores where it is.
+
+    A two-layer MLP on [embedding; highest seen cosines; entropy of the seen softmax] [ours: input].
+    It reads the embeddings without shaping them: no gradient passes to the adapter [ours].
+
+    Source: AlignZeg (arXiv 2404.05667), predictive bias correction.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        logit_scale: float,
+        hidden_dim: int,
+        top_cosines: int,
+        threshold: float,
+        gamma: float,
+        mode: Literal["hard", "soft"],
+    ) -> None:
+        """Builds the indicator.
+
+        Args:
+            embed_dim: D.
+            logit_scale: factor of the cosines in the seen softmax.
+            hidden_dim: channels inside the MLP.
+            top_cosines: how many of the highest seen cosines it is given.
+            threshold: probability in [0, 1] above which seen scores are lowered (hard).
+            gamma: amount in logits; 0 turns the correction off.
+            mode: "hard", or "soft" for gamma times the probability.
+
+        Raises:
+            ValueError: on an unknown mode or a threshold outside [0, 1].
+        """
+        super().__init__()
+        if mode not in ("hard", "soft") or not 0 <= threshold <= 1:
+            raise ValueError(
+                f"CORRECTOR needs MODE hard or soft and THRESHOLD in [0, 1]; got {mode!r}, {threshold}"
+            )
+        self.logit_scale = logit_scale
+        self.top_cosines = top_cosines
+        self.threshold, self.gamma, self.mode = threshold, gamma, mode
+        self.mlp = MLP(embed_dim + top_cosines + 1, hidden_dim, 1)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, embed_dim: int, logit_scale: float) -> dict[str, object]:
+        """Reads ALIGNZEG.CORRECTOR."""
+        node = cfg.ALIGNZEG.CORRECTOR
+        return {
+            "embed_dim": embed_dim,
+            "logit_scale": logit_scale,
+            "hidden_dim": node.HIDDEN_DIM,
+            "top_cosines": node.TOP_COSINES,
+            "threshold": node.THRESHOLD,
+            "gamma": node.GAMMA,
+            "mode": node.MODE,
+        }
+
+    def indicate(self, embeds: Tensor, seen_text: Tensor) -> Tensor:
+        """Logits (...) that (..., D) unit-length embeddings are of no class in (K_seen, D)."""
+        embeds = embeds.detach()
+        cosines = embeds @ seen_text.T
+        count = min(self.top_cosines, cosines.shape[-1])
+        top = cosines.new_zeros(*cosines.shape[:-1], self.top_cosines)
+        top[..., :count] = cosines.topk(count, dim=-1).values
+        log_probs = (self.logit_scale * cosines).log_softmax(dim=-1)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=-1, keepdim=True)
+        entropy = entropy / math.log(max(cosines.shape[-1], 2))
+        return self.mlp(torch.cat([embeds, top, entropy], dim=-1)).squeeze(-1)
+
+    def correct(self, class_logits: Tensor, unseen_logits: Tensor | None, unseen: Tensor) -> Tensor:
+        """(..., K+1) scores with the seen ones lowered where the indicator speaks up."""
+        assert unseen_logits is not None
+        probs = unseen_logits.sigmoid().unsqueeze(-1)
+        share = probs if self.mode == "soft" else (probs > self.threshold).to(probs.dtype)
+        return lower_seen(class_logits, unseen, self.gamma * share)

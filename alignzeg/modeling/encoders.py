@@ -1,0 +1,97 @@
+"""Image encoders with an FPN-style pixel decoder, all built from Detectron2's own modules.
+
+Each returns p2..p5 at strides 4, 8, 16, 32. Detectron2's `build_resnet_fpn_backbone` is the fourth
+of them and needs nothing from here.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone import FPN, ResNet, SimpleFeaturePyramid, SwinTransformer, ViT
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
+from torch import nn
+
+# Channels, blocks per stage and heads per stage; table 7 of arXiv 2103.14030.
+SWIN_SIZES = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+# Channels, blocks, heads and the blocks with windowed attention; arXiv 2203.16527.
+VIT_SIZES = {
+    "base": {
+        "embed_dim": 768,
+        "depth": 12,
+        "num_heads": 12,
+        "window_block_indexes": (0, 1, 3, 4, 6, 7, 9, 10),
+    },
+    "large": {
+        "embed_dim": 1024,
+        "depth": 24,
+        "num_heads": 16,
+        "window_block_indexes": tuple(i for i in range(24) if i % 6 != 5),
+    },
+}
+
+
+def _pick(sizes: dict[str, dict], size: str, key: str) -> dict:
+    if size not in sizes:
+        raise ValueError(f"{key} is {size!r}; choose one of {sorted(sizes)}")
+    return sizes[size]
+
+
+@BACKBONE_REGISTRY.register()
+def build_small_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """A narrow residual network with FPN, for small pictures such as those of zeroshapes."""
+    widths = cfg.ALIGNZEG.ENCODER.SMALL_CHANNELS
+    # Group norm, so that neither the batch size nor the number of processes changes the result.
+    norm = partial(nn.GroupNorm, 8)
+    stages = []
+    inside = widths[0]
+    for index, width in enumerate(widths):
+        stages.append(
+            ResNet.make_stage(
+                BasicBlock,
+                2,
+                in_channels=inside,
+                out_channels=width,
+                stride_per_block=[1 if index == 0 else 2, 1],
+                norm=norm,
+            )
+        )
+        inside = width
+    names = [f"res{i + 2}" for i in range(len(widths))]
+    stem = BasicStem(input_shape.channels, widths[0], norm=norm)
+    bottom_up = ResNet(stem, stages, out_features=names)
+    return FPN(bottom_up, names, cfg.MODEL.FPN.OUT_CHANNELS, norm=norm)
+
+
+@BACKBONE_REGISTRY.register()
+def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Swin Transformer (ALIGNZEG.ENCODER.SWIN_SIZE) with FPN."""
+    size = _pick(SWIN_SIZES, cfg.ALIGNZEG.ENCODER.SWIN_SIZE, "ALIGNZEG.ENCODER.SWIN_SIZE")
+    bottom_up = SwinTransformer(in_chans=input_shape.channels, drop_path_rate=0.0, **size)
+    return FPN(
+        bottom_up, ["p0", "p1", "p2", "p3"], cfg.MODEL.FPN.OUT_CHANNELS, norm=cfg.MODEL.FPN.NORM
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Plain ViT (ALIGNZEG.ENCODER.VIT_SIZE) with ViTDet's simple feature pyramid."""
+    size = _pick(VIT_SIZES, cfg.ALIGNZEG.ENCODER.VIT_SIZE, "ALIGNZEG.ENCODER.VIT_SIZE")
+    net = ViT(
+        in_chans=input_shape.channels,
+        window_size=14,
+        use_rel_pos=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        **size,
+    )
+    return SimpleFeaturePyramid(
+        net, "last_feat", cfg.MODEL.FPN.OUT_CHANNELS, scale_factors=(4.0, 2.0, 1.0, 0.5)
+    )

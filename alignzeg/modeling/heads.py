@@ -1,0 +1,116 @@
+"""The head: proposals, their region embeddings, class scores and bias correction in one place."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from alignzeg.registries import (
+    HEAD_REGISTRY,
+    build_classifier,
+    build_corrector,
+    build_extractor,
+    build_synthesizer,
+)
+from alignzeg.structures import Outputs, SyntheticOutputs
+
+
+@HEAD_REGISTRY.register()
+class MaskProposalHead(nn.Module):
+    """Extract masks, embed each region with the frozen VLM in one pass, score it against text.
+
+    The baseline (ZegFormer, zsseg) and AlignZeg are both this head with other components.
+
+    Source: AlignZeg (arXiv 2404.05667), figure 2.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        vlm: nn.Module,
+        extractor: nn.Module,
+        classifier: nn.Module,
+        synthesizer: nn.Module | None,
+        corrector: nn.Module,
+    ) -> None:
+        """Takes the parts, each by the contract of its registry."""
+        super().__init__()
+        self.vlm = vlm
+        self.extractor = extractor
+        self.classifier = classifier
+        self.synthesizer = synthesizer
+        self.corrector = corrector
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], vlm: nn.Module
+    ) -> dict[str, object]:
+        """Builds the parts that the config names."""
+        return {
+            "vlm": vlm,
+            "extractor": build_extractor(cfg, input_shape, vlm.embed_dim),
+            "classifier": build_classifier(cfg, vlm.embed_dim, vlm.logit_scale),
+            "synthesizer": build_synthesizer(cfg),
+            "corrector": build_corrector(cfg, vlm.embed_dim, vlm.logit_scale),
+        }
+
+    def forward(
+        self, image: Tensor, features: dict[str, Tensor], text: Tensor, seen_text: Tensor
+    ) -> Outputs:
+        """Runs extraction and classification.
+
+        Args:
+            image: (B, 3, H, W) RGB in 0..255, for the VLM.
+            features: the image encoder's outputs.
+            text: (K, D) unit-length prototypes of the names to choose from.
+            seen_text: (K_seen, D) prototypes of the classes seen in training.
+
+        Returns:
+            `Outputs` without synthetic features.
+        """
+        encoded = self.vlm.encode_image(image)
+        proposals = self.extractor(features, self.vlm.embed_dense(encoded))
+        # The frozen VLM passes no gradient to the masks, with either region strategy.
+        regions = self.vlm.embed_regions(encoded, proposals[-1].mask_logits.detach())
+        embeds = self.classifier.embed(regions)
+        return Outputs(
+            proposals=proposals,
+            embeds=embeds,
+            region_embeds=regions,
+            class_logits=self.classifier.score(embeds, text),
+            unseen_logits=self.corrector.indicate(embeds, seen_text),
+            background=self.classifier.background,
+        )
+
+    def score(self, embeds: Tensor, text: Tensor) -> Tensor:
+        """Class scores of (..., D) unit-length embeddings: (..., K+1), background last."""
+        return self.classifier.score(embeds, text)
+
+    def correct(self, outputs: Outputs, unseen: Tensor) -> Tensor:
+        """(B, Q, K+1) class scores after bias correction; `unseen` is (K,) bool."""
+        return self.corrector.correct(outputs.class_logits, outputs.unseen_logits, unseen)
+
+    def synthesize(self, embeds: Tensor, labels: Tensor, text: Tensor) -> SyntheticOutputs | None:
+        """Scores synthetic features made from real ones.
+
+        Args:
+            embeds: (N, D) unit-length embeddings of matched proposals.
+            labels: (N,) int64 their seen classes.
+            text: (K, D) unit-length prototypes of the seen classes.
+
+        Returns:
+            Scores over K classes, background and the batch's virtual classes; None without a
+            synthesizer.
+        """
+        if self.synthesizer is None:
+            return None
+        made = self.synthesizer(embeds, labels, text)
+        virtual = self.classifier.logit_scale * made.embeds @ made.prototypes.T
+        return SyntheticOutputs(
+            logits=torch.cat([self.score(made.embeds, text), virtual], dim=-1),
+            targets=len(text) + 1 + made.targets,
+            unseen_logits=self.corrector.indicate(made.embeds, text),
+        )

@@ -1,0 +1,136 @@
+"""Small building blocks shared by the heads. Nothing here reads the config."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Sequential):
+    """Linear layers with GELU between them.
+
+    Args:
+        sizes: channels of the input, of every hidden layer and of the output; at least two.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        layers: list[nn.Module] = []
+        for inside, outside in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(inside, outside), nn.GELU()]
+        super().__init__(*layers[:-1])
+
+
+class AttentionBlock(nn.Module):
+    """Pre-norm residual attention, then a pre-norm residual feed-forward block if asked for.
+
+    Args:
+        dim: channels C of queries and keys.
+        heads: attention heads; divides `dim`.
+        ffn_dim: channels inside the feed-forward block; 0 leaves it out.
+        cross: normalise keys on their own (cross-attention) instead of sharing the queries' norm.
+    """
+
+    def __init__(self, dim: int, heads: int, ffn_dim: int = 0, *, cross: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.key_norm = nn.LayerNorm(dim) if cross else None
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.ffn = nn.Sequential(nn.LayerNorm(dim), MLP(dim, ffn_dim, dim)) if ffn_dim else None
+
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        *,
+        position: Tensor | None = None,
+        key_position: Tensor | None = None,
+        blocked: Tensor | None = None,
+    ) -> Tensor:
+        """Lets `x` attend to `keys` (to itself where they are None).
+
+        Args:
+            x: (B, L, C) queries.
+            keys: (B, M, C) keys and values.
+            position: (L, C) or (B, L, C), added to the queries before attention.
+            key_position: (M, C) or (B, M, C), added to the keys but not to the values.
+            blocked: (B, L, M) bool, true where a query must not look; no row may be all true.
+
+        Returns:
+            (B, L, C)
+        """
+        queries = self.norm(x)
+        if keys is None:
+            values, key_position = queries, position
+        else:
+            assert self.key_norm is not None
+            values = self.key_norm(keys)
+        if blocked is not None:
+            blocked = blocked.repeat_interleave(self.attention.num_heads, dim=0)
+        attended, _ = self.attention(
+            queries if position is None else queries + position,
+            values if key_position is None else values + key_position,
+            values,
+            attn_mask=blocked,
+            need_weights=False,
+        )
+        x = x + attended
+        return x if self.ffn is None else x + self.ffn(x)
+
+
+def sine_position(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Two-dimensional sine position encoding.
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid.
+        dim: channels; a multiple of 4.
+        device: where to put the result.
+
+    Returns:
+        (height * width, dim), values in [-1, 1]; half of the channels code the row.
+
+    Raises:
+        ValueError: if `dim` is no multiple of 4.
+
+    Source: DETR (arXiv 2005.12872), normalised coordinates.
+    """
+    if dim % 4:
+        raise ValueError(f"a sine position encoding needs channels in multiples of 4; got {dim}")
+    frequency = torch.exp(
+        torch.arange(dim // 4, device=device) * (-math.log(10000.0) / (dim // 4))
+    )
+
+    def encode(length: int) -> Tensor:
+        place = (torch.arange(length, device=device) + 0.5) / length * 2 * math.pi
+        angle = place[:, None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+    rows = encode(height)[:, None].expand(-1, width, -1)
+    columns = encode(width)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(height * width, dim)
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (B, C, H, W) to (B, C, *size); the tensor itself if it has that size."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def geometric_ensemble(probs: Tensor, frozen_probs: Tensor, exponents: Tensor) -> Tensor:
+    """Geometric mean of the trained and the frozen class probabilities.
+
+    Args:
+        probs: (..., K) trained probabilities in [0, 1]; they may sum to less than 1.
+        frozen_probs: (..., K) the frozen VLM's probabilities in [0, 1].
+        exponents: (K,) a in [0, 1], the share of the frozen model for each class.
+
+    Returns:
+        (..., K) probs^(1-a) * frozen_probs^a.
+
+    Source: ZegFormer (arXiv 2112.07910), equation 6.
+    """
+    return probs.pow(1 - exponents) * frozen_probs.pow(exponents)

@@ -1,0 +1,221 @@
+"""The meta-architecture: the only file that sees image encoder, head, matcher and criteria."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from alignzeg.data.catalog import training_vocabulary
+from alignzeg.losses.criteria import merge_losses
+from alignzeg.losses.matcher import HungarianMatcher
+from alignzeg.modeling.fold import fold_label_map
+from alignzeg.modeling.layers import geometric_ensemble
+from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
+from alignzeg.registries import build_criteria, build_head, build_vlm
+from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
+
+
+@META_ARCH_REGISTRY.register()
+class AlignZeg(nn.Module):
+    """Zero-shot semantic segmentation by mask proposals.
+
+    The baseline and every row of the ablation are this class with other components in the config.
+
+    Source: AlignZeg (arXiv 2404.05667).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        matcher: nn.Module,
+        criteria: list[nn.Module],
+        seen: Vocabulary,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        ensemble: tuple[float, float],
+        fold: dict[str, Any],
+    ) -> None:
+        """Takes the parts, each by the contract of its registry.
+
+        Args:
+            backbone: Detectron2 image encoder with outputs at strides 4 to 32.
+            head: see HEAD_REGISTRY; it owns the frozen VLM as `head.vlm`.
+            matcher: assigns proposals to masks.
+            criteria: see CRITERION_REGISTRY.
+            seen: the classes that have training masks.
+            pixel_mean: of the image encoder's input, RGB in 0..255.
+            pixel_std: likewise.
+            ensemble: exponents of the frozen VLM's score for seen and for unseen classes.
+            fold: keyword arguments of `fold_label_map`: memory_mib, mode, reject_below.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.matcher = matcher
+        self.criteria = nn.ModuleList(criteria)
+        self.seen = seen
+        self.ensemble = ensemble
+        self.fold = fold
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Builds the parts that the config names."""
+        backbone = build_backbone(cfg)
+        test = cfg.ALIGNZEG.TEST
+        return {
+            "backbone": backbone,
+            "head": build_head(cfg, backbone.output_shape(), build_vlm(cfg)),
+            "matcher": HungarianMatcher(cfg),
+            "criteria": build_criteria(cfg),
+            "seen": training_vocabulary(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "ensemble": (test.ENSEMBLE_SEEN, test.ENSEMBLE_UNSEEN),
+            "fold": {
+                "memory_mib": test.FOLD_MIB,
+                "mode": test.FOLD,
+                "reject_below": test.REJECT_BELOW,
+            },
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.pixel_mean.device
+
+    @property
+    def vlm(self) -> nn.Module:
+        """The frozen vision-language model."""
+        return self.head.vlm
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Detectron2's interface.
+
+        Args:
+            batched_inputs: one dict per image with "image" (3, H, W) uint8 RGB, "vocabulary", and
+                "targets" in training or "height" and "width" of the wanted label map otherwise.
+
+        Returns:
+            A dict of weighted losses in training, else for each image a dict with "sem_seg"
+            (height, width) uint8/uint16, "mask_logits" (Q, h, w), "class_probs" (Q, K+1) and
+            "unseen_probs" (Q,) or None.
+
+        Raises:
+            ValueError: if the images of a batch do not share one vocabulary.
+        """
+        vocabulary = _shared_vocabulary(batched_inputs)
+        images = ImageList.from_tensors(
+            [item["image"].to(self.device).float() for item in batched_inputs],
+            max(self.backbone.size_divisibility, max(REFINED_STRIDES)),
+            padding_constraints=self.backbone.padding_constraints,
+        )
+        outputs = self.outputs(images, vocabulary)
+        if self.training:
+            targets = [item["targets"].to(self.device) for item in batched_inputs]
+            return self.losses(outputs, targets, images, vocabulary)
+        return self.segment(outputs, batched_inputs, images, vocabulary)
+
+    def outputs(self, images: ImageList, vocabulary: Vocabulary) -> Outputs:
+        """Proposals and scores of a batch of padded RGB images in 0..255."""
+        features = self.backbone((images.tensor - self.pixel_mean) / self.pixel_std)
+        text = self.vlm.embed_text(vocabulary.prompts).to(self.device)
+        seen_text = self.vlm.embed_text(self.seen.prompts).to(self.device)
+        return self.head(images.tensor, features, text, seen_text)
+
+    def losses(
+        self, outputs: Outputs, targets: list[Targets], images: ImageList, vocabulary: Vocabulary
+    ) -> dict[str, Tensor]:
+        """The weighted losses of all criteria."""
+        targets = [pad_targets(target, images.tensor.shape[-2:]) for target in targets]
+        matches = self.matcher(outputs, targets)
+        embeds, labels = matched(outputs, targets, matches[-1])
+        text = self.vlm.embed_text(vocabulary.prompts).to(self.device)
+        outputs = dataclasses.replace(outputs, synthetic=self.head.synthesize(embeds, labels, text))
+        return merge_losses([criterion(outputs, targets, matches) for criterion in self.criteria])
+
+    def segment(
+        self,
+        outputs: Outputs,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        vocabulary: Vocabulary,
+    ) -> list[dict[str, Any]]:
+        """Label maps of the original size, and the scored proposals they were made of."""
+        probs = self.class_probs(outputs, vocabulary)
+        results = []
+        for index, (item, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            logits = outputs.proposals[-1].mask_logits[index].float()
+            labels = fold_label_map(
+                probs[index, :, :-1],
+                logits,
+                padded_size=tuple(images.tensor.shape[-2:]),
+                image_size=size,
+                output_size=(item.get("height", size[0]), item.get("width", size[1])),
+                **self.fold,
+            )
+            rows, columns = (-(-edge // MASK_STRIDE) for edge in size)
+            unseen = outputs.unseen_logits
+            results.append(
+                {
+                    "sem_seg": labels.cpu(),
+                    "mask_logits": logits[:, :rows, :columns],
+                    "class_probs": probs[index],
+                    "unseen_probs": None if unseen is None else unseen[index].float().sigmoid(),
+                }
+            )
+        return results
+
+    def class_probs(self, outputs: Outputs, vocabulary: Vocabulary) -> Tensor:
+        """(B, Q, K+1) probabilities after bias correction and, by option, the ensemble."""
+        unseen = vocabulary.unseen_mask(self.device)
+        probs = self.head.correct(outputs, unseen).float().softmax(dim=-1)
+        if not any(self.ensemble):
+            return probs
+        text = self.vlm.embed_text(vocabulary.prompts).to(self.device)
+        foreground = 1 - probs[..., -1:]
+        frozen = (self.vlm.logit_scale * outputs.region_embeds.float() @ text.T).softmax(dim=-1)
+        exponents = torch.where(unseen, self.ensemble[1], self.ensemble[0])
+        mixed = geometric_ensemble(probs[..., :-1], frozen * foreground, exponents)
+        return torch.cat([mixed, probs[..., -1:]], dim=-1)
+
+
+def _shared_vocabulary(batched_inputs: list[dict[str, Any]]) -> Vocabulary:
+    vocabularies = {item["vocabulary"] for item in batched_inputs}
+    if len(vocabularies) != 1:
+        raise ValueError(
+            "all images of a batch must share one vocabulary; got "
+            f"{[v.names for v in vocabularies]}: batch the data sets separately"
+        )
+    return vocabularies.pop()
+
+
+def pad_targets(targets: Targets, size: tuple[int, int]) -> Targets:
+    """Pads (G, H, W) masks and (H, W) validity to a batch's size; padding is not valid."""
+    height, width = targets.valid.shape
+    edges = (0, size[1] - width, 0, size[0] - height)
+    if not any(edges):
+        return targets
+    return dataclasses.replace(
+        targets, masks=F.pad(targets.masks, edges), valid=F.pad(targets.valid, edges)
+    )
+
+
+def matched(
+    outputs: Outputs, targets: list[Targets], matches: list[Matches]
+) -> tuple[Tensor, Tensor]:
+    """(N, D) embeddings and (N,) labels of the final proposals that own a mask."""
+    embeds = [outputs.embeds[i, match.proposals] for i, match in enumerate(matches)]
+    labels = [t.labels[match.targets] for t, match in zip(targets, matches, strict=True)]
+    return torch.cat(embeds), torch.cat(labels)

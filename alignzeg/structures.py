@@ -1,0 +1,211 @@
+"""The values that travel between the parts, and the one legend of their shapes.
+
+Shape legend, used by every docstring of the package:
+    B images, Q mask proposals, C hidden channels, D text-space channels, K active classes
+    (index K = background), M background prototypes, N real samples, S synthetic samples,
+    P virtual classes, G ground-truth masks of one image, HW input pixels, hw = HW / 4.
+Names say the quantity: `x_logits` any real, `x_probs` in [0, 1], `x_embeds` unit length unless
+the docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+IGNORE_LABEL = 255
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """An ordered list of class names, each either seen (has training masks) or unseen.
+
+    Attributes:
+        names: class names in id order; unique, not empty.
+        seen: for each name, whether training masks of it exist.
+        prompts: what is said to the text encoder for each class; the names unless given.
+
+    Raises:
+        ValueError: on an empty list, an empty or duplicate name, or lengths that differ.
+    """
+
+    names: tuple[str, ...]
+    seen: tuple[bool, ...]
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("a vocabulary needs at least one class name; got none")
+        if any(not name.strip() for name in self.names):
+            raise ValueError(f"class names must not be empty; got {list(self.names)}")
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise ValueError(f"class names must be unique; given more than once: {twice}")
+        if len(self.seen) != len(self.names):
+            raise ValueError(f"{len(self.names)} names but {len(self.seen)} seen flags")
+        if not self.prompts:
+            object.__setattr__(self, "prompts", self.names)
+        if len(self.prompts) != len(self.names):
+            raise ValueError(f"{len(self.names)} names but {len(self.prompts)} prompts")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_unseen(cls, names: Sequence[str], unseen: Sequence[str]) -> Vocabulary:
+        """Builds a vocabulary from all names and the names that are unseen.
+
+        Raises:
+            ValueError: if an unseen name is not among the names.
+        """
+        unknown = sorted(set(unseen) - set(names))
+        if unknown:
+            raise ValueError(f"unseen classes {unknown} are not among the class names {list(names)}")
+        return cls(tuple(names), tuple(name not in set(unseen) for name in names))
+
+    @classmethod
+    def from_groups(cls, seen: Sequence[str], unseen: Sequence[str]) -> Vocabulary:
+        """Builds a vocabulary from the seen names followed by the unseen names.
+
+        Raises:
+            ValueError: if a name is in both groups.
+        """
+        both = sorted(set(seen) & set(unseen))
+        if both:
+            raise ValueError(f"classes {both} are listed both as seen and as unseen; keep each in one")
+        return cls((*seen, *unseen), (True,) * len(seen) + (False,) * len(unseen))
+
+    @property
+    def seen_ids(self) -> tuple[int, ...]:
+        """Ids of the seen classes, ascending."""
+        return tuple(i for i, seen in enumerate(self.seen) if seen)
+
+    @property
+    def unseen_ids(self) -> tuple[int, ...]:
+        """Ids of the unseen classes, ascending."""
+        return tuple(i for i, seen in enumerate(self.seen) if not seen)
+
+    def seen_part(self) -> Vocabulary:
+        """The vocabulary of the seen classes alone, in the same order."""
+        ids = self.seen_ids
+        return Vocabulary(
+            tuple(self.names[i] for i in ids),
+            (True,) * len(ids),
+            tuple(self.prompts[i] for i in ids),
+        )
+
+    def unseen_mask(self, device: torch.device | str = "cpu") -> Tensor:
+        """(K,) bool, true where the class is unseen."""
+        return ~torch.tensor(self.seen, dtype=torch.bool, device=device)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of one training image.
+
+    Attributes:
+        labels: (G,) int64 seen-class index of each mask.
+        masks: (G, H, W) bool, disjoint.
+        valid: (H, W) bool, false on pixels whose label is hidden or missing and on padding; no loss
+            may depend on a prediction there (unless `IGNORE_AS_NEGATIVE` asks for it).
+        name: the image's file name, for error messages.
+        padding: (H, W) bool, true on pixels added around the image; None: there are none.
+    """
+
+    labels: Tensor
+    masks: Tensor
+    valid: Tensor
+    name: str = ""
+    padding: Tensor | None = None
+
+    def to(self, device: torch.device) -> Targets:
+        """The same targets on another device."""
+        return Targets(
+            self.labels.to(device),
+            self.masks.to(device),
+            self.valid.to(device),
+            self.name,
+            None if self.padding is None else self.padding.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Class-agnostic mask proposals of one decoder layer.
+
+    Attributes:
+        embeds: (B, Q, C) query states, not normalised.
+        mask_logits: (B, Q, h, w) at stride 4.
+    """
+
+    embeds: Tensor
+    mask_logits: Tensor
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Features of classes that have no training mask.
+
+    Attributes:
+        embeds: (S, D) unit-length features.
+        prototypes: (P, D) unit-length text prototypes of the virtual classes.
+        targets: (S,) int64 row of `prototypes` that each feature belongs to.
+    """
+
+    embeds: Tensor
+    prototypes: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Matches:
+    """One-to-one assignment of proposals to ground-truth masks of one image.
+
+    Attributes:
+        proposals: (n,) int64 proposal indices.
+        targets: (n,) int64 target indices, n = min(Q, G).
+    """
+
+    proposals: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class SyntheticOutputs:
+    """What the head says about synthetic features.
+
+    Attributes:
+        logits: (S, K+1+P) class scores: seen classes, background, virtual classes.
+        targets: (S,) int64 index into the K+1+P scores.
+        unseen_logits: (S,) the indicator's logits, or None without an indicator.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    unseen_logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Everything the head computes for a batch.
+
+    Attributes:
+        proposals: one entry per decoder layer; the last is final.
+        embeds: (B, Q, D) unit-length adapted region embeddings of the final proposals.
+        region_embeds: (B, Q, D) unit-length frozen region embeddings, before the adapter.
+        class_logits: (B, Q, K+1); index K is background.
+        unseen_logits: (B, Q) the indicator's logits, or None without an indicator.
+        background: (M, D) unit-length background prototypes.
+        synthetic: scores of the synthetic features; None in inference or without a synthesizer.
+    """
+
+    proposals: tuple[Proposals, ...]
+    embeds: Tensor
+    region_embeds: Tensor
+    class_logits: Tensor
+    unseen_logits: Tensor | None = None
+    background: Tensor | None = None
+    synthetic: SyntheticOutputs | None = field(default=None)
