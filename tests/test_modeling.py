@@ -1,0 +1,165 @@
+"""Closed forms and hand-computed cases for the model's parts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alignzeg.modeling.classifiers import CosineClassifier
+from alignzeg.modeling.correctors import ConstantShift, UnseenIndicator
+from alignzeg.modeling.layers import AttentionBlock, geometric_ensemble, sine_position
+from alignzeg.modeling.proposals import MutuallyRefinedExtractor, outside
+from alignzeg.modeling.synthesizers import ManifoldMixup
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+def test_attention_block_equals_a_loop_over_queries():
+    torch.manual_seed(0)
+    block = AttentionBlock(8, 1, cross=True).double()
+    x, keys = torch.randn(1, 3, 8).double(), torch.randn(1, 4, 8).double()
+    blocked = torch.tensor([[[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]]]).bool()
+    got = block(x, keys, blocked=blocked)
+    attention = block.attention
+    weights = attention.in_proj_weight.chunk(3)
+    biases = attention.in_proj_bias.chunk(3)
+    key_states = block.key_norm(keys)[0]
+    for i in range(3):
+        query = weights[0] @ block.norm(x)[0, i] + biases[0]
+        allowed = [j for j in range(4) if not blocked[0, i, j]]
+        energies = torch.stack(
+            [query @ (weights[1] @ key_states[j] + biases[1]) / math.sqrt(8) for j in allowed]
+        )
+        shares = energies.softmax(dim=0)
+        mixed = sum(
+            s * (weights[2] @ key_states[j] + biases[2])
+            for s, j in zip(shares, allowed, strict=True)
+        )
+        want = x[0, i] + attention.out_proj(mixed)
+        torch.testing.assert_close(got[0, i], want)
+
+
+def test_sine_position_tells_every_cell_apart():
+    position = sine_position(5, 7, 16)
+    assert position.shape == (35, 16)
+    assert torch.cdist(position, position).fill_diagonal_(1).min() > 0.05
+    with pytest.raises(ValueError, match="multiples of 4; got 6"):
+        sine_position(2, 2, 6)
+
+
+def test_outside_never_blocks_everything():
+    logits = torch.full((1, 2, 4, 4), -1.0)
+    logits[0, 0, :2, :2] = 5.0
+    blocked = outside(logits, (2, 2))
+    assert blocked[0, 0].tolist() == [False, True, True, True]
+    assert not blocked[0, 1].any()
+
+
+def test_background_is_the_logsumexp_of_its_prototypes():
+    torch.manual_seed(0)
+    classifier = CosineClassifier(embed_dim=6, logit_scale=7.0, num_background=3, adapter_dim=0)
+    embeds, text = unit(4, 6), unit(2, 6)
+    scores = classifier.score(embeds, text)
+    for i in range(4):
+        want = math.log(sum(math.exp(7.0 * float(embeds[i] @ b)) for b in classifier.background))
+        assert scores[i, 2].item() == pytest.approx(want, rel=1e-5)
+        assert scores[i, 1].item() == pytest.approx(7.0 * float(embeds[i] @ text[1]), rel=1e-4)
+
+
+def test_adapter_starts_as_the_identity():
+    torch.manual_seed(0)
+    embeds = unit(5, 6)
+    classifier = CosineClassifier(embed_dim=6, logit_scale=1.0, num_background=1, adapter_dim=4)
+    torch.testing.assert_close(classifier.embed(embeds), embeds)
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        CosineClassifier(embed_dim=6, logit_scale=1.0, num_background=0, adapter_dim=4)
+
+
+def test_mixup_stays_between_two_different_classes():
+    torch.manual_seed(0)
+    mixup = ManifoldMixup(alpha=1.0, mix_range=(0.3, 0.7), ratio=50.0)
+    # Orthogonal features and prototypes: the mix can be read off the coordinates.
+    labels = torch.tensor([0, 1, 2, 2])
+    embeds, text = torch.eye(4), torch.eye(3, 5)
+    made = mixup(embeds, labels, text)
+    assert len(made.embeds) == 200
+    for embed, prototype in zip(made.embeds, made.prototypes, strict=True):
+        first, second = embed.nonzero().flatten().tolist()
+        assert labels[first] != labels[second]
+        share = embed[first] / (embed[first] + embed[second])
+        assert 0.3 - 1e-6 <= share <= 0.7 + 1e-6
+        want = F.normalize(share * text[labels[first]] + (1 - share) * text[labels[second]], dim=0)
+        torch.testing.assert_close(prototype, want)
+    with pytest.raises(ValueError, match="RANGE"):
+        ManifoldMixup(alpha=1.0, mix_range=(0.7, 0.3), ratio=1.0)
+
+
+def indicator(mode: str) -> UnseenIndicator:
+    return UnseenIndicator(
+        embed_dim=4,
+        logit_scale=5.0,
+        hidden_dim=3,
+        top_cosines=2,
+        threshold=0.6,
+        gamma=3.0,
+        mode=mode,
+    )
+
+
+def test_correction_by_hand():
+    scores = torch.tensor([[2.0, 1.0, 0.5], [2.0, 1.0, 0.5]])
+    unseen = torch.tensor([False, True])
+    logits = torch.tensor([math.log(3), 0.0])  # probabilities 0.75 and 0.5
+    hard = indicator("hard").correct(scores, logits, unseen)
+    assert hard.tolist() == [[-1.0, 1.0, 0.5], [2.0, 1.0, 0.5]]
+    soft = indicator("soft").correct(scores, logits, unseen)
+    torch.testing.assert_close(soft, torch.tensor([[-0.25, 1.0, 0.5], [0.5, 1.0, 0.5]]))
+    shifted = ConstantShift(gamma=1.5).correct(scores, None, unseen)
+    assert shifted.tolist() == [[0.5, 1.0, 0.5], [0.5, 1.0, 0.5]]
+
+
+def test_indicator_reads_what_it_says():
+    torch.manual_seed(0)
+    part = indicator("hard")
+    embed, seen = unit(1, 4).requires_grad_(), unit(3, 4)
+    cosines = (embed @ seen.T)[0]
+    probs = (5.0 * cosines).softmax(dim=0)
+    entropy = -(probs * probs.log()).sum() / math.log(3)
+    order = cosines.sort(descending=True).values[:2]
+    want = part.mlp(torch.cat([embed[0], order, entropy[None]]))
+    got = part.indicate(embed, seen)
+    torch.testing.assert_close(got, want)
+    got.sum().backward()
+    assert embed.grad is None  # the indicator must not shape the embedding
+
+
+def test_ensemble_exponents():
+    probs, frozen = torch.tensor([0.25, 0.5]), torch.tensor([0.64, 0.09])
+    mixed = geometric_ensemble(probs, frozen, torch.tensor([0.0, 0.5]))
+    torch.testing.assert_close(mixed, torch.tensor([0.25, math.sqrt(0.5 * 0.09)]))
+
+
+def test_switched_off_refinement_is_the_plain_extractor():
+    from detectron2.layers import ShapeSpec
+
+    shapes = {f"p{i}": ShapeSpec(channels=4, stride=2**i) for i in range(2, 6)}
+    sizes = {"num_queries": 3, "hidden_dim": 8, "layers": 3, "heads": 2, "ffn_dim": 8}
+    features = {k: torch.randn(1, 4, 64 // s.stride, 64 // s.stride) for k, s in shapes.items()}
+    dense = torch.randn(1, 5, 8, 8)
+
+    def masks(use_vlm: bool, refine: bool, dense: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        extractor = MutuallyRefinedExtractor(
+            input_shape=shapes, dense_dim=5, use_vlm=use_vlm, refine_features=refine, **sizes
+        )
+        return extractor(features, dense)[-1].mask_logits
+
+    plain = masks(False, False, dense)
+    assert torch.equal(plain, masks(False, False, dense + 1))
+    assert not torch.allclose(masks(True, False, dense), masks(True, False, dense + 1))
+    assert not torch.allclose(plain, masks(False, True, dense))
