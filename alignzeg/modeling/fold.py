@@ -1,4 +1,4 @@
-"""From proposals to a label map: class probabilities times masks, in stripes with the argmax inside.
+"""Proposals to a label map: class probabilities times masks, in stripes with the argmax inside.
 
 The usual order upsamples all Q masks, multiplies by all K classes and takes the argmax of a
 (K, H, W) map, which at 1024 x 1024 pixels and 847 classes needs 7 GB. Here a stripe of output rows
