@@ -1,0 +1,1 @@
+"""Losses and the assignment of proposals to ground truth."""

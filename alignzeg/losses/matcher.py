@@ -1,0 +1,124 @@
+"""Assignment of mask proposals to ground-truth masks.
+
+Source: the set matching of DETR (arXiv 2005.12872) with the mask costs of MaskFormer
+(arXiv 2107.06278), here on the whole stride-4 grid and blind to pixels without a label.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from alignzeg.losses import functional
+from alignzeg.structures import Matches, Outputs, Targets
+
+
+class HungarianMatcher(nn.Module):
+    """The cheapest one-to-one assignment, for every decoder layer and image.
+
+    Args:
+        class_cost: weight of minus the probability of the mask's class; 0 is class-agnostic. The
+            final class scores serve every layer, as queries keep their identity over the layers.
+        mask_cost: weight of the mean binary cross-entropy.
+        dice_cost: weight of the dice loss.
+        ignore_as_negative: count hidden pixels as negatives, as `MaskCriterion` does then.
+
+    Raises:
+        ValueError: if a weight is negative or all are 0.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        class_cost: float,
+        mask_cost: float,
+        dice_cost: float,
+        ignore_as_negative: bool = False,
+    ) -> None:
+        super().__init__()
+        costs = {"CLASS_COST": class_cost, "MASK_COST": mask_cost, "DICE_COST": dice_cost}
+        if min(costs.values()) < 0 or not any(costs.values()):
+            raise ValueError(
+                f"ALIGNZEG.MATCHER needs weights >= 0, one of them positive; got {costs}"
+            )
+        self.class_cost = class_cost
+        self.mask_cost = mask_cost
+        self.dice_cost = dice_cost
+        self.ignore_as_negative = ignore_as_negative
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from ALIGNZEG.MATCHER."""
+        node = cfg.ALIGNZEG.MATCHER
+        return {
+            "class_cost": node.CLASS_COST,
+            "mask_cost": node.MASK_COST,
+            "dice_cost": node.DICE_COST,
+            "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
+        }
+
+    @torch.no_grad()
+    def forward(self, outputs: Outputs, targets: list[Targets]) -> list[list[Matches]]:
+        """Matches proposals to masks.
+
+        Args:
+            outputs: of the head, for B images and L layers.
+            targets: B ground truths, on the outputs' device, padded to the images' size.
+
+        Returns:
+            matches[layer][image], min(Q, G) pairs each, ascending in the proposal index.
+
+        Raises:
+            FloatingPointError: if a cost is not finite; names the layer, the image and the cost.
+            ValueError: if the targets' size is no multiple of the mask logits' size.
+        """
+        layers = len(outputs.proposals)
+        matches: list[list[Matches]] = [[] for _ in range(layers)]
+        device_type = outputs.class_logits.device.type
+        with torch.autocast(device_type, enabled=False):
+            for image, target in enumerate(targets):
+                costs = self._costs(outputs, image, target).cpu()
+                for layer in range(layers):
+                    found = self._assign(costs[layer], layer, target.name or f"#{image}")
+                    matches[layer].append(
+                        Matches(*(ids.to(outputs.class_logits.device) for ids in found))
+                    )
+        return matches
+
+    def _costs(self, outputs: Outputs, image: int, target: Targets) -> Tensor:
+        """(L, 3, Q, G) unweighted class, mask and dice costs of one image."""
+        logits = [layer.mask_logits[image].flatten(1) for layer in outputs.proposals]
+        if not len(target.labels):
+            return logits[0].new_zeros((len(logits), 3, len(logits[0]), 0))
+        height, width = outputs.proposals[-1].mask_logits.shape[-2:]
+        area = functional.supervised_area(target, self.ignore_as_negative)
+        soft, weights = functional.grid_targets(target.masks, area, (height, width))
+        if self.class_cost:
+            scores = functional.full_precision(outputs.class_logits[image])
+            named = -scores.softmax(-1)[:, target.labels]
+        else:
+            named = soft.new_zeros(len(logits[0]), len(target.labels))
+        pairs = (
+            functional.pairwise_mask_costs(layer, soft.flatten(1), weights.flatten())
+            for layer in logits
+        )
+        return torch.stack([torch.stack([named.to(bce), bce, dice]) for bce, dice in pairs])
+
+    def _assign(self, costs: Tensor, layer: int, name: str) -> tuple[Tensor, Tensor]:
+        """Proposal and target indices of the cheapest assignment; costs is (3, Q, G)."""
+        for kind, cost in zip(("class", "mask", "dice"), costs, strict=True):
+            if not cost.isfinite().all():
+                raise FloatingPointError(
+                    f"the {kind} cost of layer {layer} is not finite for image {name}: the model "
+                    "has diverged; lower SOLVER.BASE_LR or clip gradients "
+                    "(SOLVER.CLIP_GRADIENTS)"
+                )
+        scale = costs.new_tensor([self.class_cost, self.mask_cost, self.dice_cost])
+        total = (costs * scale[:, None, None]).sum(0)
+        rows, columns = linear_sum_assignment(total.numpy())
+        return torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)
