@@ -1,0 +1,160 @@
+"""A benchmark: class names in id order, the unseen among them, its folders; one JSON each.
+
+A split file holds (paths are relative to the data root, `DETECTRON2_DATASETS` or ./datasets):
+
+    name            the benchmark; its data sets are called <name>_<split>
+    classes         class names in id order
+    unseen          names without training masks
+    seen            optional; all other names, checked if given
+    pseudo_unseen   optional; seen names that can be hidden to tune on them
+    prompts         optional; what is said to the text encoder, one per class
+    raw_ids         optional; the value of each class in the label files; 0, 1, 2, ... by default
+    ignore_label    optional; the value of unlabelled pixels; 255 by default
+    ignored_raw_ids optional; more values that mean "no class" (such as VOC's background)
+    splits          optional; {split: {"image_root": ..., "sem_seg_root": ...}};
+                    <name>/images/<split> and <name>/annotations/<split> by default
+    prepare         optional; the command that makes the files
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignzeg.structures import IGNORE_LABEL, Vocabulary
+
+_REQUIRED = ("name", "classes", "unseen")
+_OPTIONAL = (
+    "seen",
+    "pseudo_unseen",
+    "prompts",
+    "raw_ids",
+    "ignore_label",
+    "ignored_raw_ids",
+    "splits",
+    "prepare",
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A class list, its split into seen and unseen, and where the pictures lie.
+
+    Attributes:
+        name: data sets are called `<name>_<split>`.
+        vocabulary: all classes in id order.
+        pseudo_unseen: seen names that may be hidden to tune on them.
+        raw_ids: the value of each class in the label files.
+        folders: split -> (image folder, label folder).
+        ignore_label: the value of unlabelled pixels.
+        ignored_raw_ids: further values that mean "no class".
+        prepare: what to do when the files are missing; ends an error message.
+        root: absolute data root; None reads `DETECTRON2_DATASETS` when the files are needed.
+
+    Raises:
+        ValueError: if a pseudo-unseen name is not a seen class, or the raw ids are not one per
+            class, unique, in 0..65535 and different from the values that mean "no class".
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    pseudo_unseen: tuple[str, ...]
+    raw_ids: tuple[int, ...]
+    folders: Mapping[str, tuple[str, str]]
+    ignore_label: int = IGNORE_LABEL
+    ignored_raw_ids: tuple[int, ...] = ()
+    prepare: str = ""
+    root: str | None = None
+
+    def __post_init__(self) -> None:
+        names = self.vocabulary.names
+        seen = {names[i] for i in self.vocabulary.seen_ids}
+        wrong = sorted(set(self.pseudo_unseen) - seen)
+        if wrong:
+            raise ValueError(f"benchmark {self.name!r}: pseudo-unseen {wrong} are not seen classes")
+        if len(self.raw_ids) != len(names):
+            raise ValueError(
+                f"benchmark {self.name!r}: {len(names)} classes but {len(self.raw_ids)} raw ids"
+            )
+        values = (*self.raw_ids, *self.ignored_raw_ids)
+        if len(set(self.raw_ids)) != len(self.raw_ids) or any(
+            not isinstance(value, int) or not 0 <= value < 65536
+            for value in (*values, self.ignore_label)
+        ):
+            raise ValueError(
+                f"benchmark {self.name!r}: raw ids must be unique integers in 0..65535; "
+                f"got {sorted(values)} and ignore_label {self.ignore_label}"
+            )
+        clash = sorted(set(self.raw_ids) & {*self.ignored_raw_ids, self.ignore_label})
+        if clash:
+            raise ValueError(
+                f"benchmark {self.name!r}: raw ids {clash} mean a class and also 'no class'; "
+                "choose another ignore_label or other raw_ids"
+            )
+
+
+def read_split_file(path: str | Path) -> Benchmark:
+    """Reads a benchmark from its JSON file.
+
+    Raises:
+        ValueError: on unreadable JSON, a missing or unknown key, or inconsistent class lists.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read split file {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"split file {path} must hold one JSON object")
+    missing = sorted(set(_REQUIRED) - set(content))
+    unknown = sorted(set(content) - {*_REQUIRED, *_OPTIONAL})
+    if missing or unknown:
+        raise ValueError(
+            f"split file {path}: missing keys {missing}, unknown keys {unknown}; "
+            f"it needs {list(_REQUIRED)} and may hold {list(_OPTIONAL)}"
+        )
+    try:
+        return _benchmark(content)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"split file {path}: {error}") from error
+
+
+def _benchmark(content: dict[str, Any]) -> Benchmark:
+    name, classes = content["name"], content["classes"]
+    vocabulary = _vocabulary(classes, content["unseen"], content.get("seen"))
+    vocabulary = Vocabulary(vocabulary.names, vocabulary.seen, tuple(content.get("prompts", ())))
+    splits = content.get("splits") or {
+        split: {
+            "image_root": f"{name}/images/{split}",
+            "sem_seg_root": f"{name}/annotations/{split}",
+        }
+        for split in ("train", "val")
+    }
+    return Benchmark(
+        name=name,
+        vocabulary=vocabulary,
+        pseudo_unseen=tuple(content.get("pseudo_unseen", ())),
+        raw_ids=tuple(content.get("raw_ids", range(len(classes)))),
+        folders={
+            split: (roots["image_root"], roots["sem_seg_root"]) for split, roots in splits.items()
+        },
+        ignore_label=content.get("ignore_label", IGNORE_LABEL),
+        ignored_raw_ids=tuple(content.get("ignored_raw_ids", ())),
+        prepare=f"Make it with: {content.get('prepare', f'python datasets/prepare_{name}.py')}",
+    )
+
+
+def _vocabulary(
+    classes: Sequence[str], unseen: Sequence[str], seen: Sequence[str] | None
+) -> Vocabulary:
+    if seen is not None:
+        Vocabulary.from_groups(seen, unseen)  # refuses a name in both groups
+        differ = sorted({*seen, *unseen} ^ set(classes))
+        if differ:
+            raise ValueError(
+                f"'seen' and 'unseen' together are not 'classes'; they differ in {differ}"
+            )
+    return Vocabulary.from_unseen(classes, unseen)

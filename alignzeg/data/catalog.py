@@ -1,0 +1,197 @@
+"""Benchmarks as entries of Detectron2's catalogs, and a user's own folders beside them."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from alignzeg.data.benchmark import Benchmark, read_split_file
+from alignzeg.data.labels import (
+    get_vocabulary,
+    label_lookup,
+    read_labels,
+    registered_names,
+    training_vocabulary,
+)
+from alignzeg.structures import IGNORE_LABEL, Vocabulary
+
+__all__ = [
+    "Benchmark",
+    "dataset_root",
+    "get_vocabulary",
+    "label_lookup",
+    "read_labels",
+    "read_split_file",
+    "register",
+    "register_all",
+    "register_folder",
+    "registered_names",
+    "training_vocabulary",
+]
+
+EVALUATOR_TYPE = "zero_shot_sem_seg"
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+SPLIT_DIR = Path(__file__).parent / "splits"
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+_LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})
+
+
+def dataset_root() -> tuple[Path, str]:
+    """The folder that holds all data sets, and where that choice came from.
+
+    The environment is read at every call, so it may be set after the import.
+    """
+    value = os.environ.get(ROOT_VARIABLE, "")
+    if value:
+        return Path(value).expanduser().absolute(), f"from {ROOT_VARIABLE}={value}"
+    return Path("datasets").absolute(), f"the default ./datasets, as {ROOT_VARIABLE} is not set"
+
+
+def load_records(benchmark: Benchmark, split: str) -> list[dict[str, str]]:
+    """Lists the pairs of image and label files of one split, in file name order.
+
+    Returns:
+        Detectron2 records: `file_name`, `sem_seg_file_name`, `dataset_name`.
+
+    Raises:
+        ValueError: if a folder is missing or empty, or an image has no label file or the reverse.
+    """
+    dataset_name = f"{benchmark.name}_{split}"
+    if benchmark.root is None:
+        root, origin = dataset_root()
+    else:
+        root, origin = Path(benchmark.root), "as registered"
+    image_root, label_root = (root / folder for folder in benchmark.folders[split])
+    where = f"data root: {root} ({origin}). {benchmark.prepare}"
+    images = _files(image_root, _IMAGE_SUFFIXES, dataset_name, where)
+    labels = _files(label_root, _LABEL_SUFFIXES, dataset_name, where)
+    for have, want, kind, folder in (
+        (images, labels, "label", label_root),
+        (labels, images, "image", image_root),
+    ):
+        alone = sorted(have.keys() - want.keys())
+        if alone:
+            raise ValueError(
+                f"data set {dataset_name!r}: {have[alone[0]]} has no {kind} file "
+                f"{folder / alone[0]}.* ({len(alone)} such files); {where}"
+            )
+    return [
+        {
+            "file_name": str(images[key]),
+            "sem_seg_file_name": str(labels[key]),
+            "dataset_name": dataset_name,
+        }
+        for key in sorted(images)
+    ]
+
+
+def _files(
+    folder: Path, suffixes: frozenset[str], dataset_name: str, where: str
+) -> dict[str, Path]:
+    """All files below a folder with one of the suffixes, by relative path without suffix."""
+    if not folder.is_dir():
+        raise ValueError(f"data set {dataset_name!r}: folder {folder} does not exist; {where}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in found:
+            raise ValueError(
+                f"data set {dataset_name!r}: {found[key]} and {path} differ only in their suffix; "
+                "keep one"
+            )
+        found[key] = path
+    if not found:
+        raise ValueError(
+            f"data set {dataset_name!r}: folder {folder} holds no {sorted(suffixes)} file; {where}"
+        )
+    return found
+
+
+def register(benchmark: Benchmark) -> list[str]:
+    """Registers every split of a benchmark; files are looked at when they are needed.
+
+    Returns:
+        The data set names. A name that is already registered with the same content is left alone.
+
+    Raises:
+        ValueError: if a name is already taken by something else.
+    """
+    names = []
+    for split in benchmark.folders:
+        name = f"{benchmark.name}_{split}"
+        names.append(name)
+        if name in DatasetCatalog.list():
+            if MetadataCatalog.get(name).get("benchmark") != benchmark:
+                raise ValueError(f"a different data set named {name!r} is already registered")
+            continue
+        DatasetCatalog.register(name, partial(load_records, benchmark, split))
+        MetadataCatalog.get(name).set(
+            stuff_classes=list(benchmark.vocabulary.names),
+            ignore_label=benchmark.ignore_label,
+            evaluator_type=EVALUATOR_TYPE,
+            vocabulary=benchmark.vocabulary,
+            pseudo_unseen=benchmark.pseudo_unseen,
+            raw_ids=benchmark.raw_ids,
+            ignored_raw_ids=benchmark.ignored_raw_ids,
+            benchmark=benchmark,
+        )
+    return names
+
+
+def register_all() -> list[str]:
+    """Registers the benchmarks that ship with the package; calling it again changes nothing.
+
+    Returns:
+        Their data set names.
+    """
+    return [
+        name
+        for path in sorted(SPLIT_DIR.glob("*.json"))
+        for name in register(read_split_file(path))
+    ]
+
+
+def register_folder(name: str, root: str | Path) -> list[str]:
+    """Registers a user's own pictures, without any JSON.
+
+    Below `root` lie images/{train,val}, labels/{train,val} (one channel, values are line numbers of
+    classes.txt from 0, 255 unlabelled; file names match but for the suffix), classes.txt (one
+    name a line) and, if some classes have no masks, unseen.txt.
+
+    Returns:
+        The names `<name>_<split>` of the splits that exist.
+
+    Raises:
+        ValueError: if classes.txt or every image folder is missing, or a class list is wrong.
+    """
+    root = Path(root).expanduser().absolute()
+    splits = [split for split in ("train", "val") if (root / "images" / split).is_dir()]
+    if not splits:
+        raise ValueError(f"data set {name!r}: {root} holds neither images/train nor images/val")
+    classes = _lines(root / "classes.txt")
+    unseen = _lines(root / "unseen.txt") if (root / "unseen.txt").exists() else []
+    return register(
+        Benchmark(
+            name=name,
+            vocabulary=Vocabulary.from_unseen(classes, unseen),
+            pseudo_unseen=(),
+            raw_ids=tuple(range(len(classes))),
+            folders={split: (f"images/{split}", f"labels/{split}") for split in splits},
+            ignore_label=IGNORE_LABEL if len(classes) <= IGNORE_LABEL else 65535,
+            prepare="It needs images/<split> and labels/<split>.",
+            root=str(root),
+        )
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error}; it lists one class name a line") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,0 +1,219 @@
+"""What the numbers in a registered data set's label files mean: raw id -> class of a vocabulary.
+
+Everything here reads only what `alignzeg.data.catalog` left in Detectron2's `MetadataCatalog`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+
+from alignzeg.structures import IGNORE_LABEL, Vocabulary
+
+HOLD_OUTS = ("", "pseudo_unseen")
+# Ids that do not fit into uint8 (a vocabulary of more than 255 names) are written as uint16.
+WIDE_IGNORE_LABEL = 65535
+
+# What Pillow raises on files that are missing, truncated, or no pictures at all.
+_READ_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def registered_names() -> list[str]:
+    """Names of all data sets that carry a vocabulary, sorted."""
+    return sorted(
+        name
+        for name in DatasetCatalog.list()
+        if "vocabulary" in MetadataCatalog.get(name).as_dict()
+    )
+
+
+def _metadata(dataset_name: str) -> dict:
+    # Asking Detectron2 for the metadata of an unknown name would create it.
+    metadata = MetadataCatalog.get(dataset_name).as_dict() if dataset_name in DatasetCatalog else {}
+    if "vocabulary" not in metadata:
+        raise ValueError(
+            f"no data set named {dataset_name!r} with a seen/unseen vocabulary; "
+            f"registered: {registered_names()}"
+        )
+    return metadata
+
+
+def get_vocabulary(dataset_name: str, hold_out: str = "") -> Vocabulary:
+    """The classes of a registered data set, in id order.
+
+    Args:
+        dataset_name: a registered name, e.g. "zeroshapes_val".
+        hold_out: "" for the data set's own seen/unseen split. With "pseudo_unseen" the unseen
+            classes vanish and the pseudo-unseen classes, which are seen otherwise, take their
+            place: whatever is tuned on them never looks at the real unseen classes.
+
+    Raises:
+        ValueError: on a name or a `hold_out` that does not exist.
+    """
+    metadata = _metadata(dataset_name)
+    vocabulary: Vocabulary = metadata["vocabulary"]
+    if hold_out not in HOLD_OUTS:
+        raise ValueError(
+            f"ALIGNZEG.DATA.HOLD_OUT is {hold_out!r}; it can be one of {list(HOLD_OUTS)}"
+        )
+    if not hold_out:
+        return vocabulary
+    held = set(metadata["pseudo_unseen"])
+    if not held:
+        raise ValueError(
+            f"data set {dataset_name!r} lists no pseudo-unseen classes; "
+            "set ALIGNZEG.DATA.HOLD_OUT to '' or add 'pseudo_unseen' to its split file"
+        )
+    ids = vocabulary.seen_ids
+    names = tuple(vocabulary.names[i] for i in ids)
+    prompts = tuple(vocabulary.prompts[i] for i in ids)
+    return Vocabulary(names, tuple(name not in held for name in names), prompts)
+
+
+def training_vocabulary(cfg: CfgNode) -> Vocabulary:
+    """The seen classes of `cfg.DATASETS.TRAIN` under `cfg.ALIGNZEG.DATA.HOLD_OUT`.
+
+    Raises:
+        ValueError: if there is no training set, or two of them differ in their seen classes.
+    """
+    names = cfg.DATASETS.TRAIN
+    if not names:
+        raise ValueError(
+            f"DATASETS.TRAIN is empty; give at least one training set of {registered_names()}"
+        )
+    hold_out = cfg.ALIGNZEG.DATA.HOLD_OUT
+    vocabularies = []
+    for name in names:
+        vocabulary = get_vocabulary(name, hold_out)
+        if not vocabulary.seen_ids:
+            raise ValueError(f"data set {name!r} has no seen class; there is nothing to train on")
+        vocabularies.append(vocabulary.seen_part())
+    for name, vocabulary in zip(names, vocabularies, strict=True):
+        if vocabulary != vocabularies[0]:
+            differ = sorted(set(vocabulary.names) ^ set(vocabularies[0].names))
+            raise ValueError(
+                f"training sets {names[0]!r} and {name!r} differ in their seen classes"
+                f"{f' {differ}' if differ else ' (order or prompts)'}; "
+                "DATASETS.TRAIN must list sets with one common class list"
+            )
+    return vocabularies[0]
+
+
+def ignore_value(vocabulary: Vocabulary) -> int:
+    """The id that means "no label" beside the ids of this vocabulary: 255, or 65535 if K > 255."""
+    return IGNORE_LABEL if len(vocabulary) <= IGNORE_LABEL else WIDE_IGNORE_LABEL
+
+
+def label_lookup(dataset_name: str, vocabulary: Vocabulary) -> np.ndarray:
+    """A table from the ids in a data set's label files to the ids of a vocabulary.
+
+    Classes that the vocabulary does not contain, unlabelled pixels and values that mean nothing in
+    this data set (`read_labels` refuses those) are all mapped to the ignore value, so no trace
+    of a hidden class remains.
+
+    Returns:
+        (256,) table, or (65536,) for data sets with two-byte labels; uint8 with 255 for
+        "ignore", or uint16 with 65535 if the vocabulary has more than 255 names.
+
+    Raises:
+        ValueError: on an unknown data set, or if the vocabulary shares no class name with it.
+    """
+    metadata = _metadata(dataset_name)
+    ignore = ignore_value(vocabulary)
+    table = np.full(
+        _table_size(metadata), ignore, np.uint8 if ignore == IGNORE_LABEL else np.uint16
+    )
+    ids = {name: i for i, name in enumerate(vocabulary.names)}
+    shared = 0
+    for raw_id, name in zip(metadata["raw_ids"], metadata["stuff_classes"], strict=True):
+        if name in ids:
+            table[raw_id] = ids[name]
+            shared += 1
+    if not shared:
+        raise ValueError(
+            f"none of the class names {list(vocabulary.names)} occurs in data set {dataset_name!r}"
+        )
+    return table
+
+
+def read_picture(file_name: str, kind: str = "image") -> np.ndarray:
+    """Reads a picture as (H, W, 3) uint8 RGB, or a label file as it is.
+
+    Args:
+        file_name: the file; EXIF orientation is applied.
+        kind: "image", or "label" for any integer (H, W) array.
+
+    Raises:
+        ValueError: if the file cannot be read; the message names it.
+    """
+    try:
+        return read_image(file_name, "RGB" if kind == "image" else None)
+    except _READ_ERRORS as error:
+        raise ValueError(f"cannot read {kind} file {file_name}: {error}") from error
+
+
+def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
+    """Reads one label file of a registered data set and checks every value in it.
+
+    Returns:
+        (H, W) uint8 or uint16 raw ids, ready for `label_lookup`.
+
+    Raises:
+        ValueError: if the file cannot be read, has more than one channel, or holds a value that is
+            neither a class nor "unlabelled"; the message names the file and the values.
+    """
+    metadata = _metadata(dataset_name)
+    labels = read_picture(file_name, "label")
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"label file {file_name} is {labels.dtype} of shape {labels.shape}; "
+            "it must be one channel of integer class ids"
+        )
+    allowed = {*metadata["raw_ids"], *metadata["ignored_raw_ids"], metadata["ignore_label"]}
+    size = _table_size(metadata)
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    if low < 0 or high >= 65536:
+        found = [value for value in (low, high) if value not in allowed]
+    else:
+        counts = np.bincount(labels.ravel(), minlength=size)
+        found = [int(value) for value in np.flatnonzero(counts) if int(value) not in allowed]
+    if found:
+        raise ValueError(
+            f"label file {file_name} holds {found[:10]}, out of range for data set "
+            f"{dataset_name!r}; allowed are {_ranges(allowed - {metadata['ignore_label']})} "
+            f"and {metadata['ignore_label']} (unlabelled)"
+        )
+    return labels.astype(np.uint8 if size == 256 else np.uint16, copy=False)
+
+
+def _table_size(metadata: dict) -> int:
+    values = (*metadata["raw_ids"], *metadata["ignored_raw_ids"], metadata["ignore_label"])
+    return 256 if max(values) < 256 else 65536
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Ascending integers as text: {0, 1, 2, 5} -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

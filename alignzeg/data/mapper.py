@@ -1,0 +1,195 @@
+"""Record -> picture and targets. In training no trace of a hidden class leaves this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T  # noqa: N812 (Detectron2's own alias)
+from detectron2.projects.point_rend import ColorAugSSDTransform
+
+from alignzeg.data.labels import (
+    get_vocabulary,
+    ignore_value,
+    label_lookup,
+    read_labels,
+    read_picture,
+    training_vocabulary,
+)
+from alignzeg.structures import IGNORE_LABEL, Targets, Vocabulary
+
+
+class ZeroShotMapper:
+    """Turns a record of the catalog into what the model takes.
+
+    Pixels of classes outside the vocabulary are turned into "unlabelled" before anything else sees
+    the labels, random cropping included, so a training sample does not depend on them.
+
+    All randomness comes from the global generators of `numpy` and `random`, which Detectron2
+    seeds in every worker.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        vocabularies: Mapping[str, Vocabulary],
+        augmentations: Sequence[T.Augmentation | T.Transform],
+    ) -> None:
+        """Takes everything as values; see `from_config` for the config keys.
+
+        Args:
+            is_train: whether to read labels and build targets.
+            vocabularies: data set name -> classes to train on, or to ask for in a test.
+            augmentations: applied to RGB images and labels together.
+        """
+        self.is_train = is_train
+        self.vocabularies = dict(vocabularies)
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self._lookups = {
+            name: label_lookup(name, vocabulary) for name, vocabulary in self.vocabularies.items()
+        }
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Reads `INPUT`, `DATASETS` and `ALIGNZEG.DATA`."""
+        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        if is_train:
+            vocabularies = dict.fromkeys(names, training_vocabulary(cfg))
+        else:
+            vocabularies = {
+                name: get_vocabulary(name, cfg.ALIGNZEG.DATA.HOLD_OUT) for name in names
+            }
+        return {
+            "is_train": is_train,
+            "vocabularies": vocabularies,
+            "augmentations": (
+                training_augmentations(cfg, ignore_value(training_vocabulary(cfg)))
+                if is_train
+                else test_augmentations(cfg)
+            ),
+        }
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Maps one record.
+
+        Args:
+            record: `file_name`, `dataset_name`, and `sem_seg_file_name` in training.
+
+        Returns:
+            `image` (3, H, W) uint8 RGB after augmentation, `vocabulary`, `file_name`, and `height`,
+            `width` of the picture on disk; in training `targets`, else `sem_seg_file_name`.
+
+        Raises:
+            ValueError: if a file cannot be read, a label is out of range, image and label differ
+                in size, or the data set is not one this mapper was built for.
+        """
+        dataset_name = record["dataset_name"]
+        if dataset_name not in self.vocabularies:
+            raise ValueError(
+                f"{record['file_name']} belongs to data set {dataset_name!r}, but this mapper was "
+                f"built for {sorted(self.vocabularies)}"
+            )
+        image = read_picture(record["file_name"])
+        height, width = image.shape[:2]
+        sample: dict[str, Any] = {
+            "vocabulary": self.vocabularies[dataset_name],
+            "file_name": record["file_name"],
+            "height": height,
+            "width": width,
+        }
+        if self.is_train:
+            inputs = T.AugInput(image, sem_seg=self._labels(record, dataset_name, (height, width)))
+            self.augmentations(inputs)
+            sample["targets"] = build_targets(
+                inputs.sem_seg, len(sample["vocabulary"]), record["file_name"]
+            )
+        else:
+            inputs = T.AugInput(image)
+            self.augmentations(inputs)
+            if "sem_seg_file_name" in record:
+                sample["sem_seg_file_name"] = record["sem_seg_file_name"]
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        return sample
+
+    def _labels(
+        self, record: Mapping[str, Any], dataset_name: str, size: tuple[int, int]
+    ) -> np.ndarray:
+        file_name = record["sem_seg_file_name"]
+        raw = read_labels(file_name, dataset_name)
+        if raw.shape != size:
+            raise ValueError(
+                f"image {record['file_name']} has {size[0]} x {size[1]} pixels (height x width) "
+                f"but its label file {file_name} has {raw.shape[0]} x {raw.shape[1]}"
+            )
+        labels = self._lookups[dataset_name][raw]
+        # Detectron2 resizes anything but uint8 through torch, which knows no uint16.
+        return labels if labels.dtype == np.uint8 else labels.astype(np.float32)
+
+
+def test_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
+    """Resizes the shorter side to `INPUT.MIN_SIZE_TEST` pixels; 0 leaves the image as it is."""
+    size = cfg.INPUT.MIN_SIZE_TEST
+    return [T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)] if size else []
+
+
+def training_augmentations(
+    cfg: CfgNode, ignore_label: int = IGNORE_LABEL
+) -> list[T.Augmentation | T.Transform]:
+    """Detectron2's augmentations in the usual order: size, crop, colour, flip.
+
+    A size of 0 in `INPUT.MIN_SIZE_TRAIN` leaves the image as it is.
+    """
+    data = cfg.ALIGNZEG.DATA
+    steps: list[T.Augmentation | T.Transform] = []
+    if any(cfg.INPUT.MIN_SIZE_TRAIN):
+        steps.append(
+            T.ResizeShortestEdge(
+                cfg.INPUT.MIN_SIZE_TRAIN,
+                cfg.INPUT.MAX_SIZE_TRAIN,
+                cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+            )
+        )
+    if data.CROP_SIZE:
+        steps.append(
+            T.RandomCrop_CategoryAreaConstraint(
+                "absolute", [data.CROP_SIZE] * 2, data.CROP_MAX_CLASS_SHARE, ignore_label
+            )
+        )
+    if data.COLOR_JITTER:
+        steps.append(ColorAugSSDTransform(img_format="RGB"))
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        steps.append(
+            T.RandomFlip(
+                horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal",
+                vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
+            )
+        )
+    return steps
+
+
+def build_targets(labels: np.ndarray, num_classes: int, name: str = "") -> Targets:
+    """One mask per class that occurs.
+
+    Args:
+        labels: (H, W) class ids, whole numbers of any dtype; values >= num_classes are unlabelled.
+        num_classes: classes trained on.
+        name: for error messages.
+
+    Returns:
+        Targets with classes ascending; no masks, and nothing valid, if no pixel is labelled.
+    """
+    if labels.dtype != np.uint8:
+        labels = labels.astype(np.uint16)
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=num_classes)[:num_classes])
+    masks = labels[None] == present.astype(labels.dtype)[:, None, None]
+    return Targets(
+        labels=torch.from_numpy(present),
+        masks=torch.from_numpy(masks),
+        valid=torch.from_numpy(labels < num_classes),
+        name=name,
+    )
