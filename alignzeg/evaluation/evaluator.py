@@ -1,0 +1,268 @@
+"""The evaluator of generalized zero-shot segmentation, for Detectron2's `inference_on_dataset`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
+from numpy.typing import NDArray
+
+from alignzeg.data.labels import ignore_value, label_lookup, read_labels
+from alignzeg.evaluation.metrics import (
+    class_iou,
+    confusion,
+    group_confusion,
+    mask_ious,
+    metrics_from_confusion,
+)
+from alignzeg.structures import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+# IoU thresholds of the class-agnostic recall, and the name of each.
+RECALL_THRESHOLDS = {"AR50": 0.5, "AR75": 0.75}
+
+
+class ZeroShotEvaluator(DatasetEvaluator):
+    """Integer confusion matrix -> pAcc, mIoU, sIoU, uIoU, hIoU, a bias audit and mask recall.
+
+    Mask recall is class-agnostic: the share of ground-truth segments that some proposal covers with
+    an IoU of at least 0.5 (`AR50`) or 0.75 (`AR75`). A segment is **all pixels of one class in one
+    picture**, so two separate objects of one class are one segment: a label map cannot tell them
+    apart. Segments below `min_segment` pixels are left out.
+
+    Over several processes only the counts are summed; predictions never travel. Every rate is in
+    percent; a rate without a pixel to measure it on is null in the JSON and missing in the result.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        vocabulary: Vocabulary,
+        output_dir: str | None = None,
+        *,
+        recall: bool = True,
+        hold_out: str = "",
+        min_segment: int = 16,
+    ) -> None:
+        """Prepares an evaluation.
+
+        Args:
+            dataset_name: a registered data set; its label files are the ground truth.
+            vocabulary: the classes that were asked for, in the order of the predicted ids.
+            output_dir: where `evaluation_<dataset_name>.json` is written; None writes nothing.
+            recall: whether to measure mask recall; it needs `mask_logits` in the outputs.
+            hold_out: the `ALIGNZEG.DATA.HOLD_OUT` the vocabulary was made with; reported.
+            min_segment: pixels a segment needs to count in the recall.
+
+        Raises:
+            ValueError: on an unknown data set, or one without any class of the vocabulary.
+        """
+        self.dataset_name = dataset_name
+        self.vocabulary = vocabulary
+        self.output_dir = output_dir
+        self.recall = recall
+        self.hold_out = hold_out
+        self.min_segment = min_segment
+        self._lookup = label_lookup(dataset_name, vocabulary)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything counted so far."""
+        k = len(self.vocabulary)
+        self._matrix = np.zeros((k, k + 1), dtype=np.int64)
+        # Per class: segments, and those found at each threshold.
+        self._segments = np.zeros((k, 1 + len(RECALL_THRESHOLDS)), dtype=np.int64)
+        self._images = 0
+        self._error = ""
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Counts a batch: `sem_seg_file_name` of the inputs, `sem_seg` (`mask_logits`) of outputs.
+
+        Raises:
+            ValueError: if a label file cannot be read or holds a wrong value, or a prediction
+                has another size or an impossible class. With several processes it is raised by
+                all of them in `evaluate`, so that none waits for another in vain.
+        """
+        if self._error:
+            return
+        try:
+            for record, output in zip(inputs, outputs, strict=True):
+                self._count(record, output)
+        except ValueError as error:
+            if comm.get_world_size() == 1:
+                raise
+            self._error = str(error)
+
+    def _count(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        file_name = record["sem_seg_file_name"]
+        gt = self._lookup[read_labels(file_name, self.dataset_name)]
+        pred = np.asarray(torch.as_tensor(output["sem_seg"]).cpu())
+        if gt.shape != pred.shape:
+            raise ValueError(
+                f"label file {file_name} has shape {gt.shape} but the prediction {pred.shape}"
+            )
+        self._matrix += confusion(gt, self._checked(pred, file_name), len(self.vocabulary))
+        self._images += 1
+        if self.recall:
+            if output.get("mask_logits") is None:
+                raise ValueError(
+                    "mask recall needs 'mask_logits' in the model's outputs; "
+                    "set ALIGNZEG.TEST.RECALL to False for models without proposals"
+                )
+            self._count_segments(gt, output["mask_logits"])
+
+    def _checked(self, pred: NDArray, file_name: str) -> NDArray:
+        """The prediction, after a check that each value is a class or the reject value."""
+        k, reject = len(self.vocabulary), ignore_value(self.vocabulary)
+        if not np.issubdtype(pred.dtype, np.integer):
+            raise ValueError(f"the prediction for {file_name} is {pred.dtype}, not integer ids")
+        wrong = (pred < 0) | ((pred >= k) & (pred != reject))
+        if wrong.any():
+            raise ValueError(
+                f"the prediction for {file_name} holds class {int(pred[wrong][0])}; "
+                f"allowed are 0-{k - 1} and {reject} (rejected)"
+            )
+        return pred
+
+    def _count_segments(self, gt: NDArray, mask_logits: torch.Tensor) -> None:
+        k = len(self.vocabulary)
+        sizes = np.bincount(gt.ravel(), minlength=k)[:k]
+        ids = np.flatnonzero(sizes >= max(self.min_segment, 1))
+        if not len(ids):
+            return
+        # Torch knows too few operations on uint16.
+        labels = torch.from_numpy(gt if gt.dtype == np.uint8 else gt.astype(np.int32))
+        best = mask_ious(mask_logits, labels.to(mask_logits.device), ids.tolist()).cpu().numpy()
+        self._segments[ids, 0] += 1
+        for column, threshold in enumerate(RECALL_THRESHOLDS.values(), start=1):
+            self._segments[ids, column] += best >= threshold
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Sums the counts of all processes and reports; must be called by all of them.
+
+        Returns:
+            {"sem_seg": {name: figure in percent}} on the main process, None on the others.
+
+        Raises:
+            ValueError: on every process, if one of them met a wrong file, or no image was counted.
+        """
+        errors = [error for error in comm.all_gather(self._error) if error]
+        if errors:
+            raise ValueError(errors[0])
+        matrix, segments, images = self._reduced()
+        if images == 0:
+            raise ValueError(f"no image of data set {self.dataset_name!r} was evaluated")
+        if not comm.is_main_process():
+            return None
+        report = self._report(matrix, segments, images)
+        self._write(report)
+        flat = {name: value for name, value in report["metrics"].items() if value is not None}
+        logger.info(
+            "Evaluation of %s in percent:\n%s\nProtocol: %s",
+            self.dataset_name,
+            create_small_table(flat),
+            json.dumps(report["protocol"]),
+        )
+        return {"sem_seg": flat}
+
+    def _reduced(self) -> tuple[NDArray, NDArray, int]:
+        """The counts of all processes together; the same on every process."""
+        parts = (self._matrix, self._segments, np.array([self._images], dtype=np.int64))
+        if comm.get_world_size() == 1:
+            return parts[0], parts[1], self._images
+        counts = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
+        if dist.get_backend() == dist.Backend.NCCL:
+            counts = counts.to(torch.device("cuda", torch.cuda.current_device()))
+        dist.all_reduce(counts)
+        total = counts.cpu().numpy()
+        split = np.split(total, np.cumsum([part.size for part in parts])[:-1])
+        return split[0].reshape(parts[0].shape), split[1].reshape(parts[1].shape), int(split[2][0])
+
+    def _report(self, matrix: NDArray, segments: NDArray, images: int) -> dict[str, Any]:
+        seen = self.vocabulary.seen
+        metrics = metrics_from_confusion(matrix, seen)
+        if self.recall:
+            for group, rows in (
+                ("seen", self.vocabulary.seen_ids),
+                ("unseen", self.vocabulary.unseen_ids),
+            ):
+                counts = segments[list(rows)].sum(0)
+                for column, name in enumerate(RECALL_THRESHOLDS, start=1):
+                    metrics[f"{name}_{group}"] = _recall(counts, column)
+        return {
+            "metrics": metrics,
+            "protocol": self._protocol(images),
+            "groups": group_confusion(matrix, seen),
+            "classes": self._class_table(matrix, segments),
+            "confusion": matrix.tolist(),
+        }
+
+    def _protocol(self, images: int) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset_name,
+            "images": images,
+            "classes": len(self.vocabulary),
+            "seen": len(self.vocabulary.seen_ids),
+            "unseen": len(self.vocabulary.unseen_ids),
+            "hold_out": self.hold_out,
+            "setting": "generalized: every pixel is named among all seen and unseen classes",
+            "background": "unlabelled pixels are not scored, whatever is predicted there",
+            "denominator": "classes present in the ground truth; *_union: or in the prediction",
+            "ignore_label": ignore_value(self.vocabulary),
+            "unit": "percent",
+            "recall": (
+                f"class-agnostic, one segment per class and image of at least {self.min_segment} "
+                "pixels, labelled pixels only"
+                if self.recall
+                else "not measured"
+            ),
+        }
+
+    def _class_table(self, matrix: NDArray, segments: NDArray) -> list[dict[str, Any]]:
+        """One row per class; IoU and accuracy in percent, or None without ground truth."""
+        true, predicted = matrix.sum(1), matrix[:, : len(matrix)].sum(0)
+        rows = []
+        for i, iou in enumerate(class_iou(matrix)):
+            row = {
+                "name": self.vocabulary.names[i],
+                "seen": self.vocabulary.seen[i],
+                "IoU": iou,
+                "acc": 100.0 * int(matrix[i, i]) / int(true[i]) if true[i] else None,
+                "gt_pixels": int(true[i]),
+                "predicted_pixels": int(predicted[i]),
+            }
+            if self.recall:
+                row["segments"] = int(segments[i, 0])
+                for column, name in enumerate(RECALL_THRESHOLDS, start=1):
+                    row[name] = _recall(segments[i], column)
+            rows.append(row)
+        return rows
+
+    def _write(self, report: Mapping[str, Any]) -> None:
+        """Writes the JSON under another name first, so that no half-written file is ever found."""
+        if self.output_dir is None:
+            return
+        path = Path(self.output_dir) / f"evaluation_{self.dataset_name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        # One line for each part: readable, and 847 x 847 counts do not become as many lines.
+        parts = [f"{json.dumps(key)}: {json.dumps(report[key], allow_nan=False)}" for key in report]
+        draft.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+        draft.replace(path)
+
+
+def _recall(counts: NDArray, column: int) -> float | None:
+    return 100.0 * int(counts[column]) / int(counts[0]) if counts[0] else None
