@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -134,6 +135,18 @@ def test_no_ground_truth_gives_empty_matches() -> None:
     assert [len(layer[0].proposals) for layer in matches] == [0, 0]
     assert matches[0][0].targets.dtype == torch.int64
     assert [len(layer[1].proposals) for layer in matches] == [2, 2]
+
+
+def test_half_precision_logits_match_with_and_without_ground_truth() -> None:
+    matcher = HungarianMatcher(class_cost=1, mask_cost=1, dice_cost=1)
+    outputs, targets = make_outputs(2, 4), [make_targets(0), make_targets(2)]
+    logits = outputs.proposals[0].mask_logits.bfloat16()
+    outputs = dataclasses.replace(
+        outputs,
+        proposals=(Proposals(outputs.embeds, logits),),
+        class_logits=outputs.class_logits.bfloat16(),
+    )
+    assert [len(match.proposals) for match in matcher(outputs, targets)[0]] == [0, 2]
 
 
 def test_nothing_valid_still_matches() -> None:

@@ -94,7 +94,7 @@ class HungarianMatcher(nn.Module):
         """(L, 3, Q, G) unweighted class, mask and dice costs of one image."""
         logits = [layer.mask_logits[image].flatten(1) for layer in outputs.proposals]
         if not len(target.labels):
-            return logits[0].new_zeros((len(logits), 3, len(logits[0]), 0))
+            return torch.zeros(len(logits), 3, len(logits[0]), 0)
         height, width = outputs.proposals[-1].mask_logits.shape[-2:]
         area = functional.supervised_area(target, self.ignore_as_negative)
         soft, weights = functional.grid_targets(target.masks, area, (height, width))
