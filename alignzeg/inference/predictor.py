@@ -1,0 +1,164 @@
+"""A checkpoint as a function from pictures to label maps."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from numpy.typing import NDArray
+from torch import nn
+
+from alignzeg.data.catalog import get_vocabulary
+from alignzeg.data.mapper import test_augmentations
+from alignzeg.engine.checkpoint import KEY, AlignZegCheckpointer, read_checkpoint
+from alignzeg.engine.settings import config_from_yaml
+from alignzeg.inference.pictures import as_rgb, read_rgb
+from alignzeg.inference.prediction import Prediction, ProposalSet
+from alignzeg.structures import Vocabulary
+
+
+def parse_classes(text: str) -> list[str]:
+    """Class names from a command line: separated by commas, outer blanks dropped.
+
+    Raises:
+        ValueError: if no name is left.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f'no class names in {text!r}; give them as "red star, brick, grass"')
+    return names
+
+
+class Predictor:
+    """Names every pixel of a picture among any class names; needs nothing but a weight file.
+
+    ::
+
+        predictor = Predictor("model_final.pth", classes=["red star", "brick"])
+        prediction = predictor("picture.jpg")
+        prediction.overlay().save("overlay.png")
+    """
+
+    def __init__(
+        self,
+        weights: str | Path,
+        classes: Sequence[str] | None = None,
+        device: str | None = None,
+        opts: Sequence[str] = (),
+    ) -> None:
+        """Builds the model that the checkpoint describes.
+
+        Args:
+            weights: a checkpoint written by this package.
+            classes: what to look for unless a call says otherwise.
+            device: such as "cpu" or "cuda:0"; by default that of the config where it is there.
+            opts: KEY VALUE pairs over the checkpoint's config, in turn.
+
+        Raises:
+            ValueError: if the file is no such checkpoint, its VLM is not the one found here, a
+                config key is unknown, or the class names are empty or repeated.
+        """
+        weights = str(weights)
+        about = _describe(weights)
+        device_opts = ["MODEL.DEVICE", device] if device else []
+        cfg = config_from_yaml(about["config"], [*opts, *device_opts])
+        self.vocabulary = None if classes is None else _vocabulary(classes, about["seen"])
+        _provide_seen(cfg, about["seen"])
+        self.model: nn.Module = build_model(cfg).eval()
+        AlignZegCheckpointer(self.model, strict=True).load(weights)
+        self.seen: tuple[str, ...] = tuple(about["seen"])
+        self._resize = T.AugmentationList(test_augmentations(cfg))
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        picture: str | Path | NDArray[np.uint8],
+        classes: Sequence[str] | None = None,
+        proposals: int = 0,
+    ) -> Prediction:
+        """Names every pixel of one picture.
+
+        Args:
+            picture: a file, or (H, W, 3) uint8 RGB.
+            classes: names to choose from; by default those given at the start. Text is encoded
+                once per list.
+            proposals: how many of the surest mask proposals to keep in the result.
+
+        Raises:
+            ValueError: on an unreadable picture, or empty, repeated or missing class names.
+        """
+        rgb = as_rgb(picture) if isinstance(picture, np.ndarray) else read_rgb(picture)
+        vocabulary = self.vocabulary if classes is None else _vocabulary(classes, self.seen)
+        if vocabulary is None:
+            raise ValueError("no class names; give them to Predictor(...) or to this call")
+        inputs = T.AugInput(rgb)
+        self._resize(inputs)
+        sample = {
+            "image": torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1))),
+            "vocabulary": vocabulary,
+            "height": rgb.shape[0],
+            "width": rgb.shape[1],
+        }
+        answer = self.model([sample])[0]
+        kept = _surest(answer, proposals) if proposals else None
+        return Prediction(answer["sem_seg"].cpu().numpy(), vocabulary, rgb, kept)
+
+
+def _describe(weights: str) -> dict[str, Any]:
+    checkpoint = read_checkpoint(weights)
+    about = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict) or not about.get("config") or not about.get("seen"):
+        raise ValueError(
+            f"{weights!r} is not a checkpoint of alignzeg: it does not say which config and "
+            "classes it was trained with"
+        )
+    return about
+
+
+def _vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:
+    if isinstance(classes, str):
+        raise ValueError(f"class names must be a list; got the text {classes!r}")
+    known = set(seen)
+    return Vocabulary(tuple(classes), tuple(name in known for name in classes))
+
+
+def _provide_seen(cfg: CfgNode, seen: Sequence[str]) -> None:
+    """Lets the config name a training set that has the checkpoint's seen classes.
+
+    The set that a user trained on need not be registered where the weights are used.
+    """
+    names = cfg.DATASETS.TRAIN
+    if names and all(name in DatasetCatalog for name in names):
+        return
+    name = f"classes_of_a_checkpoint_{zlib.crc32(repr(tuple(seen)).encode()):08x}"
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(
+            vocabulary=Vocabulary(tuple(seen), (True,) * len(seen)),
+            stuff_classes=list(seen),
+            pseudo_unseen=(),
+        )
+    get_vocabulary(name)
+    cfg.DATASETS.TRAIN = (name,)
+    cfg.ALIGNZEG.DATA.HOLD_OUT = ""
+
+
+def _surest(answer: dict[str, Any], count: int) -> ProposalSet:
+    scores, classes = answer["class_probs"][:, :-1].float().max(-1)
+    order = scores.argsort(descending=True)[:count]
+    unseen = answer["unseen_probs"]
+    unseen = torch.full_like(scores, torch.nan) if unseen is None else unseen.float()
+    return ProposalSet(
+        masks=answer["mask_logits"][order].float().sigmoid().half().cpu().numpy(),
+        classes=classes[order].cpu().numpy(),
+        scores=scores[order].cpu().numpy(),
+        unseen=unseen[order].cpu().numpy(),
+    )
