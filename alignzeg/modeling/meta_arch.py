@@ -96,6 +96,11 @@ class AlignZeg(nn.Module):
         return self.pixel_mean.device
 
     @property
+    def size_divisibility(self) -> int:
+        """Pixels that both sides of a padded batch are a multiple of."""
+        return max(self.backbone.size_divisibility, *REFINED_STRIDES)
+
+    @property
     def vlm(self) -> nn.Module:
         """The frozen vision-language model."""
         return self.head.vlm
@@ -118,7 +123,7 @@ class AlignZeg(nn.Module):
         vocabulary = _shared_vocabulary(batched_inputs)
         images = ImageList.from_tensors(
             [item["image"].to(self.device).float() for item in batched_inputs],
-            max(self.backbone.size_divisibility, max(REFINED_STRIDES)),
+            self.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
         outputs = self.outputs(images, vocabulary)
@@ -208,7 +213,10 @@ def pad_targets(targets: Targets, size: tuple[int, int]) -> Targets:
     if not any(edges):
         return targets
     return dataclasses.replace(
-        targets, masks=F.pad(targets.masks, edges), valid=F.pad(targets.valid, edges)
+        targets,
+        masks=F.pad(targets.masks, edges),
+        valid=F.pad(targets.valid, edges),
+        padding=F.pad(torch.zeros_like(targets.valid), edges, value=True),
     )
 
 

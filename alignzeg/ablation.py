@@ -1,0 +1,191 @@
+"""Many configs over several seeds: resumable runs, one JSON, mean and spread."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "AR50_seen", "AR50_unseen")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what it is called in the table and on disk.
+        config: YAML file.
+        weights_from: name of a row whose final weights are evaluated instead of training; empty to
+            train.
+    """
+
+    name: str
+    config: Path
+    weights_from: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run, where.
+
+    Attributes:
+        rows: lines of the table; a row stands behind the row that it takes weights from.
+        seeds: each row is trained once with each.
+        output: folder of the runs, `<output>/<row>/seed_<seed>`.
+        opts: KEY VALUE pairs for every run.
+        jobs: runs at a time; the cores are shared out evenly.
+        train_net: the training script.
+    """
+
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    output: Path
+    opts: tuple[str, ...]
+    jobs: int
+    train_net: Path
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where a row's run with a seed lives."""
+        return self.output / name / f"seed_{seed}"
+
+
+def check(plan: Plan) -> None:
+    """Refuses a plan that cannot work, before anything runs.
+
+    Raises:
+        ValueError: naming the missing file, the doubled name or the unknown row.
+    """
+    names = [row.name for row in plan.rows]
+    if not names or not plan.seeds:
+        raise ValueError("an ablation needs at least one config and one seed")
+    if len(set(names)) < len(names):
+        raise ValueError(f"two configs share a name: {names}; rename one of the files")
+    for index, row in enumerate(plan.rows):
+        if not row.config.is_file():
+            raise ValueError(f"no config file {row.config}")
+        if row.weights_from and row.weights_from not in names[:index]:
+            raise ValueError(
+                f"row {row.name!r} takes the weights of {row.weights_from!r}, which is not among "
+                f"the rows before it: {names[:index]}"
+            )
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Does what is not done yet and summarises everything.
+
+    A run that has its result is kept if it was started by the same command; one that was cut off is
+    resumed from its last checkpoint.
+
+    Returns:
+        {"rows": {name: {"seeds": {seed: metrics}, "mean": {...}, "spread": {...}}}}; the spread is
+        the sample standard deviation over seeds.
+
+    Raises:
+        ValueError: as `check`.
+        RuntimeError: if a run fails; the message holds the end of its log. Other runs are kept.
+    """
+    check(plan)
+    # Rows that reuse weights wait for those they need.
+    for group in (
+        [row for row in plan.rows if not row.weights_from],
+        [row for row in plan.rows if row.weights_from],
+    ):
+        # Seed by seed, so that a first column of the table is complete early.
+        todo = [(row, seed) for seed in plan.seeds for row in group]
+        with ThreadPoolExecutor(plan.jobs) as pool:
+            list(pool.map(lambda pair: _run_one(plan, *pair), todo))
+    rows = {row.name: _row_summary(plan, row) for row in plan.rows}
+    summary = {"seeds": list(plan.seeds), "opts": list(plan.opts), "rows": rows}
+    plan.output.mkdir(parents=True, exist_ok=True)
+    path = plan.output / "ablation.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(summary, indent=1))
+    os.replace(temporary, path)
+    return summary
+
+
+def _command(plan: Plan, row: Row, seed: int) -> list[str]:
+    command = [sys.executable, str(plan.train_net), "--config-file", str(row.config)]
+    if row.weights_from:
+        weights = plan.folder(row.weights_from, seed) / "model_final.pth"
+        command += ["--eval-only", "MODEL.WEIGHTS", str(weights)]
+    else:
+        command.append("--resume")
+    return [*command, *plan.opts, "SEED", str(seed), "OUTPUT_DIR", str(plan.folder(row.name, seed))]
+
+
+def _run_one(plan: Plan, row: Row, seed: int) -> None:
+    folder = plan.folder(row.name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = _command(plan, row, seed)
+    # What was run is part of the result: another config or schedule is another run.
+    identity = "\n".join([*command[1:], row.config.read_text()])
+    marker = folder / "ablation_done.txt"
+    if marker.is_file() and marker.read_text() == identity:
+        logger.info("%s, seed %d: kept", row.name, seed)
+        return
+    logger.info("%s, seed %d: running, log in %s", row.name, seed, folder / "ablation_log.txt")
+    threads = str(max((os.cpu_count() or 1) // plan.jobs, 1))
+    with open(folder / "ablation_log.txt", "a") as log:
+        code = subprocess.run(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            check=False,
+        ).returncode
+    if code:
+        tail = (folder / "ablation_log.txt").read_text()[-2000:]
+        raise RuntimeError(f"{row.name} with seed {seed} failed with exit code {code}:\n{tail}")
+    marker.write_text(identity)
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of a run's last evaluation, in percent by name.
+
+    Raises:
+        ValueError: if the run has no evaluation, or evaluated several data sets.
+    """
+    files = sorted((folder / "inference").glob("evaluation_*.json"))
+    if len(files) != 1:
+        raise ValueError(
+            f"{folder / 'inference'} holds {len(files)} evaluations and the table needs one; "
+            "give DATASETS.TEST one data set, and delete the folder of a run that was cut off"
+        )
+    metrics = json.loads(files[0].read_text())["metrics"]
+    return {name: metrics[name] for name in METRICS if metrics.get(name) is not None}
+
+
+def _row_summary(plan: Plan, row: Row) -> dict[str, Any]:
+    seeds = {seed: read_metrics(plan.folder(row.name, seed)) for seed in plan.seeds}
+    values = {name: [m[name] for m in seeds.values() if name in m] for name in METRICS}
+    return {
+        "config": str(row.config),
+        "seeds": seeds,
+        "mean": {name: statistics.fmean(v) for name, v in values.items() if v},
+        "spread": {name: statistics.stdev(v) for name, v in values.items() if len(v) > 1},
+    }
+
+
+def table(summary: dict[str, Any], metrics: Sequence[str] = METRICS) -> str:
+    """The summary as a Markdown table, mean ± spread in percent."""
+    lines = ["| row | " + " | ".join(metrics) + " |", "|--" * (len(metrics) + 1) + "|"]
+    for name, row in summary["rows"].items():
+        cells = []
+        for metric in metrics:
+            mean, spread = row["mean"].get(metric), row["spread"].get(metric)
+            cell = "" if mean is None else f"{mean:.1f}"
+            cells.append(cell if spread is None else f"{cell} ± {spread:.1f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""The ablation: a list of configs over seeds. Run it again to go on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from alignzeg.ablation import Plan, Row, check, run, table
+
+ROOT = Path(__file__).resolve().parent.parent
+ZEROSHAPES = [
+    f"configs/zeroshapes/{name}.yaml"
+    for name in ("baseline", "mrpe", "gepc_fes", "gepc", "alignzeg", "baseline_shift")
+]
+
+
+def main() -> int:
+    """Parses the command line and runs the plan."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--configs", nargs="+", default=ZEROSHAPES, help="one row each")
+    parser.add_argument(
+        "--reuse",
+        nargs="*",
+        default=["baseline_shift=baseline"],
+        metavar="ROW=OTHER",
+        help="evaluate ROW with the weights that row OTHER trained",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--output", default="output/ablation")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    names = {Path(config).stem for config in args.configs}
+    reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
+    plan = Plan(
+        rows=tuple(
+            Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs
+        ),
+        seeds=tuple(args.seeds),
+        output=Path(args.output),
+        opts=tuple(args.opts),
+        jobs=args.jobs,
+        train_net=ROOT / "tools" / "train_net.py",
+    )
+    try:
+        check(plan)
+        sys.stdout.write(table(run(plan)) + "\n")
+    except (ValueError, RuntimeError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command to go on\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Chooses the bias correction on pseudo-unseen classes, never looking at an unseen label.
+
+Trains nothing: give it the weights of a model that was trained with
+`ALIGNZEG.DATA.HOLD_OUT pseudo_unseen`, and it prints how every strength of the correction does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from alignzeg.calibration import best, cache_proposals, sweep
+from alignzeg.data.catalog import get_vocabulary
+from alignzeg.engine import AlignZegCheckpointer, Trainer, guarded, setup_config
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    """Runs the sweep and writes its result."""
+    opts = ["ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen", "ALIGNZEG.TEST.RECALL", "False", *args.opts]
+    cfg = setup_config(args.config_file, opts)
+    vocabulary = get_vocabulary(args.dataset, cfg.ALIGNZEG.DATA.HOLD_OUT)
+    model = Trainer.build_model(cfg).eval()
+    AlignZegCheckpointer(model).load(args.weights)
+    cached = cache_proposals(model, Trainer.build_test_loader(cfg, args.dataset), args.dataset)
+    settings = sweep(model, cached, vocabulary, args.gammas, args.thresholds)
+    for setting in settings:
+        sys.stdout.write(json.dumps(dataclasses.asdict(setting)) + "\n")
+    chosen = best(settings)
+    sys.stdout.write(f"best: GAMMA {chosen.gamma} THRESHOLD {chosen.threshold}\n")
+    result = {
+        "weights": args.weights,
+        "dataset": args.dataset,
+        "images": len(cached),
+        "pseudo_unseen": [vocabulary.names[i] for i in vocabulary.unseen_ids],
+        "best": dataclasses.asdict(chosen),
+        "settings": [dataclasses.asdict(setting) for setting in settings],
+    }
+    path = Path(args.output or Path(args.weights).with_name("calibration.json"))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1))
+    os.replace(temporary, path)
+
+
+def main() -> int:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--weights", required=True, help="trained with the pseudo-unseen held out")
+    parser.add_argument("--dataset", default="zeroshapes_calib")
+    parser.add_argument("--output", help="default: calibration.json beside the weights")
+    parser.add_argument(
+        "--gammas", nargs="+", type=float, default=[0, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15]
+    )
+    parser.add_argument(
+        "--thresholds", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    )
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    return guarded(lambda: calibrate(args), debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
