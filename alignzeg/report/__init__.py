@@ -1,0 +1,6 @@
+"""The comparison of runs as one self-contained HTML file."""
+
+from alignzeg.report.page import About, write_report
+from alignzeg.report.runs import RunResult, Sample, read_run
+
+__all__ = ["About", "RunResult", "Sample", "read_run", "write_report"]

@@ -1,0 +1,132 @@
+"""The page that holds the sections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from alignzeg.report import sections
+from alignzeg.report.runs import RunResult, Sample
+from alignzeg.structures import Vocabulary
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says beside the numbers.
+
+    Attributes:
+        title: the headline.
+        lead: one or two sentences on what was done.
+        commands: what makes the report again, before the runs' own commands.
+        facts: settings and durations, name -> value.
+    """
+
+    title: str
+    lead: str
+    commands: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_report(
+    path: str | Path,
+    runs: Sequence[RunResult],
+    samples: Sequence[Sample],
+    vocabulary: Vocabulary,
+    about: About,
+) -> Path:
+    """Writes one HTML file that needs nothing else: no network, no script, no other file.
+
+    Args:
+        path: the file; its folder is made. It appears in one piece.
+        runs: the first is what the others are compared with; at most four.
+        samples: validation pictures, shown in this order.
+        vocabulary: names and seen flags of the label maps.
+        about: headline and settings.
+
+    Raises:
+        ValueError: if there is no run, or there are more than four.
+    """
+    if not 1 <= len(runs) <= 4:
+        raise ValueError(f"a report shows one to four runs; got {len(runs)}")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(render(runs, samples, vocabulary, about), encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def render(
+    runs: Sequence[RunResult], samples: Sequence[Sample], vocabulary: Vocabulary, about: About
+) -> str:
+    """The page as text."""
+    style = (resources.files("alignzeg") / "assets" / "report.css").read_text(encoding="utf-8")
+    protocol = runs[-1].protocol
+    body = "".join(
+        [
+            sections.section("Result", _protocol_note(protocol), sections.headline(runs)),
+            sections.section(
+                "What it looks like",
+                "Validation pictures. Orange marks classes that had no mask in training. What the truth "
+                "leaves unlabelled is not scored; the models name it all the same.",
+                sections.samples_grid(samples, runs, vocabulary),
+            ),
+            sections.section(
+                "Does the model still find what it was not taught?",
+                "Share of segments, whatever their class, that some proposed mask covers with an "
+                "IoU of at least 0.5, over training, in percent. Training rewards masks of seen "
+                "classes only; a falling solid line is a model that forgets the unseen ones.",
+                sections.recall_chart(runs),
+            ),
+            sections.section(
+                "Seen and unseen mixed up",
+                "Of the pixels of each kind of class, the share that was called either kind.",
+                sections.confusions(runs),
+            ),
+            sections.section(
+                "Bias audit",
+                "The bias towards seen classes in figures. The difference is green where the "
+                "change is for the better.",
+                sections.audit(runs),
+            ),
+            sections.section(
+                "Class by class",
+                "IoU in percent. Unseen classes first.",
+                sections.class_bars(runs),
+            ),
+            sections.section(
+                "Training losses",
+                "Each term as it was logged, with its weight; of the masks, the final layer.",
+                sections.loss_charts(runs),
+            ),
+            sections.section(
+                "How to do it again",
+                "Settings, durations and commands.",
+                sections.settings(runs, about.commands, about.facts),
+            ),
+        ]
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(about.title)}</title><style>{style}</style></head><body>"
+        f'<header><h1>{escape(about.title)}</h1><p class="lead">{escape(about.lead)}</p>'
+        f"{sections.heroes(runs)}</header><main>{body}</main>"
+        "<footer>Written by alignzeg. This file is complete in itself.</footer></body></html>\n"
+    )
+
+
+def _protocol_note(protocol: Mapping[str, Any]) -> str:
+    if not protocol:
+        return "In percent."
+    parts = [
+        f"{protocol.get('images', '?')} pictures of {protocol.get('dataset', '?')}, "
+        f"{protocol.get('seen', '?')} seen and {protocol.get('unseen', '?')} unseen classes",
+        *(str(protocol[key]) for key in ("setting", "background") if protocol.get(key)),
+    ]
+    return escape("In percent. " + "; ".join(parts) + ".")

@@ -1,0 +1,132 @@
+"""What a report knows about a run, read from the files that training and evaluation left."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = list[tuple[int, float]]
+
+# Losses of earlier decoder layers end in _0, _1, ...; they follow the final one closely.
+_AUXILIARY = re.compile(r"_\d+$")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One trained and evaluated model. Whatever is missing is left out of the report.
+
+    Attributes:
+        name: short key, such as "baseline".
+        label: what readers see.
+        metrics: figures of the last evaluation, in percent.
+        classes: one row per class with "name", "seen", "IoU" (percent or None).
+        groups: pixels by true and predicted group, {"seen": {"seen": ..., "unseen": ...}, ...}.
+        protocol: what was evaluated, as the evaluator describes it.
+        losses: (iteration, value) of every logged loss, final decoder layer only.
+        evaluations: (iteration, value in percent) of every figure of the periodic evaluations.
+        command: what trains it again.
+        config: its whole config as YAML text.
+    """
+
+    name: str
+    label: str
+    metrics: Mapping[str, float | None]
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, Points] = field(default_factory=dict)
+    evaluations: Mapping[str, Points] = field(default_factory=dict)
+    command: str = ""
+    config: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One validation picture.
+
+    Attributes:
+        name: shown under it.
+        picture: (H, W, 3) uint8 RGB.
+        truth: (H, W) class ids; ids without a class are unlabelled.
+        predictions: (H, W) class ids by run name.
+    """
+
+    name: str
+    picture: NDArray[np.uint8]
+    truth: NDArray
+    predictions: Mapping[str, NDArray]
+
+
+def read_run(
+    name: str, label: str, folder: str | Path, dataset: str, command: str = ""
+) -> RunResult:
+    """Collects a run from its OUTPUT_DIR.
+
+    Args:
+        name: short key.
+        label: what readers see.
+        folder: OUTPUT_DIR of the training.
+        dataset: the test set whose evaluation is shown.
+        command: what trains it again.
+
+    Raises:
+        ValueError: if there is no evaluation of that data set; logs and config may be missing.
+    """
+    folder = Path(folder)
+    found = sorted(folder.rglob(f"evaluation_{dataset}.json"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise ValueError(f"no evaluation_{dataset}.json below {folder}; was the run evaluated?")
+    evaluation = json.loads(found[-1].read_text(encoding="utf-8"))
+    losses, evaluations = read_log(folder / "metrics.json")
+    config = folder / "config.yaml"
+    return RunResult(
+        name=name,
+        label=label,
+        metrics=evaluation.get("metrics", {}),
+        classes=evaluation.get("classes", []),
+        groups=evaluation.get("groups", {}),
+        protocol=evaluation.get("protocol", {}),
+        losses=losses,
+        evaluations=evaluations,
+        command=command,
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+    )
+
+
+def read_log(path: Path) -> tuple[dict[str, Points], dict[str, Points]]:
+    """Losses and periodic evaluations of a metrics.json: name -> (iteration, value).
+
+    A run that was resumed wrote some iterations twice; the later line counts. Lines that are cut
+    off are skipped.
+    """
+    losses: dict[str, dict[int, float]] = {}
+    evaluations: dict[str, dict[int, float]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        iteration = entry.get("iteration")
+        if iteration is None:
+            continue
+        for key, value in entry.items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                continue
+            if key.startswith("sem_seg/"):
+                evaluations.setdefault(key.removeprefix("sem_seg/"), {})[iteration] = value
+            elif (key == "total_loss" or key.startswith("loss_")) and not _AUXILIARY.search(key):
+                losses.setdefault(key, {})[iteration] = value
+    return _sorted(losses), _sorted(evaluations)
+
+
+def _sorted(table: Mapping[str, Mapping[int, float]]) -> dict[str, Points]:
+    return {key: sorted(points.items()) for key, points in table.items()}
