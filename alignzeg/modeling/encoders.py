@@ -7,6 +7,7 @@ of them and needs nothing from here.
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -49,6 +50,11 @@ def _pick(sizes: dict[str, dict], size: str, key: str) -> dict:
 def build_small_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """A narrow residual network with FPN, for small pictures such as those of zeroshapes."""
     widths = cfg.ALIGNZEG.ENCODER.SMALL_CHANNELS
+    if len(widths) != 4 or any(a >= b for a, b in pairwise(widths)) or any(w % 8 for w in widths):
+        raise ValueError(
+            "ALIGNZEG.ENCODER.SMALL_CHANNELS needs four growing multiples of 8, for example "
+            f"[32, 64, 96, 128]; got {list(widths)}"
+        )
     # Group norm, so that neither the batch size nor the number of processes changes the result.
     norm = partial(nn.GroupNorm, 8)
     stages = []
