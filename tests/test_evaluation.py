@@ -7,14 +7,17 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.samplers import InferenceSampler
-from detectron2.evaluation import print_csv_format
+from detectron2.evaluation import inference_on_dataset, print_csv_format
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from alignzeg.data import catalog
+from alignzeg.config import add_alignzeg_config
+from alignzeg.data import catalog, zeroshapes
 from alignzeg.data.benchmark import Benchmark
+from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.evaluation import (
     ZeroShotEvaluator,
     confusion,
@@ -348,9 +351,9 @@ def test_absent_groups_are_null_in_the_report_and_missing_in_the_result(tmp_path
     evaluator.process([record], [{"sem_seg": np.array([[0, 1, 2, 255]] * 4, np.uint8)}])
     result = evaluator.evaluate()["sem_seg"]
     assert result["sIoU"] == pytest.approx(25)
-    assert result["seen_rejected"] == pytest.approx(25)
     assert not {"uIoU", "hIoU", "unseen_to_seen", "AR50_seen"} & set(result)
     metrics = report_of(tmp_path)["metrics"]
+    assert metrics["seen_rejected"] == pytest.approx(25)
     assert metrics["uIoU"] is None
     assert metrics["hIoU"] is None
 
@@ -392,3 +395,37 @@ def test_impossible_input_is_refused(tmp_path, toy):
         ZeroShotEvaluator(toy, Vocabulary.from_unseen(["moon"], []))
     with pytest.raises(ValueError, match="no data set named 'judged_test'"):
         ZeroShotEvaluator("judged_test", catalog.get_vocabulary(toy))
+
+
+class Truth(torch.nn.Module):
+    """Answers with the ground truth, one proposal for each class."""
+
+    def forward(self, batch):
+        outputs = []
+        for sample in batch:
+            labels = catalog.read_labels(sample["sem_seg_file_name"], "zeroshapes_val")
+            masks = [labels == i for i in range(len(sample["vocabulary"]))]
+            logits = torch.from_numpy(np.stack(masks)).float() * 2 - 1
+            outputs.append({"sem_seg": labels, "mask_logits": logits})
+        return outputs
+
+
+def test_the_truth_about_zeroshapes_is_perfect(tmp_path, monkeypatch):
+    zeroshapes.write_dataset(tmp_path, "val", 6, size=64, workers=1)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    catalog.register_all()
+    cfg = get_cfg()
+    add_alignzeg_config(cfg)
+    cfg.DATASETS.TEST = ("zeroshapes_val",)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.DATALOADER.NUM_WORKERS = 0
+    loader = build_detection_test_loader(
+        cfg, "zeroshapes_val", mapper=ZeroShotMapper(cfg, is_train=False)
+    )
+    evaluator = ZeroShotEvaluator(
+        "zeroshapes_val", catalog.get_vocabulary("zeroshapes_val"), str(tmp_path)
+    )
+    result = inference_on_dataset(Truth(), loader, evaluator)["sem_seg"]
+    for name in ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "AR50_seen", "AR75_unseen"):
+        assert result[name] == pytest.approx(100)
+    assert result["unseen_to_seen"] == 0

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # IoU thresholds of the class-agnostic recall, and the name of each.
 RECALL_THRESHOLDS = {"AR50": 0.5, "AR75": 0.75}
+# What goes to the log and to metrics.json; the report holds everything.
+_HEADLINES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "seen_to_unseen")
 
 
 class ZeroShotEvaluator(DatasetEvaluator):
@@ -109,7 +111,8 @@ class ZeroShotEvaluator(DatasetEvaluator):
     def _count(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
         file_name = record["sem_seg_file_name"]
         gt = self._lookup[read_labels(file_name, self.dataset_name)]
-        pred = np.asarray(torch.as_tensor(output["sem_seg"]).cpu())
+        pred = output["sem_seg"]
+        pred = pred.cpu().numpy() if isinstance(pred, torch.Tensor) else np.asarray(pred)
         if gt.shape != pred.shape:
             raise ValueError(
                 f"label file {file_name} has shape {gt.shape} but the prediction {pred.shape}"
@@ -154,7 +157,8 @@ class ZeroShotEvaluator(DatasetEvaluator):
         """Sums the counts of all processes and reports; must be called by all of them.
 
         Returns:
-            {"sem_seg": {name: figure in percent}} on the main process, None on the others.
+            {"sem_seg": {name: figure in percent}} of the headline figures on the main process, None
+            on the others.
 
         Raises:
             ValueError: on every process, if one of them met a wrong file, or no image was counted.
@@ -169,7 +173,11 @@ class ZeroShotEvaluator(DatasetEvaluator):
             return None
         report = self._report(matrix, segments, images)
         self._write(report)
-        flat = {name: value for name, value in report["metrics"].items() if value is not None}
+        flat = {
+            name: value
+            for name, value in report["metrics"].items()
+            if value is not None and (name in _HEADLINES or name.startswith("AR"))
+        }
         logger.info(
             "Evaluation of %s in percent:\n%s\nProtocol: %s",
             self.dataset_name,
