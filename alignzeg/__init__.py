@@ -13,22 +13,37 @@ except ModuleNotFoundError as error:
     raise ImportError(
         "alignzeg needs Detectron2, which is not installed. `make setup` installs it; by hand, "
         "from a package index: uv pip install --python-version 3.10 --no-deps --target "
-        "\"$(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')\" "
+        '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
         "sal-detectron2==0.7.2; or from its source: pip install --no-build-isolation "
         "git+https://github.com/facebookresearch/detectron2.git"
     ) from None
 
-import importlib
-import importlib.util
-
 from alignzeg.config import add_alignzeg_config
+from alignzeg.data import catalog
+from alignzeg.losses import criteria
+from alignzeg.modeling import (
+    classifiers,
+    correctors,
+    encoders,
+    heads,
+    meta_arch,
+    proposals,
+    synthesizers,
+    vlm,
+)
 
 __version__ = "0.1.0"
-__all__ = ["add_alignzeg_config"]
+__all__ = [
+    "add_alignzeg_config",
+    "classifiers",
+    "correctors",
+    "criteria",
+    "encoders",
+    "heads",
+    "meta_arch",
+    "proposals",
+    "synthesizers",
+    "vlm",
+]
 
-for _name in ("alignzeg.losses.criteria", "alignzeg.modeling.meta_arch"):
-    try:
-        if importlib.util.find_spec(_name) is not None:
-            importlib.import_module(_name)
-    except ImportError:
-        pass
+catalog.register_all()

@@ -179,3 +179,8 @@ def _add_solver(node: CfgNode) -> None:
     solver.BACKBONE_MULTIPLIER = 0.1
     # Weight decay of embeddings. [M2F: 0]
     solver.WEIGHT_DECAY_EMBED = 0.0
+    # With SOLVER.AMP.ENABLED: float16 (CUDA only; a CPU then stays in full precision) or bfloat16.
+    solver.AMP_DTYPE = "float16"
+    # Let several processes look for parameters without gradient in each step; needed by a component
+    # that leaves some unused, and slower.
+    solver.FIND_UNUSED_PARAMETERS = False

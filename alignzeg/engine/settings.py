@@ -1,0 +1,209 @@
+"""From a YAML file and KEY VALUE pairs to one checked config."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.utils.file_io import PathManager
+
+from alignzeg.config import add_alignzeg_config
+
+logger = logging.getLogger(__name__)
+
+PLUGINS_KEY = "ALIGNZEG.PLUGINS"
+
+
+def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Builds the config of a run: defaults, then the file, then the KEY VALUE pairs.
+
+    The files listed in ALIGNZEG.PLUGINS are imported on the way. A plugin may define
+    `add_config(cfg)`, which is called before anything is merged, so that its keys are known.
+
+    Args:
+        config_file: a YAML file, possibly with `_BASE_`; empty for the defaults alone.
+        opts: keys and values in turn, as typed on a command line.
+
+    Returns:
+        The config, not frozen. MODEL.DEVICE is "cpu" where CUDA is asked for but not there.
+
+    Raises:
+        ValueError: on a missing or malformed file, an unknown key, a value of the wrong type, an
+            odd number of opts, or a plugin that cannot be imported.
+    """
+    pairs = [*_read_file(config_file), *_read_opts(opts)]
+    folder = Path(config_file).parent if config_file else Path()
+    return _build(pairs, folder)
+
+
+def config_from_yaml(text: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Builds a config from the YAML text that a checkpoint carries, then the KEY VALUE pairs.
+
+    Raises:
+        ValueError: as `setup_config`.
+    """
+    return _build([*_flatten(_safe_load(text, "the config text")), *_read_opts(opts)], Path())
+
+
+def default_config() -> CfgNode:
+    """Detectron2's defaults with the keys of its DeepLab project and of this one."""
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_alignzeg_config(cfg)
+    return cfg
+
+
+def flat_keys(cfg: Mapping[str, Any]) -> list[str]:
+    """All keys of a config, written with dots."""
+    return [key for key, _ in _flatten(cfg)]
+
+
+def _build(pairs: list[tuple[str, Any]], folder: Path) -> CfgNode:
+    cfg = default_config()
+    for key, value in pairs:
+        if key == PLUGINS_KEY:
+            _set(cfg, key, value)
+    cfg.ALIGNZEG.PLUGINS = [_find_plugin(name, folder) for name in cfg.ALIGNZEG.PLUGINS]
+    for file in cfg.ALIGNZEG.PLUGINS:
+        plugin = import_plugin(file)
+        if hasattr(plugin, "add_config"):
+            plugin.add_config(cfg)
+    for key, value in pairs:
+        if key != PLUGINS_KEY:
+            _set(cfg, key, value)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
+    if not config_file:
+        return []
+    if not PathManager.isfile(str(config_file)):
+        raise ValueError(f"config file {str(config_file)!r} does not exist")
+    try:
+        loaded = CfgNode.load_yaml_with_base(str(config_file), allow_unsafe=False)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"config file {str(config_file)!r} is not plain YAML: {' '.join(str(error).split())}"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"config file {str(config_file)!r}: {error}") from error
+    return list(_flatten(loaded))
+
+
+def _safe_load(text: str, what: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} is not plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{what} holds no keys")
+    return loaded
+
+
+def _read_opts(opts: Sequence[str]) -> list[tuple[str, Any]]:
+    for word in opts:
+        if word.startswith("--"):
+            raise ValueError(
+                f"{word} comes after the KEY VALUE pairs and would be ignored; put it before them"
+            )
+    if len(opts) % 2:
+        raise ValueError(
+            f"config options come in pairs KEY VALUE, but {len(opts)} words were given; "
+            f"the last one is {opts[-1]!r}"
+        )
+    return list(zip(opts[0::2], opts[1::2], strict=True))
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _set(cfg: CfgNode, key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    node: Any = cfg
+    for section in sections:
+        node = node.get(section) if isinstance(node, CfgNode) else None
+    if not isinstance(node, CfgNode) or leaf not in node:
+        near = difflib.get_close_matches(key, flat_keys(cfg), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown config key {key}{hint}")
+    if isinstance(node[leaf], CfgNode):
+        raise ValueError(f"config key {key} is a section; set one of {flat_keys(node[leaf])[:5]}")
+    node[leaf] = _coerce(key, value, node[leaf])
+
+
+def _coerce(key: str, value: Any, default: Any) -> Any:
+    """The value as the type of the default, which may cost nothing but a harmless conversion."""
+    word = value
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = {"true": True, "false": False, "null": None}.get(value.lower(), value)
+    if default is None or value is None or type(value) is type(default):
+        return value
+    if isinstance(default, str) and isinstance(word, str):
+        return word
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, (list, tuple)):
+        if isinstance(value, (list, tuple)):
+            return type(default)(value)
+        if isinstance(value, str):
+            return type(default)([value])
+    raise ValueError(
+        f"config key {key} is of type {type(default).__name__} (default {default!r}); "
+        f"got {word!r}, which is not"
+    )
+
+
+def _find_plugin(name: str, folder: Path) -> str:
+    places = [folder / name, Path(name)]
+    for place in places:
+        if place.is_file():
+            return str(place.resolve())
+    raise ValueError(
+        f"{PLUGINS_KEY} lists {name!r}, but there is no such file; looked for "
+        f"{' and '.join(str(place) for place in dict.fromkeys(places))}"
+    )
+
+
+def import_plugin(file: str | Path) -> ModuleType:
+    """Imports a Python file once per process, which registers the components in it.
+
+    Raises:
+        ValueError: if the import fails; the message names the file and the reason.
+    """
+    path = Path(file).resolve()
+    name = "alignzeg_plugin" + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"plugin {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"plugin {file}: {type(error).__name__}: {error}") from error
+    logger.info("imported plugin %s", path)
+    return module

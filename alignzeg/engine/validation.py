@@ -1,0 +1,132 @@
+"""Everything that can be wrong with a config, found before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils.registry import Registry
+
+from alignzeg.data.catalog import registered_names
+from alignzeg.engine.optim import AMP_DTYPES, LR_SCHEDULERS
+from alignzeg.registries import (
+    BIAS_CORRECTOR_REGISTRY,
+    CLASSIFIER_REGISTRY,
+    CRITERION_REGISTRY,
+    HEAD_REGISTRY,
+    PROPOSAL_EXTRACTOR_REGISTRY,
+    SYNTHESIZER_REGISTRY,
+    VLM_REGISTRY,
+)
+
+COMPONENTS: dict[str, Registry] = {
+    "VLM": VLM_REGISTRY,
+    "HEAD": HEAD_REGISTRY,
+    "EXTRACTOR": PROPOSAL_EXTRACTOR_REGISTRY,
+    "CLASSIFIER": CLASSIFIER_REGISTRY,
+    "SYNTHESIZER": SYNTHESIZER_REGISTRY,
+    "CORRECTOR": BIAS_CORRECTOR_REGISTRY,
+}
+
+
+def validate(
+    cfg: CfgNode, *, world_size: int = 1, training: bool = True, needs_weights: bool = False
+) -> None:
+    """Refuses a config that cannot run.
+
+    Args:
+        cfg: what `setup_config` returned.
+        world_size: processes of the whole run.
+        training: whether it trains, or only evaluates.
+        needs_weights: whether MODEL.WEIGHTS must be given.
+
+    Raises:
+        ValueError: naming the first key that is wrong, its value and what it could be. Missing
+            files of the data sets are found too.
+    """
+    validate_components(cfg)
+    validate_weights(cfg, needs_weights)
+    if training:
+        validate_solver(cfg, world_size)
+    validate_datasets(cfg, training)
+
+
+def validate_components(cfg: CfgNode) -> None:
+    """Refuses names that no registry knows."""
+    _check_name("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
+    _check_name("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
+    for section, registry in COMPONENTS.items():
+        name = cfg.ALIGNZEG[section].NAME
+        if name or section != "SYNTHESIZER":
+            _check_name(f"ALIGNZEG.{section}.NAME", name, registry)
+    for name in cfg.ALIGNZEG.CRITERIA:
+        _check_name("ALIGNZEG.CRITERIA", name, CRITERION_REGISTRY)
+
+
+def validate_weights(cfg: CfgNode, needed: bool) -> None:
+    """Refuses a weight file that is not there."""
+    weights = cfg.MODEL.WEIGHTS
+    if not weights and needed:
+        raise ValueError("MODEL.WEIGHTS is empty; give the checkpoint to evaluate")
+    if weights and "://" not in weights and not os.path.isfile(weights):
+        raise ValueError(f"MODEL.WEIGHTS is {weights!r}, but there is no such file")
+
+
+def validate_solver(cfg: CfgNode, world_size: int) -> None:
+    """Refuses batches that cannot be divided and schedules that do not exist."""
+    total, accumulate = cfg.SOLVER.IMS_PER_BATCH, cfg.ALIGNZEG.SOLVER.ACCUMULATE
+    if accumulate < 1:
+        raise ValueError(f"ALIGNZEG.SOLVER.ACCUMULATE is {accumulate}; it must be 1 or more")
+    if total < 1 or total % (accumulate * world_size):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {total}, the total batch of one step; it must be a multiple "
+            f"of {world_size} processes x ALIGNZEG.SOLVER.ACCUMULATE {accumulate}, "
+            f"such as {accumulate * world_size * max(1, total // (accumulate * world_size))}"
+        )
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE and cfg.ALIGNZEG.SOLVER.REFERENCE_BATCH:
+        raise ValueError(
+            "SOLVER.REFERENCE_WORLD_SIZE and ALIGNZEG.SOLVER.REFERENCE_BATCH would both scale the "
+            "learning rate; set one of them to 0"
+        )
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; it must be 1 or more")
+    _check_choice("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, LR_SCHEDULERS)
+    _check_choice("ALIGNZEG.SOLVER.AMP_DTYPE", cfg.ALIGNZEG.SOLVER.AMP_DTYPE, list(AMP_DTYPES))
+    _check_choice(
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE,
+        ["full_model", "norm", "value"],
+    )
+
+
+def validate_datasets(cfg: CfgNode, training: bool) -> None:
+    """Refuses data sets that are not registered, or whose files are not there."""
+    groups = {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST}
+    for key, names in groups.items():
+        # The training set is read in evaluation too: it says which classes were seen.
+        required = training == (key == "DATASETS.TRAIN")
+        if required and not names:
+            raise ValueError(f"{key} is empty; registered data sets: {registered_names()}")
+        for name in names:
+            if name not in DatasetCatalog:
+                raise ValueError(
+                    f"{key} names the unknown data set {name!r}; registered: {registered_names()}"
+                )
+    used = [*groups["DATASETS.TEST"], *(groups["DATASETS.TRAIN"] if training else ())]
+    for name in dict.fromkeys(used):
+        DatasetCatalog.get(name)
+
+
+def _check_name(key: str, name: str, registry: Registry) -> None:
+    _check_choice(key, name, sorted(known for known, _ in registry))
+
+
+def _check_choice(key: str, name: str, known: list[str]) -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{key} is {name!r}, which is unknown; {hint}It can be one of {known}")

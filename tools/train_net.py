@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Trains a config, or evaluates a checkpoint with --eval-only.
+
+    python tools/train_net.py --config-file configs/zeroshapes/alignzeg.yaml [KEY VALUE ...]
+
+Processes: --num-gpus N starts N of them (on the CPU where there is no GPU); torchrun and srun work
+too, without --num-gpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from alignzeg import engine
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What every process does."""
+    cfg = engine.start_run(engine.setup_config(args.config_file, args.opts), args)
+    run = engine.evaluate if args.eval_only else engine.train
+    return run(cfg, resume=args.resume)
+
+
+def start(args: argparse.Namespace) -> None:
+    """Checks everything, then starts the processes."""
+    cfg = engine.setup_config(args.config_file, args.opts)
+    engine.validate(
+        cfg,
+        world_size=engine.world_size(args),
+        training=not args.eval_only,
+        needs_weights=args.eval_only and not args.resume,
+    )
+    engine.launch(main, args, cfg.MODEL.DEVICE)
+
+
+if __name__ == "__main__":
+    sys.exit(
+        engine.guarded(
+            lambda: start(engine.parse_args()),
+            debug="--debug" in sys.argv or bool(os.environ.get("ALIGNZEG_DEBUG")),
+        )
+    )
