@@ -1,0 +1,156 @@
+"""Trainings as processes of their own, with progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from alignzeg.data.catalog import dataset_root
+from alignzeg.demo.plan import LABELS, Plan, identity, write_json
+
+DONE = "demo_done.json"
+_IDENTITY, _SPENT = "demo_identity.txt", "demo_spent.json"
+_TAIL_LINES = 25
+
+
+class DemoError(RuntimeError):
+    """A training failed; the message holds the end of its log and the log's path."""
+
+
+def train_all(plan: Plan, iterations: dict[str, int], console: Console) -> None:
+    """Trains and evaluates what is not done yet, `plan.jobs` runs at a time.
+
+    Raises:
+        DemoError: if one fails; the others are stopped and keep their checkpoints.
+    """
+    waiting = [name for name in LABELS if not _reusable(plan, name, console)]
+    if not waiting:
+        return
+    running: list[_Training] = []
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        try:
+            while waiting or running:
+                while waiting and len(running) < plan.jobs:
+                    running.append(_Training(plan, waiting.pop(0), iterations, progress))
+                running = [training for training in running if not training.finished()]
+                time.sleep(0.3)
+        finally:
+            for training in running:
+                training.stop()
+
+
+def _reusable(plan: Plan, name: str, console: Console) -> bool:
+    """Whether a run is done; clears its folder if it was made from something else."""
+    folder, current = plan.folder(name), identity(plan, name)
+    marker = folder / _IDENTITY
+    if folder.exists() and not (marker.is_file() and marker.read_text() == current):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(current)
+    done = (folder / DONE).is_file() and (folder / "model_final.pth").is_file()
+    if done:
+        console.print(f"{LABELS[name]}: trained already, used again", highlight=False)
+    return done
+
+
+class _Training:
+    """One training as a process of its own, watched through its metrics.json."""
+
+    def __init__(
+        self, plan: Plan, name: str, iterations: dict[str, int], progress: Progress
+    ) -> None:
+        self.name, self.folder = name, plan.folder(name)
+        self.total, self.progress = iterations[name], progress
+        self.log = self.folder / "demo_log.txt"
+        self.start = time.monotonic()
+        spent = self.folder / _SPENT
+        self.spent = json.loads(spent.read_text())["seconds"] if spent.is_file() else 0.0
+        self.task: TaskID = progress.add_task(LABELS[name], total=self.total)
+        threads = str(max(1, (os.cpu_count() or 1) // plan.jobs))
+        # Absolute, because the process is started in the repository.
+        root = str(dataset_root()[0])
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                plan.command(name),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={"OMP_NUM_THREADS": threads, **os.environ, "DETECTRON2_DATASETS": root},
+            )
+
+    def finished(self) -> bool:
+        """Updates the bar; True once the run is complete.
+
+        Raises:
+            DemoError: if the process failed.
+        """
+        code = self.process.poll()
+        done = last_iteration(self.folder / "metrics.json") + 1
+        last = done >= self.total
+        label = LABELS[self.name]
+        self.progress.update(
+            self.task, completed=done, description=f"{label}, evaluating" if last else label
+        )
+        if code is None:
+            return False
+        if code != 0:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            raise DemoError(
+                f"{label} failed with exit code {code}; the end of {self.log}:\n"
+                + "\n".join(lines[-_TAIL_LINES:])
+            )
+        self.progress.update(self.task, completed=self.total, description=label)
+        write_json(self.folder / DONE, {"seconds": round(self._seconds(), 1)})
+        return True
+
+    def _seconds(self) -> float:
+        """Wall time of this run, earlier parts of it included."""
+        return self.spent + time.monotonic() - self.start
+
+    def stop(self) -> None:
+        """Asks the process to end, and insists after five seconds."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        write_json(self.folder / _SPENT, {"seconds": self._seconds()})
+
+
+def last_iteration(path: Path) -> int:
+    """The last iteration that a metrics.json speaks of; -1 if there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return -1
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["iteration"])
+        except (json.JSONDecodeError, KeyError):
+            continue
+    return -1
