@@ -56,7 +56,8 @@ def zeroshapes(zeroshapes_files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tiny_opts(tmp_path: Path) -> list[str]:
     """KEY VALUE pairs that make a zeroshapes config run in seconds, writing to tmp_path."""
-    return [*TINY_OPTS, "OUTPUT_DIR", str(tmp_path / "output")]
+    cache = ["ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text")]
+    return [*TINY_OPTS, *cache, "OUTPUT_DIR", str(tmp_path / "output")]
 
 
 @pytest.fixture

@@ -1,0 +1,147 @@
+"""The rules of the house, read off the source: who may import whom, and who may read the config."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "alignzeg"
+FILES = sorted(PACKAGE.rglob("*.py"))
+IDS = [str(path.relative_to(REPOSITORY)) for path in FILES]
+
+# Longest prefix wins. Imports point to a lower layer; files of one room (the second value) may
+# import each other, other files of the same layer not.
+LAYERS = {
+    "alignzeg": (6, "alignzeg"),
+    "alignzeg.__main__": (6, "main"),
+    "alignzeg.doctor": (5, "doctor"),
+    "alignzeg.engine": (5, "engine"),
+    "alignzeg.evaluation": (4, "evaluation"),
+    "alignzeg.inference": (5, "inference"),
+    "alignzeg.modeling.meta_arch": (4, "meta_arch"),
+    "alignzeg.modeling.heads": (3, "heads"),
+    "alignzeg.modeling.pixel_branch": (3, "pixel_branch"),
+    "alignzeg.modeling": (2, ""),
+    "alignzeg.modeling.layers": (1, "layers"),
+    "alignzeg.modeling.fold": (1, "fold"),
+    "alignzeg.modeling.regions": (1, "regions"),
+    "alignzeg.modeling.templates": (1, "templates"),
+    "alignzeg.losses": (2, ""),
+    "alignzeg.losses.functional": (1, "functional"),
+    "alignzeg.data": (2, ""),
+    "alignzeg.data.catalog": (2, "catalog"),
+    "alignzeg.data.benchmark": (1, "benchmark"),
+    "alignzeg.data.labels": (1, "labels"),
+    "alignzeg.structures": (0, "structures"),
+    "alignzeg.registries": (0, "registries"),
+    "alignzeg.config": (0, "config"),
+}
+# Layer 5 may lean on each other, and only there: a tool needs the trainer and its settings.
+TOP = 5
+CONFIG_READERS = (
+    "from_config",
+    "build",
+    "_build",
+    "validate",
+    "setup",
+    "start",
+    "run_line",
+    "add_",
+)
+
+# Builders by another name.
+OTHER_READERS = {"training_vocabulary", "training_augmentations", "test_augmentations"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer(module: str) -> tuple[int, str]:
+    prefix = module
+    while prefix not in LAYERS or (prefix == "alignzeg" and module != "alignzeg"):
+        if "." not in prefix:
+            return TOP, module.split(".")[1]
+        prefix = prefix.rpartition(".")[0]
+    number, room = LAYERS[prefix]
+    return number, room or module
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules() -> set[str]:
+    return {module_name(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_imports_point_down(path: Path) -> None:
+    name = module_name(path)
+    number, room = layer(name)
+    known = modules()
+    for target in imported(ast.parse(path.read_text("utf-8"))):
+        assert target.split(".")[0] not in ("tools", "datasets", "tests"), (
+            f"{name} imports {target}"
+        )
+        if target not in known or target in ("alignzeg", name) or name == "alignzeg":
+            continue
+        if name.startswith(f"{target}.") or target.startswith(f"{name}."):
+            continue  # a package and what is in it
+        other, other_room = layer(target)
+        fine = other < number or other_room == room or (number == other == TOP)
+        assert fine, f"{name} (layer {number}) imports {target} (layer {other})"
+
+
+def config_reads(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, int]]:
+    """The innermost function around every `cfg.SOMETHING` and `self.cfg.SOMETHING`."""
+    for node in ast.iter_child_nodes(tree):
+        where = node.name if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else inside
+        if isinstance(node, ast.Attribute):
+            owner = node.value
+            named = isinstance(owner, ast.Name) and owner.id == "cfg"
+            held = isinstance(owner, ast.Attribute) and owner.attr == "cfg"
+            if (named or held) and node.attr.isupper():
+                yield where, node.lineno
+        yield from config_reads(node, where)
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_only_builders_read_the_config(path: Path) -> None:
+    number, room = layer(module_name(path))
+    if number >= TOP:
+        return
+    for function, line in config_reads(ast.parse(path.read_text("utf-8"))):
+        fine = function.startswith(CONFIG_READERS) or function in OTHER_READERS
+        assert fine, f"{path.name}:{line}: {function or 'the module'} reads cfg"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_nothing_prints_and_every_file_says_what_it_is(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    assert ast.get_docstring(tree), f"{path.name} has no docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "breakpoint"), f"{path.name}:{node.lineno}"
+
+
+def test_the_command_to_train_is_short() -> None:
+    lines = (REPOSITORY / "tools" / "train_net.py").read_text("utf-8").splitlines()
+    assert len(lines) < 80
+
+
+def test_the_table_names_files_that_exist() -> None:
+    planned = {"alignzeg.modeling.pixel_branch"}
+    known = modules()
+    assert {name for name in LAYERS if name not in known} <= planned
