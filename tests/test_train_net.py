@@ -86,7 +86,7 @@ def test_two_processes_count_the_same(
         env=environment(zeroshapes_files),
         stdout=subprocess.DEVNULL,
     )
-    assert spawned.wait(240) == 0
+    assert spawned.wait(500) == 0
     assert np.array_equal(matrix(tmp_path / "spawned"), matrix(trained))
 
 
@@ -99,7 +99,7 @@ def test_torchrun_trains_with_accumulation(zeroshapes_files: Path, tmp_path: Pat
         env=environment(zeroshapes_files),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     first = (tmp_path / "log.txt").read_text().splitlines()[0]
