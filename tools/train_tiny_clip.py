@@ -1,0 +1,44 @@
+"""Train the bundled tiny CLIP, or print its figures with --eval-only."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from alignzeg.tiny_clip.evaluation import evaluate
+from alignzeg.tiny_clip.model import ASSETS
+from alignzeg.tiny_clip.recipe import Recipe
+from alignzeg.tiny_clip.training import Job, train
+
+
+def main() -> int:
+    """Parse the recipe and run it, or judge what is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    fields = dataclasses.fields(Recipe)
+    for field in fields:
+        kind = type(field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    parser.add_argument("--output", type=Path, default=ASSETS / "alignzeg-tiny.safetensors")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between evaluations")
+    parser.add_argument("--eval-only", action="store_true", help="judge --weights, train nothing")
+    parser.add_argument("--weights", default="", help="for --eval-only; default: the bundled ones")
+    parser.add_argument("--scenes", type=int, default=200, help="for --eval-only")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if arguments.eval_only:
+        figures = evaluate(arguments.weights, arguments.scenes, arguments.region_blocks)
+        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+        return 0
+    recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields})
+    command = "python " + shlex.join(sys.argv)
+    train(Job(recipe, command, arguments.output, arguments.save_every))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
