@@ -47,9 +47,9 @@ class Setting:
 
     gamma: float
     threshold: float
-    sIoU: float | None
-    uIoU: float | None
-    hIoU: float | None
+    seen_iou: float | None
+    unseen_iou: float | None
+    harmonic_iou: float | None
 
 
 @torch.no_grad()
@@ -142,4 +142,6 @@ def sweep(
 
 def best(settings: Sequence[Setting]) -> Setting:
     """The setting with the highest hIoU; of equals, the mildest (lowest gamma)."""
-    return max(settings, key=lambda s: (-1.0 if s.hIoU is None else s.hIoU, -s.gamma))
+    return max(
+        settings, key=lambda s: (-1.0 if s.harmonic_iou is None else s.harmonic_iou, -s.gamma)
+    )

@@ -35,7 +35,7 @@ def _add_vlm(node: CfgNode) -> None:
     vlm.WEIGHTS = ""
     # "single", "vild" (14), "imagenet" (80), or templates of your own, each with one {}.
     vlm.TEMPLATES = ["vild"]
-    # MaskGuidedTokens (ViT) or MaskPooling (any tower).
+    # MaskGuidedTokens for a ViT, MaskPooling for any tower.
     vlm.REGIONS = "MaskGuidedTokens"
     # Last blocks in which a region's token attends to its own patches only; 3 is SAN's for
     # ViT-B/16. [ours]
@@ -125,7 +125,7 @@ def _add_losses(node: CfgNode) -> None:
     loss.DICE_WEIGHT = 5.0
     # lambda_3, synthetic features. [paper: 1]
     loss.SYNTHETIC_WEIGHT = 1.0
-    # lambda_4, diversity of the background prototypes, over this cosine. [weight paper, margin ours]
+    # lambda_4, diversity of the background prototypes above a cosine. [weight paper, margin ours]
     loss.DIVERSITY_WEIGHT = 0.1
     loss.DIVERSITY_MARGIN = 0.2
     # Weight of the unseen indicator's loss. [paper: 1]

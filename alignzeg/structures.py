@@ -63,7 +63,7 @@ class Vocabulary:
         """
         unknown = sorted(set(unseen) - set(names))
         if unknown:
-            raise ValueError(f"unseen classes {unknown} are not among the class names {list(names)}")
+            raise ValueError(f"unseen classes {unknown} are not among the classes {list(names)}")
         return cls(tuple(names), tuple(name not in set(unseen) for name in names))
 
     @classmethod
@@ -75,7 +75,7 @@ class Vocabulary:
         """
         both = sorted(set(seen) & set(unseen))
         if both:
-            raise ValueError(f"classes {both} are listed both as seen and as unseen; keep each in one")
+            raise ValueError(f"classes {both} are listed both as seen and as unseen")
         return cls((*seen, *unseen), (True,) * len(seen) + (False,) * len(unseen))
 
     @property

@@ -80,9 +80,7 @@ def test_unseen_names_never_enter_a_training_loss(cfg):
         for index, (name, seen) in enumerate(zip(vocabulary.names, vocabulary.seen, strict=True))
     )
     try:
-        other = registered_copy(
-            "nonsense", vocabulary=Vocabulary(nonsense, vocabulary.seen)
-        )
+        other = registered_copy("nonsense", vocabulary=Vocabulary(nonsense, vocabulary.seen))
         want = train_losses(cfg)
         cfg.DATASETS.TRAIN = (other,)
         assert train_losses(cfg) == want

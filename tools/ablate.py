@@ -37,9 +37,7 @@ def main() -> int:
     names = {Path(config).stem for config in args.configs}
     reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
     plan = Plan(
-        rows=tuple(
-            Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs
-        ),
+        rows=tuple(Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs),
         seeds=tuple(args.seeds),
         output=Path(args.output),
         opts=tuple(args.opts),

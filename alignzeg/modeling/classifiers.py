@@ -72,7 +72,7 @@ class CosineClassifier(nn.Module):
         return F.normalize(embeds, dim=-1)
 
     def score(self, embeds: Tensor, text: Tensor) -> Tensor:
-        """Scores (..., D) unit-length embeddings against (K, D) text: (..., K+1), background last."""
+        """Scores (..., D) embeddings against (K, D) text, both unit length: (..., K+1)."""
         classes = embeds @ text.T
         background = embeds @ self.background.T
         scaled = self.logit_scale * background

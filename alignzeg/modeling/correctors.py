@@ -119,7 +119,8 @@ class UnseenIndicator(nn.Module):
         super().__init__()
         if mode not in ("hard", "soft") or not 0 <= threshold <= 1:
             raise ValueError(
-                f"CORRECTOR needs MODE hard or soft and THRESHOLD in [0, 1]; got {mode!r}, {threshold}"
+                "CORRECTOR needs MODE hard or soft and THRESHOLD in [0, 1]; "
+                f"got {mode!r} and {threshold}"
             )
         self.logit_scale = logit_scale
         self.top_cosines = top_cosines

@@ -99,9 +99,7 @@ def sine_position(height: int, width: int, dim: int, device: torch.device | None
     """
     if dim % 4:
         raise ValueError(f"a sine position encoding needs channels in multiples of 4; got {dim}")
-    frequency = torch.exp(
-        torch.arange(dim // 4, device=device) * (-math.log(10000.0) / (dim // 4))
-    )
+    frequency = torch.exp(torch.arange(dim // 4, device=device) * (-math.log(10000.0) / (dim // 4)))
 
     def encode(length: int) -> Tensor:
         place = (torch.arange(length, device=device) + 0.5) / length * 2 * math.pi

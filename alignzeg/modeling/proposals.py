@@ -26,9 +26,7 @@ class QueryLayer(nn.Module):
         self, queries: Tensor, pixels: Tensor, position: Tensor, grid: Tensor, blocked: Tensor
     ) -> Tensor:
         """(B, Q, C) queries and (B, hw, C) pixels to (B, Q, C) queries."""
-        queries = self.cross(
-            queries, pixels, position=position, key_position=grid, blocked=blocked
-        )
+        queries = self.cross(queries, pixels, position=position, key_position=grid, blocked=blocked)
         return self.self(queries, position=position)
 
 
