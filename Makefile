@@ -55,7 +55,7 @@ typecheck: setup
 	$(PY) -m mypy
 
 bench: setup
-	$(PY) tools/bench.py
+	$(PY) tools/bench_fold.py
 
 check: lint typecheck test
 

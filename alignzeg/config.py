@@ -37,8 +37,8 @@ def _add_vlm(node: CfgNode) -> None:
     vlm.TEMPLATES = ["vild"]
     # MaskGuidedTokens for a ViT, MaskPooling for any tower.
     vlm.REGIONS = "MaskGuidedTokens"
-    # Last blocks in which a region's token attends to its own patches only; 3 is SAN's for
-    # ViT-B/16. [ours]
+    # Last blocks in which the token of a region attends to its own patches only. SAN takes the
+    # last 3 of a ViT-B/16.
     vlm.REGION_BLOCKS = 3
     # Shorter side in pixels that the VLM sees; 0 is the model's own resolution.
     vlm.IMAGE_SIZE = 0
