@@ -75,6 +75,8 @@ def _add_extractor(node: CfgNode) -> None:
     extractor.USE_VLM = True
     # Let the pixel features attend to the queries, the other half of "mutual". [paper]
     extractor.REFINE_FEATURES = True
+    # Start every query from the pixel features at its point of a square grid. [ours]
+    extractor.SEED_QUERIES = True
 
 
 def _add_classification(node: CfgNode) -> None:

@@ -22,7 +22,7 @@ from alignzeg.structures import Vocabulary
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "zeroshapes"
 SMALL = [
-    *("ALIGNZEG.EXTRACTOR.NUM_QUERIES", "8"),
+    *("ALIGNZEG.EXTRACTOR.NUM_QUERIES", "9"),
     *("ALIGNZEG.EXTRACTOR.HIDDEN_DIM", "32"),
     *("ALIGNZEG.ENCODER.SMALL_CHANNELS", "[16, 24, 32, 40]"),
     *("MODEL.FPN.OUT_CHANNELS", "32"),

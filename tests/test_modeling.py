@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
 
 from alignzeg.modeling.classifiers import CosineClassifier
 from alignzeg.modeling.correctors import ConstantShift, UnseenIndicator
 from alignzeg.modeling.layers import AttentionBlock, geometric_ensemble, sine_position
-from alignzeg.modeling.proposals import MutuallyRefinedExtractor, outside
+from alignzeg.modeling.proposals import MutuallyRefinedExtractor, PlainExtractor, outside
 from alignzeg.modeling.synthesizers import ManifoldMixup
 
 
@@ -145,21 +146,40 @@ def test_ensemble_exponents():
 
 
 def test_switched_off_refinement_is_the_plain_extractor():
-    from detectron2.layers import ShapeSpec
-
     shapes = {f"p{i}": ShapeSpec(channels=4, stride=2**i) for i in range(2, 6)}
-    sizes = {"num_queries": 3, "hidden_dim": 8, "layers": 3, "heads": 2, "ffn_dim": 8}
+    sizes = {"num_queries": 4, "hidden_dim": 8, "layers": 3, "heads": 2, "ffn_dim": 8}
     features = {k: torch.randn(1, 4, 64 // s.stride, 64 // s.stride) for k, s in shapes.items()}
     dense = torch.randn(1, 5, 8, 8)
 
-    def masks(use_vlm: bool, refine: bool, dense: torch.Tensor) -> torch.Tensor:
+    def masks(extractor: type, dense: torch.Tensor, **switches: bool) -> torch.Tensor:
         torch.manual_seed(3)
-        extractor = MutuallyRefinedExtractor(
-            input_shape=shapes, dense_dim=5, use_vlm=use_vlm, refine_features=refine, **sizes
-        )
-        return extractor(features, dense)[-1].mask_logits
+        part = extractor(input_shape=shapes, **sizes, **switches)
+        return part(features, dense)[-1].mask_logits
 
-    plain = masks(False, False, dense)
-    assert torch.equal(plain, masks(False, False, dense + 1))
-    assert not torch.allclose(masks(True, False, dense), masks(True, False, dense + 1))
-    assert not torch.allclose(plain, masks(False, True, dense))
+    def refined(dense: torch.Tensor, on: str = "") -> torch.Tensor:
+        names = ("use_vlm", "refine_features", "seed_queries")
+        switches = {name: name == on for name in names} | {"dense_dim": 5}
+        return masks(MutuallyRefinedExtractor, dense, **switches)
+
+    plain = masks(PlainExtractor, dense)
+    assert torch.equal(plain, refined(dense + 1))
+    assert not torch.allclose(refined(dense, "use_vlm"), refined(dense + 1, "use_vlm"))
+    assert not torch.allclose(plain, refined(dense, "refine_features"))
+    assert not torch.allclose(plain, refined(dense, "seed_queries"))
+
+
+def test_seeds_need_a_square_grid():
+    shapes = {f"p{i}": ShapeSpec(channels=4, stride=2**i) for i in range(2, 6)}
+    with pytest.raises(ValueError, match="square number such as 36, 64 or 100; got 10"):
+        MutuallyRefinedExtractor(
+            input_shape=shapes,
+            num_queries=10,
+            hidden_dim=8,
+            layers=3,
+            heads=2,
+            ffn_dim=8,
+            dense_dim=5,
+            use_vlm=True,
+            refine_features=True,
+            seed_queries=True,
+        )

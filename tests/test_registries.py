@@ -20,7 +20,7 @@ from alignzeg.registries import (
 )
 from alignzeg.structures import Outputs, Proposals
 
-B, Q, K, D, H, W = 2, 6, 5, 16, 64, 96
+B, Q, K, D, H, W = 2, 9, 5, 16, 64, 96
 
 
 def names(registry) -> list[str]:

@@ -393,7 +393,9 @@ def render_scene(
     owner = np.zeros((size, size), np.int64)  # 0 stuff, 1 clutter, 2.. things
     areas: dict[int, int] = {}
     names: dict[int, str] = {}
-    jobs = ["thing"] * int(rng.integers(things[0], things[1] + 1)) + ["clutter"] * int(rng.integers(1, 4))
+    jobs = ["thing"] * int(rng.integers(things[0], things[1] + 1)) + ["clutter"] * int(
+        rng.integers(1, 4)
+    )
     for job in rng.permutation(jobs):
         if job == "clutter":
             _paint_clutter(rng, image, owner, areas)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -12,6 +16,7 @@ from alignzeg.structures import Proposals
 
 MASK_STRIDE = 4
 REFINED_STRIDES = (32, 16, 8)
+SEED_STRIDE = 8
 
 
 class QueryLayer(nn.Module):
@@ -111,11 +116,24 @@ class PlainExtractor(nn.Module):
         return {int(s): conv(features[self.names[int(s)]]) for s, conv in self.project.items()}
 
     def refine(
-        self, index: int, stride: int, pixels: dict[int, Tensor], queries: Tensor
+        self,
+        index: int,
+        stride: int,
+        pixels: dict[int, Tensor],
+        queries: Tensor,
+        position: Tensor,
     ) -> dict[int, Tensor]:
         """The pixel features after layer `index` read `stride`; unchanged here."""
-        del index, stride, queries
+        del index, stride, queries, position
         return pixels
+
+    def first_queries(self, pixels: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """(B, Q, C) states and positions that the queries start with: learned, alike for all."""
+        batch = pixels[MASK_STRIDE].shape[0]
+        return (
+            self.query_embeds.weight.expand(batch, -1, -1),
+            self.query_position.weight.expand(batch, -1, -1),
+        )
 
     def predict(self, queries: Tensor, mask_features: Tensor) -> Proposals:
         """Masks of the queries as they are now."""
@@ -137,9 +155,7 @@ class PlainExtractor(nn.Module):
             One `Proposals` for every layer; the last is final.
         """
         pixels = self.pyramid(features, dense)
-        batch = pixels[MASK_STRIDE].shape[0]
-        queries = self.query_embeds.weight.expand(batch, -1, -1)
-        position = self.query_position.weight
+        queries, position = self.first_queries(pixels)
         current = self.predict(queries, pixels[MASK_STRIDE])
         proposals = []
         for index, layer in enumerate(self.layers):
@@ -153,7 +169,7 @@ class PlainExtractor(nn.Module):
                 sine_position(height, width, level.shape[1], level.device),
                 outside(current.mask_logits, (height, width)),
             )
-            pixels = self.refine(index, stride, pixels, queries)
+            pixels = self.refine(index, stride, pixels, queries, position)
             current = self.predict(queries, pixels[MASK_STRIDE])
             proposals.append(current)
         return tuple(proposals)
@@ -181,7 +197,9 @@ class MutuallyRefinedExtractor(PlainExtractor):
 
     Pixel features are Conv1x1(image features) + Conv1x1(VLM features) at every stride [ours:
     additive fusion]. After the queries have read a level, the level reads the queries [paper], and
-    the change it went through is added to the features that the masks are cut from [ours].
+    the change it went through is added to the features that the masks are cut from [ours]. Each
+    query starts from what lies at its point of a regular grid and not only from what was rewarded
+    in training [ours], so that things of unseen classes are asked for too.
 
     Source: AlignZeg (arXiv 2404.05667), section 3.2.
     """
@@ -199,6 +217,7 @@ class MutuallyRefinedExtractor(PlainExtractor):
         dense_dim: int,
         use_vlm: bool,
         refine_features: bool,
+        seed_queries: bool,
     ) -> None:
         """Builds the extractor; arguments as in `PlainExtractor`.
 
@@ -212,6 +231,11 @@ class MutuallyRefinedExtractor(PlainExtractor):
             dense_dim: D, channels of the VLM's dense features.
             use_vlm: fuse the VLM's dense features.
             refine_features: let pixel features attend to the queries.
+            seed_queries: start each query from the pixel features at its point of a square grid;
+                `num_queries` is then a square number.
+
+        Raises:
+            ValueError: as `PlainExtractor`, or if the number of queries is no square.
         """
         super().__init__(
             input_shape=input_shape,
@@ -235,6 +259,13 @@ class MutuallyRefinedExtractor(PlainExtractor):
             if refine_features
             else None
         )
+        self.seed_side = math.isqrt(num_queries) if seed_queries else 0
+        if seed_queries and self.seed_side**2 != num_queries:
+            raise ValueError(
+                "EXTRACTOR.SEED_QUERIES lays the queries on a square grid, so NUM_QUERIES must be "
+                f"a square number such as 36, 64 or 100; got {num_queries}"
+            )
+        self.seed = nn.Linear(hidden_dim, hidden_dim) if seed_queries else None
         self.merge = nn.ModuleList(
             nn.Conv2d(hidden_dim, hidden_dim, 1) for _ in range(layers if refine_features else 0)
         )
@@ -248,7 +279,22 @@ class MutuallyRefinedExtractor(PlainExtractor):
             "dense_dim": dense_dim,
             "use_vlm": cfg.ALIGNZEG.EXTRACTOR.USE_VLM,
             "refine_features": cfg.ALIGNZEG.EXTRACTOR.REFINE_FEATURES,
+            "seed_queries": cfg.ALIGNZEG.EXTRACTOR.SEED_QUERIES,
         }
+
+    def first_queries(self, pixels: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """Learned queries, each with the feature and the position of its point added."""
+        queries, position = super().first_queries(pixels)
+        if self.seed is None:
+            return queries, position
+        level = pixels[SEED_STRIDE]
+        batch, channels = level.shape[:2]
+        side = self.seed_side
+        centers = (torch.arange(side, device=level.device, dtype=level.dtype) * 2 + 1) / side - 1
+        points = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), dim=-1)
+        seeds = F.grid_sample(level, points.expand(batch, -1, -1, -1), align_corners=False)
+        queries = queries + self.seed(seeds.flatten(2).transpose(1, 2))
+        return queries, position + sine_position(side, side, channels, level.device)
 
     def pyramid(self, features: dict[str, Tensor], dense: Tensor) -> dict[int, Tensor]:
         """Fused pixel features (B, C, H/s, W/s) for every stride s."""
@@ -261,17 +307,20 @@ class MutuallyRefinedExtractor(PlainExtractor):
         }
 
     def refine(
-        self, index: int, stride: int, pixels: dict[int, Tensor], queries: Tensor
+        self,
+        index: int,
+        stride: int,
+        pixels: dict[int, Tensor],
+        queries: Tensor,
+        position: Tensor,
     ) -> dict[int, Tensor]:
         """Lets the level at `stride` attend to the queries and passes the change on to stride 4."""
         if self.refiners is None:
             return pixels
         level = pixels[stride]
         tokens = level.flatten(2).transpose(1, 2)
-        position = sine_position(*level.shape[-2:], level.shape[1], level.device)
-        refined = self.refiners[index](
-            tokens, queries, position=position, key_position=self.query_position.weight
-        )
+        grid = sine_position(*level.shape[-2:], level.shape[1], level.device)
+        refined = self.refiners[index](tokens, queries, position=grid, key_position=position)
         refined = refined.transpose(1, 2).reshape(level.shape)
         finest = pixels[MASK_STRIDE]
         change = resize(self.merge[index](refined - level), finest.shape[-2:])
