@@ -83,7 +83,7 @@ def score(
     model: nn.Module, cached: Sequence[CachedImage], vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """Metrics of the cached pictures under the model's present correction."""
-    matrix = np.zeros((len(vocabulary), len(vocabulary)), dtype=np.int64)
+    matrix = np.zeros((len(vocabulary), len(vocabulary) + 1), dtype=np.int64)
     for image in cached:
         probs = model.class_probs(image.outputs, vocabulary)[0, :, :-1]
         labels = fold_label_map(
