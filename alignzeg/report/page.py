@@ -72,8 +72,8 @@ def render(
             sections.section("Result", _protocol_note(protocol), sections.headline(runs)),
             sections.section(
                 "What it looks like",
-                "Validation pictures. Orange marks classes that had no mask in training. What the truth "
-                "leaves unlabelled is not scored; the models name it all the same.",
+                "Validation pictures. Orange marks classes that had no mask in training. What the "
+                "truth leaves unlabelled is not scored; the models name it all the same.",
                 sections.samples_grid(samples, runs, vocabulary),
             ),
             sections.section(
