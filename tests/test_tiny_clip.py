@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -145,8 +145,9 @@ def test_two_steps_of_training(tmp_path: Path) -> None:
     assert not torch.allclose(trained, fresh.visual.conv1.weight, atol=1e-3)
 
 
-def test_command_judges_the_bundled_weights() -> None:
+def test_command_judges_the_bundled_weights(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     script = Path(__file__).parents[1] / "tools" / "train_tiny_clip.py"
-    command = [sys.executable, str(script), "--eval-only", "--scenes", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["MaskGuidedTokens/all"] > 50
+    main = runpy.run_path(str(script))["main"]
+    monkeypatch.setattr(sys, "argv", [str(script), "--eval-only", "--scenes", "3"])
+    assert main() == 0
+    assert json.loads(capsys.readouterr().out)["MaskGuidedTokens/all"] > 50

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes one tiny CLIP; the numbers are those of the committed weights.
+    """What makes one tiny CLIP; the defaults are those of the committed weights.
 
     Attributes:
         steps: optimiser steps.
@@ -28,7 +28,7 @@ class Recipe:
         minutes: stop, with the schedule ended, after this much wall time; 0 means never.
     """
 
-    steps: int = 6000
+    steps: int = 3760
     batch: int = 16
     windows: int = 12
     lr: float = 1e-3
