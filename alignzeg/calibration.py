@@ -20,7 +20,6 @@ from torch import nn
 
 from alignzeg.data.labels import label_lookup, read_labels
 from alignzeg.evaluation import confusion, metrics_from_confusion
-from alignzeg.modeling.fold import fold_label_map
 from alignzeg.structures import Outputs, Vocabulary
 
 
@@ -85,14 +84,12 @@ def score(
     """Metrics of the cached pictures under the model's present correction."""
     matrix = np.zeros((len(vocabulary), len(vocabulary) + 1), dtype=np.int64)
     for image in cached:
-        probs = model.class_probs(image.outputs, vocabulary)[0, :, :-1]
-        labels = fold_label_map(
-            probs,
+        labels = model.label_map(
+            model.class_probs(image.outputs, vocabulary)[0],
             image.outputs.proposals[-1].mask_logits[0],
             image.padded_size,
             image.image_size,
             image.truth.shape,
-            **model.fold,
         )
         matrix += confusion(image.truth, labels.cpu().numpy(), len(vocabulary))
     return metrics_from_confusion(matrix, vocabulary.seen)

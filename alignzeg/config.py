@@ -77,6 +77,8 @@ def _add_extractor(node: CfgNode) -> None:
     extractor.REFINE_FEATURES = True
     # Start every query from the pixel features at its point of a square grid. [ours]
     extractor.SEED_QUERIES = True
+    # Draw masks together by likeness in the VLM's feature space. [ours]
+    extractor.LIKENESS = True
 
 
 def _add_classification(node: CfgNode) -> None:
@@ -163,6 +165,8 @@ def _add_inference(node: CfgNode) -> None:
     # 0 is the trained score alone. [ZegFormer 1/3 and 2/3; ours 0]
     test.ENSEMBLE_SEEN = 0.0
     test.ENSEMBLE_UNSEEN = 0.0
+    # Proposals whose masks overlap with this IoU share one vote; above 1 each has its own. [ours]
+    test.COPY_IOU = 0.5
     # "exact": upsample masks, then classes x masks; "fast": the product at stride 4, then upsample.
     test.FOLD = "exact"
     # Memory that one stripe of rows may take in the fold, MiB. [ours]

@@ -541,11 +541,11 @@ def test_indicator_with_one_group_or_none() -> None:
 
 
 def test_a_duplicate_learns_the_class_of_the_mask_it_covers() -> None:
-    """Four 4 x 4 cells of one mask on an 8 x 8 picture; the IoUs can be counted by hand."""
+    """Cells of 4 x 4 on an 8 x 8 picture; the IoUs can be counted by hand."""
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, :4] = True
     valid = torch.ones(8, 8, dtype=torch.bool)
-    valid[:4, 6:] = False  # a quarter of the mask's cells at the right is hidden, half of one cell
+    valid[:4, 6:] = False  # hides a quarter of the mask
     target = Targets(torch.tensor([1]), mask & valid, valid)
     cells = torch.full((1, 4, 2, 2), -1.0)
     cells[0, 0, 0] = 1.0  # the mask itself, matched

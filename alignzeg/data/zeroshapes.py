@@ -36,7 +36,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 _SUPERSAMPLE = 4
-_MIN_VISIBLE = 0.4
+_MIN_VISIBLE = 0.65
 _TRIES = 12
 
 
@@ -323,8 +323,8 @@ def _paint_thing(
     name = names[int(rng.integers(len(names)))]
     colour, shape = name.split()
     for _ in range(_TRIES):
-        radius = rng.uniform(13, 27) * size / 128
-        center = rng.uniform(0.1, 0.9, 2) * size
+        radius = rng.uniform(17, 28) * size / 128
+        center = rng.uniform(0.15, 0.85, 2) * size
         coverage = _coverage(OUTLINES[shape], center, radius, rng.uniform(0, 2 * np.pi), size)
         mask = coverage >= 0.5
         left = np.bincount(owner[~mask], minlength=number)
@@ -381,7 +381,7 @@ def render_scene(
 
     Returns:
         The scene; edges in the image are antialiased, masks are exact: a pixel belongs to the
-        topmost shape that covers at least half of it. At least 40 % of every thing inside the
+        topmost shape that covers at least half of it. At least 65 % of every thing inside the
         picture is visible.
 
     Raises:
@@ -487,7 +487,7 @@ def write_dataset(
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     stamp_path = base / f"{split}.json"
-    stamp = json.dumps({"format": 1, "size": size, "seed": seed, "classes": class_names()}).encode()
+    stamp = json.dumps({"format": 3, "size": size, "seed": seed, "classes": class_names()}).encode()
     fresh = stamp_path.exists() and stamp_path.read_bytes() == stamp
     for folder in folders:
         for path in folder.glob("*.png"):

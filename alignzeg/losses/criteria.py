@@ -278,7 +278,7 @@ class ClassCriterion(Criterion):
 
     @torch.no_grad()
     def _duplicates(self, mask_logits: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
-        """Proposals (n,) that cover a ground-truth mask, and the mask (n,) that each covers best."""
+        """Proposals (n,) that cover a ground-truth mask, and the mask (n,) each covers best."""
         if not len(target.labels):
             nobody = torch.empty(0, dtype=torch.long, device=mask_logits.device)
             return nobody, nobody

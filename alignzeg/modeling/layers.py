@@ -132,3 +132,24 @@ def geometric_ensemble(probs: Tensor, frozen_probs: Tensor, exponents: Tensor) -
     Source: ZegFormer (arXiv 2112.07910), equation 6.
     """
     return probs.pow(1 - exponents) * frozen_probs.pow(exponents)
+
+
+def vote_shares(mask_logits: Tensor, least_iou: float) -> Tensor:
+    """One vote for every group of proposals that show the same thing, shared among them.
+
+    Semantic inference sums over proposals. Ten copies of a large region, each leaking a little over
+    its border, would outvote the one proposal of the small thing beside it.
+
+    Args:
+        mask_logits: (Q, h, w).
+        least_iou: IoU of two binarised masks, in (0, 1], from which they count as copies.
+
+    Returns:
+        (Q,) in (0, 1], 1 over the sum of the IoUs with all copies, itself included.
+    """
+    masks = (mask_logits > 0).flatten(1).to(mask_logits.dtype)
+    both = masks @ masks.T
+    areas = masks.sum(dim=1)
+    ious = both / (areas[:, None] + areas[None] - both).clamp(min=1)
+    copies = ious.masked_fill(ious < least_iou, 0).fill_diagonal_(1)
+    return 1 / copies.sum(dim=1)

@@ -16,7 +16,7 @@ from alignzeg.data.catalog import training_vocabulary
 from alignzeg.losses.criteria import merge_losses
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.fold import fold_label_map
-from alignzeg.modeling.layers import geometric_ensemble
+from alignzeg.modeling.layers import geometric_ensemble, vote_shares
 from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
 from alignzeg.registries import build_criteria, build_head, build_vlm
 from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
@@ -43,6 +43,7 @@ class AlignZeg(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         ensemble: tuple[float, float],
+        copy_iou: float,
         fold: dict[str, Any],
     ) -> None:
         """Takes the parts, each by the contract of its registry.
@@ -56,6 +57,7 @@ class AlignZeg(nn.Module):
             pixel_mean: of the image encoder's input, RGB in 0..255.
             pixel_std: likewise.
             ensemble: exponents of the frozen VLM's score for seen and for unseen classes.
+            copy_iou: IoU from which two proposals share one vote; above 1 each has its own.
             fold: keyword arguments of `fold_label_map`: memory_mib, mode, reject_below.
         """
         super().__init__()
@@ -65,6 +67,7 @@ class AlignZeg(nn.Module):
         self.criteria = nn.ModuleList(criteria)
         self.seen = seen
         self.ensemble = ensemble
+        self.copy_iou = copy_iou
         self.fold = fold
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -83,6 +86,7 @@ class AlignZeg(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "ensemble": (test.ENSEMBLE_SEEN, test.ENSEMBLE_UNSEEN),
+            "copy_iou": test.COPY_IOU,
             "fold": {
                 "memory_mib": test.FOLD_MIB,
                 "mode": test.FOLD,
@@ -162,13 +166,9 @@ class AlignZeg(nn.Module):
         results = []
         for index, (item, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             logits = outputs.proposals[-1].mask_logits[index].float()
-            labels = fold_label_map(
-                probs[index, :, :-1],
-                logits,
-                padded_size=tuple(images.tensor.shape[-2:]),
-                image_size=size,
-                output_size=(item.get("height", size[0]), item.get("width", size[1])),
-                **self.fold,
+            output_size = (item.get("height", size[0]), item.get("width", size[1]))
+            labels = self.label_map(
+                probs[index], logits, tuple(images.tensor.shape[-2:]), size, output_size
             )
             rows, columns = (-(-edge // MASK_STRIDE) for edge in size)
             unseen = outputs.unseen_logits
@@ -181,6 +181,29 @@ class AlignZeg(nn.Module):
                 }
             )
         return results
+
+    def label_map(
+        self,
+        class_probs: Tensor,
+        mask_logits: Tensor,
+        padded_size: tuple[int, int],
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Tensor:
+        """Names every pixel from (Q, K+1) probabilities and (Q, h, w) masks of one image.
+
+        Sizes are (height, width) in pixels: of the padded batch, of the image inside it, and of the
+        (H, W) label map that is wanted.
+        """
+        votes = vote_shares(mask_logits, self.copy_iou).unsqueeze(-1)
+        return fold_label_map(
+            class_probs[:, :-1] * votes,
+            mask_logits,
+            padded_size=padded_size,
+            image_size=image_size,
+            output_size=output_size,
+            **self.fold,
+        )
 
     def class_probs(self, outputs: Outputs, vocabulary: Vocabulary) -> Tensor:
         """(B, Q, K+1) probabilities after bias correction and, by option, the ensemble."""

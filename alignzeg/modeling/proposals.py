@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,20 @@ from alignzeg.structures import Proposals
 MASK_STRIDE = 4
 REFINED_STRIDES = (32, 16, 8)
 SEED_STRIDE = 8
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What masks are read from.
+
+    Attributes:
+        levels: pixel features (B, C, H/s, W/s) by stride s.
+        frozen: (B, D, H/4, W/4) unit-length features of the frozen VLM, or None if they have no say
+            in the masks.
+    """
+
+    levels: dict[int, Tensor]
+    frozen: Tensor | None = None
 
 
 class QueryLayer(nn.Module):
@@ -110,34 +125,44 @@ class PlainExtractor(nn.Module):
             "ffn_dim": node.FFN_DIM,
         }
 
-    def pyramid(self, features: dict[str, Tensor], dense: Tensor) -> dict[int, Tensor]:
-        """Pixel features (B, C, H/s, W/s) for every stride s."""
+    def pyramid(self, features: dict[str, Tensor], dense: Tensor) -> Pixels:
+        """Pixel features for every stride; `dense` (B, D, Hv, Wv) has no say here."""
         del dense
-        return {int(s): conv(features[self.names[int(s)]]) for s, conv in self.project.items()}
+        return Pixels(
+            {int(s): conv(features[self.names[int(s)]]) for s, conv in self.project.items()}
+        )
 
     def refine(
         self,
         index: int,
         stride: int,
-        pixels: dict[int, Tensor],
+        pixels: Pixels,
         queries: Tensor,
         position: Tensor,
-    ) -> dict[int, Tensor]:
+    ) -> Pixels:
         """The pixel features after layer `index` read `stride`; unchanged here."""
         del index, stride, queries, position
         return pixels
 
-    def first_queries(self, pixels: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def first_queries(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
         """(B, Q, C) states and positions that the queries start with: learned, alike for all."""
-        batch = pixels[MASK_STRIDE].shape[0]
+        batch = pixels.levels[MASK_STRIDE].shape[0]
         return (
             self.query_embeds.weight.expand(batch, -1, -1),
             self.query_position.weight.expand(batch, -1, -1),
         )
 
-    def predict(self, queries: Tensor, mask_features: Tensor) -> Proposals:
-        """Masks of the queries as they are now."""
+    def predict(self, queries: Tensor, pixels: Pixels, previous: Tensor | None) -> Proposals:
+        """Masks of the queries as they are now.
+
+        Args:
+            queries: (B, Q, C).
+            pixels: what the masks are cut from.
+            previous: (B, Q, H/4, W/4) logits of the layer before; None at first.
+        """
+        del previous
         states = self.norm(queries)
+        mask_features = pixels.levels[MASK_STRIDE]
         # Mean-like scaling keeps the first logits near zero whatever the width.
         kernels = self.mask_embed(states) * states.shape[-1] ** -0.5
         batch, channels, height, width = mask_features.shape
@@ -156,11 +181,11 @@ class PlainExtractor(nn.Module):
         """
         pixels = self.pyramid(features, dense)
         queries, position = self.first_queries(pixels)
-        current = self.predict(queries, pixels[MASK_STRIDE])
+        current = self.predict(queries, pixels, None)
         proposals = []
         for index, layer in enumerate(self.layers):
             stride = REFINED_STRIDES[index % len(REFINED_STRIDES)]
-            level = pixels[stride]
+            level = pixels.levels[stride]
             height, width = level.shape[-2:]
             queries = layer(
                 queries,
@@ -170,9 +195,17 @@ class PlainExtractor(nn.Module):
                 outside(current.mask_logits, (height, width)),
             )
             pixels = self.refine(index, stride, pixels, queries, position)
-            current = self.predict(queries, pixels[MASK_STRIDE])
+            current = self.predict(queries, pixels, current.mask_logits)
             proposals.append(current)
         return tuple(proposals)
+
+
+def at_grid_points(level: Tensor, side: int) -> Tensor:
+    """(B, side * side, C) features of (B, C, h, w) at the centres of a square grid, row by row."""
+    centers = (torch.arange(side, device=level.device, dtype=level.dtype) * 2 + 1) / side - 1
+    points = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), dim=-1)
+    points = points.expand(len(level), -1, -1, -1)
+    return F.grid_sample(level, points, align_corners=False).flatten(2).transpose(1, 2)
 
 
 def outside(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -199,7 +232,8 @@ class MutuallyRefinedExtractor(PlainExtractor):
     additive fusion]. After the queries have read a level, the level reads the queries [paper], and
     the change it went through is added to the features that the masks are cut from [ours]. Each
     query starts from what lies at its point of a regular grid and not only from what was rewarded
-    in training [ours], so that things of unseen classes are asked for too.
+    in training, and likeness in the frozen VLM's feature space draws its mask together, also where
+    nothing was ever rewarded [ours].
 
     Source: AlignZeg (arXiv 2404.05667), section 3.2.
     """
@@ -218,6 +252,7 @@ class MutuallyRefinedExtractor(PlainExtractor):
         use_vlm: bool,
         refine_features: bool,
         seed_queries: bool,
+        likeness: bool,
     ) -> None:
         """Builds the extractor; arguments as in `PlainExtractor`.
 
@@ -233,9 +268,12 @@ class MutuallyRefinedExtractor(PlainExtractor):
             refine_features: let pixel features attend to the queries.
             seed_queries: start each query from the pixel features at its point of a square grid;
                 `num_queries` is then a square number.
+            likeness: let the VLM's features say which pixels belong together; needs `use_vlm` and
+                `seed_queries`.
 
         Raises:
-            ValueError: as `PlainExtractor`, or if the number of queries is no square.
+            ValueError: as `PlainExtractor`, or if the number of queries is no square, or likeness
+                lacks what it needs.
         """
         super().__init__(
             input_shape=input_shape,
@@ -266,6 +304,13 @@ class MutuallyRefinedExtractor(PlainExtractor):
                 f"a square number such as 36, 64 or 100; got {num_queries}"
             )
         self.seed = nn.Linear(hidden_dim, hidden_dim) if seed_queries else None
+        if likeness and not (use_vlm and seed_queries):
+            raise ValueError("EXTRACTOR.LIKENESS needs USE_VLM and SEED_QUERIES; turn them on too")
+        self.likeness = nn.Linear(hidden_dim, 2) if likeness else None
+        if self.likeness is not None:
+            # Scale and threshold of the cosine, the same for every query at first.
+            nn.init.zeros_(self.likeness.weight)
+            self.likeness.bias.data.copy_(torch.tensor([5.0, 0.5]))
         self.merge = nn.ModuleList(
             nn.Conv2d(hidden_dim, hidden_dim, 1) for _ in range(layers if refine_features else 0)
         )
@@ -280,48 +325,71 @@ class MutuallyRefinedExtractor(PlainExtractor):
             "use_vlm": cfg.ALIGNZEG.EXTRACTOR.USE_VLM,
             "refine_features": cfg.ALIGNZEG.EXTRACTOR.REFINE_FEATURES,
             "seed_queries": cfg.ALIGNZEG.EXTRACTOR.SEED_QUERIES,
+            "likeness": cfg.ALIGNZEG.EXTRACTOR.LIKENESS,
         }
 
-    def first_queries(self, pixels: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    def first_queries(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
         """Learned queries, each with the feature and the position of its point added."""
         queries, position = super().first_queries(pixels)
         if self.seed is None:
             return queries, position
-        level = pixels[SEED_STRIDE]
-        batch, channels = level.shape[:2]
-        side = self.seed_side
-        centers = (torch.arange(side, device=level.device, dtype=level.dtype) * 2 + 1) / side - 1
-        points = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), dim=-1)
-        seeds = F.grid_sample(level, points.expand(batch, -1, -1, -1), align_corners=False)
-        queries = queries + self.seed(seeds.flatten(2).transpose(1, 2))
-        return queries, position + sine_position(side, side, channels, level.device)
+        level = pixels.levels[SEED_STRIDE]
+        queries = queries + self.seed(at_grid_points(level, self.seed_side))
+        grid = sine_position(self.seed_side, self.seed_side, level.shape[1], level.device)
+        return queries, position + grid
 
-    def pyramid(self, features: dict[str, Tensor], dense: Tensor) -> dict[int, Tensor]:
-        """Fused pixel features (B, C, H/s, W/s) for every stride s."""
-        pixels = super().pyramid(features, dense)
+    def predict(self, queries: Tensor, pixels: Pixels, previous: Tensor | None) -> Proposals:
+        """Masks of the queries: what was learned, plus likeness in the frozen VLM's eyes.
+
+        A pixel is like a query as far as its VLM feature is like the mean feature of the query's
+        mask so far (at first: the feature at its point). Each query says how much that counts.
+        """
+        learned = super().predict(queries, pixels, previous)
+        if self.likeness is None or pixels.frozen is None:
+            return learned
+        if previous is None:
+            prototypes = at_grid_points(pixels.frozen, self.seed_side)
+        else:
+            shares = previous.detach().sigmoid().flatten(2)
+            prototypes = shares @ pixels.frozen.flatten(2).transpose(1, 2)
+        cosines = F.normalize(prototypes, dim=-1) @ pixels.frozen.flatten(2)
+        scale, threshold = self.likeness(learned.embeds).unsqueeze(-1).unbind(2)
+        likeness = (scale * (cosines - threshold)).reshape(learned.mask_logits.shape)
+        return Proposals(learned.embeds, learned.mask_logits + likeness)
+
+    def pyramid(self, features: dict[str, Tensor], dense: Tensor) -> Pixels:
+        """Fused pixel features for every stride, and the frozen ones beside them."""
+        levels = super().pyramid(features, dense).levels
         if self.project_vlm is None:
-            return pixels
-        return {
+            return Pixels(levels)
+        levels = {
             stride: level + resize(self.project_vlm[str(stride)](dense), level.shape[-2:])
-            for stride, level in pixels.items()
+            for stride, level in levels.items()
         }
+        if self.likeness is None:
+            return Pixels(levels)
+        # What all of the picture has in common says nothing about what belongs together.
+        centered = F.normalize(dense - dense.mean(dim=(2, 3), keepdim=True), dim=1)
+        frozen = F.normalize(resize(centered, levels[MASK_STRIDE].shape[-2:]), dim=1)
+        return Pixels(levels, frozen)
 
     def refine(
         self,
         index: int,
         stride: int,
-        pixels: dict[int, Tensor],
+        pixels: Pixels,
         queries: Tensor,
         position: Tensor,
-    ) -> dict[int, Tensor]:
+    ) -> Pixels:
         """Lets the level at `stride` attend to the queries and passes the change on to stride 4."""
         if self.refiners is None:
             return pixels
-        level = pixels[stride]
+        level = pixels.levels[stride]
         tokens = level.flatten(2).transpose(1, 2)
         grid = sine_position(*level.shape[-2:], level.shape[1], level.device)
         refined = self.refiners[index](tokens, queries, position=grid, key_position=position)
         refined = refined.transpose(1, 2).reshape(level.shape)
-        finest = pixels[MASK_STRIDE]
+        finest = pixels.levels[MASK_STRIDE]
         change = resize(self.merge[index](refined - level), finest.shape[-2:])
-        return pixels | {stride: refined, MASK_STRIDE: finest + change}
+        levels = pixels.levels | {stride: refined, MASK_STRIDE: finest + change}
+        return Pixels(levels, pixels.frozen)

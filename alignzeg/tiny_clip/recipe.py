@@ -25,6 +25,7 @@ class Recipe:
         dense_weight: weight of the same loss on the mean patch feature of the crop.
         whole_weight: weight of whole pictures with a caption naming several things.
         processes: processes of one thread; they share the batch.
+        init: weight file to go on from; empty starts afresh.
         minutes: stop, with the schedule ended, after this much wall time; 0 means never.
     """
 
@@ -44,3 +45,4 @@ class Recipe:
     whole_weight: float = 0.05
     minutes: float = 0.0
     processes: int = 2
+    init: str = ""

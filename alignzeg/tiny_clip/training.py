@@ -15,6 +15,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 
 from alignzeg.tiny_clip.evaluation import evaluate
@@ -108,6 +109,8 @@ def _run(rank: int, job: Job, store: str) -> None:
     if processes > 1:
         dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
     model, tokenizer = build_model(recipe.seed)
+    if recipe.init:
+        model.load_state_dict({k: v.float() for k, v in load_file(recipe.init).items()})
     parameters = list(model.parameters())
     rng = np.random.default_rng([recipe.seed, rank])
     share, pictures = recipe.pool_scenes // processes, recipe.batch // processes
