@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 logger = logging.getLogger(__name__)
 
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "AR50_seen", "AR50_unseen")
@@ -125,12 +127,20 @@ def _command(plan: Plan, row: Row, seed: int) -> list[str]:
     return [*command, *plan.opts, "SEED", str(seed), "OUTPUT_DIR", str(plan.folder(row.name, seed))]
 
 
+def _config_texts(config: Path) -> list[str]:
+    """The text of a config and of those it builds on."""
+    text = config.read_text()
+    content = yaml.safe_load(text)
+    base = content.get("_BASE_") if isinstance(content, dict) else None
+    return [text, *(_config_texts(config.parent / base) if base else [])]
+
+
 def _run_one(plan: Plan, row: Row, seed: int) -> None:
     folder = plan.folder(row.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     command = _command(plan, row, seed)
     # What was run is part of the result: another config or schedule is another run.
-    identity = "\n".join([*command[1:], row.config.read_text()])
+    identity = "\n".join([*command[1:], *_config_texts(row.config)])
     marker = folder / "ablation_done.txt"
     if marker.is_file() and marker.read_text() == identity:
         logger.info("%s, seed %d: kept", row.name, seed)

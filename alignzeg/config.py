@@ -140,8 +140,6 @@ def _add_losses(node: CfgNode) -> None:
     loss.IMPORTANCE_RATIO = 0.75
     # A proposal with less than this share of its area on valid pixels gets no class loss. [ours]
     loss.MIN_VALID_SHARE = 0.5
-    # An unmatched proposal with this IoU to a mask learns its class; above 1: background. [ours]
-    loss.DUPLICATE_IOU = 0.5
 
 
 def _add_data(node: CfgNode) -> None:

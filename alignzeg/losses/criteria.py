@@ -200,9 +200,7 @@ class MaskCriterion(Criterion):
 class ClassCriterion(Criterion):
     """loss_class: softmax cross-entropy over the seen classes and background.
 
-    Matched proposals learn their class, unmatched ones background. An unmatched proposal that
-    covers a ground-truth mask as well learns that mask's class: with a frozen VLM its embedding is
-    that of the matched one, and "background" would contradict it. An unmatched proposal that lies
+    Matched proposals learn their class, unmatched ones background. An unmatched proposal that lies
     mostly on hidden pixels may show an unseen class: it gets no loss. This choice looks at the mask
     logits on hidden pixels, through no gradient; a mask that is empty (or on padding alone) counts
     as background.
@@ -212,11 +210,9 @@ class ClassCriterion(Criterion):
         background_weight: of a background proposal relative to a matched one; the loss is the
             weighted mean.
         min_valid_share: least share of a binarised mask's area, in [0, 1], on supervised pixels.
-        duplicate_iou: least IoU, on supervised pixels, with which an unmatched proposal covers a
-            mask; above 1 none does.
         ignore_as_negative: hidden pixels count as supervised.
 
-    Source: MaskFormer (arXiv 2107.06278); the share and the duplicates are ours.
+    Source: MaskFormer (arXiv 2107.06278); the share is ours.
     """
 
     @configurable
@@ -226,7 +222,6 @@ class ClassCriterion(Criterion):
         weight: float,
         background_weight: float,
         min_valid_share: float,
-        duplicate_iou: float,
         ignore_as_negative: bool = False,
     ) -> None:
         super().__init__()
@@ -238,7 +233,6 @@ class ClassCriterion(Criterion):
         self.weight = weight
         self.background_weight = background_weight
         self.min_valid_share = min_valid_share
-        self.duplicate_iou = duplicate_iou
         self.ignore_as_negative = ignore_as_negative
 
     @classmethod
@@ -249,7 +243,6 @@ class ClassCriterion(Criterion):
             "weight": node.CLASS_WEIGHT,
             "background_weight": node.BACKGROUND_WEIGHT,
             "min_valid_share": node.MIN_VALID_SHARE,
-            "duplicate_iou": node.DUPLICATE_IOU,
             "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
         }
 
@@ -263,11 +256,7 @@ class ClassCriterion(Criterion):
         classes = torch.full(scores.shape[:2], background, device=scores.device)
         counted = torch.zeros(scores.shape[:2], dtype=torch.bool, device=scores.device)
         for image, (target, match) in enumerate(zip(targets, matches[-1], strict=True)):
-            mask_logits = outputs.proposals[-1].mask_logits[image]
-            covering, covered = self._duplicates(mask_logits, target)
-            classes[image, covering] = target.labels[covered]
-            counted[image] = self._judgeable(mask_logits, target)
-            counted[image, covering] = True
+            counted[image] = self._judgeable(outputs.proposals[-1].mask_logits[image], target)
             counted[image, match.proposals] = True
             classes[image, match.proposals] = target.labels[match.targets]
         entropy = F.cross_entropy(scores[counted], classes[counted], reduction="none")
@@ -275,22 +264,6 @@ class ClassCriterion(Criterion):
         # Nothing to judge gives 0 / floor; otherwise the sum is at least one proposal's weight.
         mean = (entropy * shares).sum() / shares.sum().clamp(min=1e-12)
         return {"loss_class": self.weight * mean}
-
-    @torch.no_grad()
-    def _duplicates(self, mask_logits: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
-        """Proposals (n,) that cover a ground-truth mask, and the mask (n,) each covers best."""
-        if not len(target.labels):
-            nobody = torch.empty(0, dtype=torch.long, device=mask_logits.device)
-            return nobody, nobody
-        size = (mask_logits.shape[1], mask_logits.shape[2])
-        area = functional.supervised_area(target, self.ignore_as_negative)
-        truth, weights = functional.grid_targets(target.masks, area, size)
-        masks, truth = (mask_logits > 0).flatten(1).float(), truth.flatten(1)
-        both = (masks * weights.flatten()) @ truth.T
-        either = masks @ weights.flatten()[:, None] + truth @ weights.flatten() - both
-        best, which = (both / either.clamp(min=1e-6)).max(dim=1)
-        covering = (best >= self.duplicate_iou).nonzero().flatten()
-        return covering, which[covering]
 
     @torch.no_grad()
     def _judgeable(self, mask_logits: Tensor, target: Targets) -> Tensor:
