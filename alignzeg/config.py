@@ -88,6 +88,8 @@ def _add_classification(node: CfgNode) -> None:
     classifier.NUM_BACKGROUND = 8
     # Channels inside the residual adapter. [ours]
     classifier.ADAPTER_DIM = 256
+    # Furthest that the adapter may move a unit-length embedding. [ours; CLIP-Adapter mixes in 0.2]
+    classifier.ADAPTER_REACH = 0.3
 
     synthesizer = node.SYNTHESIZER = CfgNode()
     # ManifoldMixup, or empty for none.
@@ -140,6 +142,8 @@ def _add_losses(node: CfgNode) -> None:
     loss.IMPORTANCE_RATIO = 0.75
     # A proposal with less than this share of its area on valid pixels gets no class loss. [ours]
     loss.MIN_VALID_SHARE = 0.5
+    # An unmatched proposal with this IoU to a mask gets no class loss; above 1 all do. [ours]
+    loss.COPY_IOU = 0.5
 
 
 def _add_data(node: CfgNode) -> None:

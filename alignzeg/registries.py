@@ -63,7 +63,7 @@ Extractor, region embedding, classifier and corrector as one. Built as `cls(cfg,
 
     forward(image (B, 3, H, W), features, text (K, D), seen_text (K_seen, D)) -> Outputs
     score(embeds (..., D), text (K, D)) -> (..., K+1)
-    synthesize(embeds (N, D), labels (N,), text (K, D)) -> SyntheticOutputs or None
+    synthesize(region_embeds (N, D), labels (N,), text (K, D)) -> SyntheticOutputs or None
 """
 
 CRITERION_REGISTRY = Registry("CRITERION")

@@ -107,6 +107,7 @@ def class_criterion(**changes) -> ClassCriterion:
         "weight": 2.0,
         "background_weight": 0.1,
         "min_valid_share": 0.0,
+        "copy_iou": 2.0,
     }
     return ClassCriterion(**(values | changes))
 
@@ -534,3 +535,38 @@ def test_indicator_with_one_group_or_none() -> None:
     assert nothing == 0 and (outputs.unseen_logits.grad == 0).all()
     with pytest.raises(ValueError, match="UnseenIndicator"):
         criterion(dataclasses.replace(outputs, unseen_logits=None), targets, matches)
+
+
+# --- copies
+
+
+def test_an_unmatched_copy_gets_no_loss() -> None:
+    """Cells of 4 x 4 on an 8 x 8 picture; the IoUs can be counted by hand."""
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, :4] = True
+    valid = torch.ones(8, 8, dtype=torch.bool)
+    valid[:4, 6:] = False  # hides a quarter of the mask
+    target = Targets(torch.tensor([1]), mask & valid, valid)
+    cells = torch.full((1, 4, 2, 2), -1.0)
+    cells[0, 0, 0] = 1.0  # the mask itself, matched
+    cells[0, 1, 0] = 1.0  # the same again: IoU 1
+    cells[0, 2, 0, 1] = 1.0  # its right cell: 8 of 24 supervised pixels, IoU 1/3
+    cells[0, 3] = 1.0  # everything: IoU 24 / 56
+    scores = torch.randn(1, 4, 3)
+    outputs = dataclasses.replace(
+        make_outputs(), proposals=(Proposals(torch.zeros(1, 4, 2), cells),), class_logits=scores
+    )
+    matches = [[Matches(torch.tensor([0]), torch.tensor([0]))]]
+
+    def loss(iou: float) -> float:
+        criterion = class_criterion(weight=1.0, background_weight=1.0, copy_iou=iou)
+        return criterion(outputs, [target], matches)["loss_class"].item()
+
+    def want(*judged: int) -> float:
+        classes = torch.tensor([1, 2, 2, 2])
+        return F.cross_entropy(scores[0, judged], classes[list(judged)]).item()
+
+    assert loss(1.01) == pytest.approx(want(0, 1, 2, 3))
+    assert loss(0.5) == pytest.approx(want(0, 2, 3))
+    assert loss(0.4) == pytest.approx(want(0, 2))
+    assert loss(0.33) == pytest.approx(want(0))

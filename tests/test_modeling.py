@@ -68,7 +68,8 @@ def test_outside_never_blocks_everything():
 
 def test_background_is_the_logsumexp_of_its_prototypes():
     torch.manual_seed(0)
-    classifier = CosineClassifier(embed_dim=6, logit_scale=7.0, num_background=3, adapter_dim=0)
+    no_adapter = {"adapter_dim": 0, "adapter_reach": 0.3}
+    classifier = CosineClassifier(embed_dim=6, logit_scale=7.0, num_background=3, **no_adapter)
     embeds, text = unit(4, 6), unit(2, 6)
     scores = classifier.score(embeds, text)
     for i in range(4):
@@ -80,10 +81,17 @@ def test_background_is_the_logsumexp_of_its_prototypes():
 def test_adapter_starts_as_the_identity():
     torch.manual_seed(0)
     embeds = unit(5, 6)
-    classifier = CosineClassifier(embed_dim=6, logit_scale=1.0, num_background=1, adapter_dim=4)
+    sizes = {"embed_dim": 6, "logit_scale": 1.0, "adapter_dim": 4, "adapter_reach": 0.3}
+    classifier = CosineClassifier(num_background=1, **sizes)
     torch.testing.assert_close(classifier.embed(embeds), embeds)
+    # However it is trained, it cannot turn an embedding by more than the arcsine of its reach.
+    with torch.no_grad():
+        classifier.adapter[-1][-1].weight.normal_(std=100)
+    cosines = (classifier.embed(embeds) * embeds).sum(dim=-1)
+    assert (cosines < 0.999).any()
+    assert (cosines >= math.sqrt(1 - 0.3**2) - 1e-6).all()
     with pytest.raises(ValueError, match="at least 1; got 0"):
-        CosineClassifier(embed_dim=6, logit_scale=1.0, num_background=0, adapter_dim=4)
+        CosineClassifier(num_background=0, **sizes)
 
 
 def test_mixup_stays_between_two_different_classes():
@@ -220,7 +228,7 @@ def test_what_looks_alike_to_the_vlm_is_drawn_into_one_mask():
     # Three regions of one VLM feature each: left half, upper and lower right quarter.
     region = torch.zeros(16, 16, dtype=torch.long)
     region[:8, 8:], region[8:, 8:] = 1, 2
-    dense = torch.randn(3, 5)[region].permute(2, 0, 1)[None]
+    dense = torch.eye(3, 5)[region].permute(2, 0, 1)[None]
     (proposals,) = part(features, dense)
     points = [region[4, 4], region[4, 12], region[12, 4], region[12, 12]]
     for mask, own in zip(proposals.mask_logits[0] > 0, points, strict=True):

@@ -200,7 +200,9 @@ class MaskCriterion(Criterion):
 class ClassCriterion(Criterion):
     """loss_class: softmax cross-entropy over the seen classes and background.
 
-    Matched proposals learn their class, unmatched ones background. An unmatched proposal that lies
+    Matched proposals learn their class, unmatched ones background. An unmatched copy of a matched
+    proposal gets no loss: with a frozen VLM its embedding is that of the matched one, and
+    "background" would contradict the class. An unmatched proposal that lies
     mostly on hidden pixels may show an unseen class: it gets no loss. This choice looks at the mask
     logits on hidden pixels, through no gradient; a mask that is empty (or on padding alone) counts
     as background.
@@ -210,9 +212,11 @@ class ClassCriterion(Criterion):
         background_weight: of a background proposal relative to a matched one; the loss is the
             weighted mean.
         min_valid_share: least share of a binarised mask's area, in [0, 1], on supervised pixels.
+        copy_iou: IoU with a ground-truth mask, on supervised pixels, that makes an unmatched
+            proposal a copy; above 1 there are none.
         ignore_as_negative: hidden pixels count as supervised.
 
-    Source: MaskFormer (arXiv 2107.06278); the share is ours.
+    Source: MaskFormer (arXiv 2107.06278); the share and the copies are ours.
     """
 
     @configurable
@@ -222,6 +226,7 @@ class ClassCriterion(Criterion):
         weight: float,
         background_weight: float,
         min_valid_share: float,
+        copy_iou: float,
         ignore_as_negative: bool = False,
     ) -> None:
         super().__init__()
@@ -233,6 +238,7 @@ class ClassCriterion(Criterion):
         self.weight = weight
         self.background_weight = background_weight
         self.min_valid_share = min_valid_share
+        self.copy_iou = copy_iou
         self.ignore_as_negative = ignore_as_negative
 
     @classmethod
@@ -243,6 +249,7 @@ class ClassCriterion(Criterion):
             "weight": node.CLASS_WEIGHT,
             "background_weight": node.BACKGROUND_WEIGHT,
             "min_valid_share": node.MIN_VALID_SHARE,
+            "copy_iou": node.COPY_IOU,
             "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
         }
 
@@ -256,7 +263,9 @@ class ClassCriterion(Criterion):
         classes = torch.full(scores.shape[:2], background, device=scores.device)
         counted = torch.zeros(scores.shape[:2], dtype=torch.bool, device=scores.device)
         for image, (target, match) in enumerate(zip(targets, matches[-1], strict=True)):
-            counted[image] = self._judgeable(outputs.proposals[-1].mask_logits[image], target)
+            mask_logits = outputs.proposals[-1].mask_logits[image]
+            copies = self._copies(mask_logits, target)
+            counted[image] = self._judgeable(mask_logits, target) & ~copies
             counted[image, match.proposals] = True
             classes[image, match.proposals] = target.labels[match.targets]
         entropy = F.cross_entropy(scores[counted], classes[counted], reduction="none")
@@ -264,6 +273,20 @@ class ClassCriterion(Criterion):
         # Nothing to judge gives 0 / floor; otherwise the sum is at least one proposal's weight.
         mean = (entropy * shares).sum() / shares.sum().clamp(min=1e-12)
         return {"loss_class": self.weight * mean}
+
+    @torch.no_grad()
+    def _copies(self, mask_logits: Tensor, target: Targets) -> Tensor:
+        """(Q,) bool, whether a mask (Q, h, w) covers some ground-truth mask."""
+        if not len(target.labels):
+            return torch.zeros(len(mask_logits), dtype=torch.bool, device=mask_logits.device)
+        size = (mask_logits.shape[1], mask_logits.shape[2])
+        area = functional.supervised_area(target, self.ignore_as_negative)
+        truth, weights = functional.grid_targets(target.masks, area, size)
+        weights, truth = weights.flatten(), truth.flatten(1)
+        masks = (mask_logits > 0).flatten(1).float()
+        both = (masks * weights) @ truth.T
+        either = masks @ weights[:, None] + truth @ weights - both
+        return (both / either.clamp(min=1e-6)).amax(dim=1) >= self.copy_iou
 
     @torch.no_grad()
     def _judgeable(self, mask_logits: Tensor, target: Targets) -> Tensor:

@@ -16,7 +16,8 @@ class CosineClassifier(nn.Module):
     """Cosine to the text prototypes, and to M learnable background prototypes.
 
     The region embedding passes a residual adapter whose last layer starts at zero, so that training
-    starts from the frozen VLM's own answer [ours]. Background is scored by
+    starts from the frozen VLM's own answer, and whose reach is bounded, so that it never strays far
+    from what the VLM knows of unseen classes [ours]. Background is scored by
     logsumexp_m scale * <e, b_m>; M = 1 is the usual single background embedding.
 
     Source: AlignZeg (arXiv 2404.05667), multiple background prototypes; the logsumexp is ours.
@@ -24,7 +25,13 @@ class CosineClassifier(nn.Module):
 
     @configurable
     def __init__(
-        self, *, embed_dim: int, logit_scale: float, num_background: int, adapter_dim: int
+        self,
+        *,
+        embed_dim: int,
+        logit_scale: float,
+        num_background: int,
+        adapter_dim: int,
+        adapter_reach: float,
     ) -> None:
         """Builds the classifier.
 
@@ -33,6 +40,7 @@ class CosineClassifier(nn.Module):
             logit_scale: factor of the cosines, the VLM's own (CLIP: at most 100).
             num_background: M, at least 1.
             adapter_dim: channels inside the adapter; 0 leaves the embeddings as they are.
+            adapter_reach: length that the adapter's change stays below, > 0.
 
         Raises:
             ValueError: if `num_background` < 1.
@@ -41,6 +49,7 @@ class CosineClassifier(nn.Module):
         if num_background < 1:
             raise ValueError(f"CLASSIFIER.NUM_BACKGROUND must be at least 1; got {num_background}")
         self.logit_scale = logit_scale
+        self.reach = adapter_reach
         self.adapter = None
         if adapter_dim:
             mlp = MLP(embed_dim, adapter_dim, embed_dim)
@@ -57,6 +66,7 @@ class CosineClassifier(nn.Module):
             "logit_scale": logit_scale,
             "num_background": cfg.ALIGNZEG.CLASSIFIER.NUM_BACKGROUND,
             "adapter_dim": cfg.ALIGNZEG.CLASSIFIER.ADAPTER_DIM,
+            "adapter_reach": cfg.ALIGNZEG.CLASSIFIER.ADAPTER_REACH,
         }
 
     @property
@@ -68,7 +78,8 @@ class CosineClassifier(nn.Module):
         """Adapts (..., D) frozen region embeddings; unit length."""
         embeds = region_embeds.float()
         if self.adapter is not None:
-            embeds = embeds + self.adapter(embeds).float()
+            change = self.adapter(embeds).float()
+            embeds = embeds + self.reach * change / (1 + change.norm(dim=-1, keepdim=True))
         return F.normalize(embeds, dim=-1)
 
     def score(self, embeds: Tensor, text: Tensor) -> Tensor:

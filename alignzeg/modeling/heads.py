@@ -93,11 +93,14 @@ class MaskProposalHead(nn.Module):
         """(B, Q, K+1) class scores after bias correction; `unseen` is (K,) bool."""
         return self.corrector.correct(outputs.class_logits, outputs.unseen_logits, unseen)
 
-    def synthesize(self, embeds: Tensor, labels: Tensor, text: Tensor) -> SyntheticOutputs | None:
+    def synthesize(self, regions: Tensor, labels: Tensor, text: Tensor) -> SyntheticOutputs | None:
         """Scores synthetic features made from real ones.
 
+        Mixing happens before the adapter, so that the adapter itself learns to leave the space
+        between the seen classes in place [ours].
+
         Args:
-            embeds: (N, D) unit-length embeddings of matched proposals.
+            regions: (N, D) unit-length frozen region embeddings of matched proposals.
             labels: (N,) int64 their seen classes.
             text: (K, D) unit-length prototypes of the seen classes.
 
@@ -107,10 +110,11 @@ class MaskProposalHead(nn.Module):
         """
         if self.synthesizer is None:
             return None
-        made = self.synthesizer(embeds, labels, text)
-        virtual = self.classifier.logit_scale * made.embeds @ made.prototypes.T
+        made = self.synthesizer(regions, labels, text)
+        embeds = self.classifier.embed(made.embeds)
+        virtual = self.classifier.logit_scale * embeds @ made.prototypes.T
         return SyntheticOutputs(
-            logits=torch.cat([self.score(made.embeds, text), virtual], dim=-1),
+            logits=torch.cat([self.score(embeds, text), virtual], dim=-1),
             targets=len(text) + 1 + made.targets,
-            unseen_logits=self.corrector.indicate(made.embeds, text),
+            unseen_logits=self.corrector.indicate(embeds, text),
         )

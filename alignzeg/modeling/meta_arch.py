@@ -149,9 +149,11 @@ class AlignZeg(nn.Module):
         """The weighted losses of all criteria."""
         targets = [pad_targets(target, images.tensor.shape[-2:]) for target in targets]
         matches = self.matcher(outputs, targets)
-        embeds, labels = matched(outputs, targets, matches[-1])
+        regions, labels = matched(outputs, targets, matches[-1])
         text = self.vlm.embed_text(vocabulary.prompts).to(self.device)
-        outputs = dataclasses.replace(outputs, synthetic=self.head.synthesize(embeds, labels, text))
+        outputs = dataclasses.replace(
+            outputs, synthetic=self.head.synthesize(regions, labels, text)
+        )
         return merge_losses([criterion(outputs, targets, matches) for criterion in self.criteria])
 
     def segment(
@@ -246,7 +248,7 @@ def pad_targets(targets: Targets, size: tuple[int, int]) -> Targets:
 def matched(
     outputs: Outputs, targets: list[Targets], matches: list[Matches]
 ) -> tuple[Tensor, Tensor]:
-    """(N, D) embeddings and (N,) labels of the final proposals that own a mask."""
-    embeds = [outputs.embeds[i, match.proposals] for i, match in enumerate(matches)]
+    """(N, D) region embeddings and (N,) labels of the final proposals that own a mask."""
+    embeds = [outputs.region_embeds[i, match.proposals] for i, match in enumerate(matches)]
     labels = [t.labels[match.targets] for t, match in zip(targets, matches, strict=True)]
     return torch.cat(embeds), torch.cat(labels)

@@ -18,6 +18,8 @@ from alignzeg.structures import Proposals
 MASK_STRIDE = 4
 REFINED_STRIDES = (32, 16, 8)
 SEED_STRIDE = 8
+# Logits that learning may add to or take from likeness, whose own range is about +-8. [ours]
+LEARNED_REACH = 4.0
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,7 @@ class MutuallyRefinedExtractor(PlainExtractor):
         if self.likeness is not None:
             # Scale and threshold of the cosine, the same for every query at first.
             nn.init.zeros_(self.likeness.weight)
-            self.likeness.bias.data.copy_(torch.tensor([5.0, 0.5]))
+            nn.init.zeros_(self.likeness.bias)
         self.merge = nn.ModuleList(
             nn.Conv2d(hidden_dim, hidden_dim, 1) for _ in range(layers if refine_features else 0)
         )
@@ -342,7 +344,9 @@ class MutuallyRefinedExtractor(PlainExtractor):
         """Masks of the queries: what was learned, plus likeness in the frozen VLM's eyes.
 
         A pixel is like a query as far as its VLM feature is like the mean feature of the query's
-        mask so far (at first: the feature at its point). Each query says how much that counts.
+        mask so far (at first: the feature at its point). Each query says how much that counts. The
+        learned part is bounded: it draws the border, but a mask cannot spread over what the VLM
+        holds to be something else, where (on unseen classes) nothing ever corrected it.
         """
         learned = super().predict(queries, pixels, previous)
         if self.likeness is None or pixels.frozen is None:
@@ -353,9 +357,10 @@ class MutuallyRefinedExtractor(PlainExtractor):
             shares = previous.detach().sigmoid().flatten(2)
             prototypes = shares @ pixels.frozen.flatten(2).transpose(1, 2)
         cosines = F.normalize(prototypes, dim=-1) @ pixels.frozen.flatten(2)
-        scale, threshold = self.likeness(learned.embeds).unsqueeze(-1).unbind(2)
-        likeness = (scale * (cosines - threshold)).reshape(learned.mask_logits.shape)
-        return Proposals(learned.embeds, learned.mask_logits + likeness)
+        scale, threshold = self.likeness(learned.embeds).tanh().unsqueeze(-1).unbind(2)
+        likeness = (12 + 4 * scale) * (cosines - 0.3 - 0.15 * threshold)
+        bounded = LEARNED_REACH * (learned.mask_logits / LEARNED_REACH).tanh()
+        return Proposals(learned.embeds, bounded + likeness.reshape(bounded.shape))
 
     def pyramid(self, features: dict[str, Tensor], dense: Tensor) -> Pixels:
         """Fused pixel features for every stride, and the frozen ones beside them."""
