@@ -53,11 +53,15 @@ def run_demo(plan: Plan, fresh: bool = False, console: Console | None = None) ->
     cfgs = {name: setup_config(plan.config(name), plan.run_opts(name)) for name in LABELS}
     seconds: dict[str, float] = {}
     start = time.monotonic()
+    # Said once and for all where no live display is possible, such as a log file.
+    console.print(f"Preparing zeroshapes in {dataset_root()[0]}", soft_wrap=True)
     with console.status("Preparing zeroshapes"):
         root = dataset_root()[0]
         for split, count in zip(("train", "val"), plan.scenes, strict=True):
             write_dataset(root, split, count, plan.size)
     seconds["prepare"] = time.monotonic() - start
+    steps = cfgs["alignzeg"].SOLVER.MAX_ITER
+    console.print(f"Training {steps} steps each; logs in {plan.output}/*/log.txt", soft_wrap=True)
     train_all(plan, {name: cfg.SOLVER.MAX_ITER for name, cfg in cfgs.items()}, console)
     for name in LABELS:
         seconds[f"train_{name}"] = json.loads((plan.folder(name) / DONE).read_text())["seconds"]

@@ -19,7 +19,7 @@ MASK_STRIDE = 4
 REFINED_STRIDES = (32, 16, 8)
 SEED_STRIDE = 8
 # Logits that learning may add to or take from likeness, whose own range is about +-8. [ours]
-LEARNED_REACH = 4.0
+LEARNED_REACH = 6.0
 
 
 @dataclass(frozen=True)
