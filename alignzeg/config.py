@@ -88,7 +88,7 @@ def _add_classification(node: CfgNode) -> None:
     classifier.NUM_BACKGROUND = 8
     # Channels inside the residual adapter. [ours]
     classifier.ADAPTER_DIM = 256
-    # Furthest that the adapter may move a unit-length embedding. [ours; CLIP-Adapter mixes in 0.2]
+    # Furthest that the adapter may move a unit-length embedding; 0: no limit. [ours]
     classifier.ADAPTER_REACH = 0.3
 
     synthesizer = node.SYNTHESIZER = CfgNode()

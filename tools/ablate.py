@@ -17,18 +17,25 @@ ZEROSHAPES = [
 ]
 
 
+def words(text: str) -> list[str]:
+    """Comma-separated words, so that KEY VALUE pairs may follow."""
+    return [part for part in text.split(",") if part]
+
+
 def main() -> int:
     """Parses the command line and runs the plan."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configs", nargs="+", default=ZEROSHAPES, help="one row each")
+    parser.add_argument(
+        "--configs", type=words, default=ZEROSHAPES, help="comma-separated, one row each"
+    )
     parser.add_argument(
         "--reuse",
-        nargs="*",
+        type=words,
         default=["baseline_shift=baseline"],
         metavar="ROW=OTHER",
-        help="evaluate ROW with the weights that row OTHER trained",
+        help="comma-separated; evaluate ROW with the weights that row OTHER trained",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--seeds", type=words, default=["1", "2", "3"], help="comma-separated")
     parser.add_argument("--output", default="output/ablation")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
@@ -38,7 +45,7 @@ def main() -> int:
     reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
     plan = Plan(
         rows=tuple(Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs),
-        seeds=tuple(args.seeds),
+        seeds=tuple(int(seed) for seed in args.seeds),
         output=Path(args.output),
         opts=tuple(args.opts),
         jobs=args.jobs,

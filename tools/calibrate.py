@@ -20,9 +20,22 @@ from alignzeg.data.catalog import get_vocabulary
 from alignzeg.engine import AlignZegCheckpointer, Trainer, guarded, setup_config
 
 
+def numbers(text: str) -> list[float]:
+    """Comma-separated numbers, so that KEY VALUE pairs may follow."""
+    return [float(part) for part in text.split(",")]
+
+
 def calibrate(args: argparse.Namespace) -> None:
     """Runs the sweep and writes its result."""
-    opts = ["ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen", "ALIGNZEG.TEST.RECALL", "False", *args.opts]
+    opts = [
+        "DATASETS.TEST",
+        args.dataset,
+        "ALIGNZEG.DATA.HOLD_OUT",
+        "pseudo_unseen",
+        "ALIGNZEG.TEST.RECALL",
+        "False",
+        *args.opts,
+    ]
     cfg = setup_config(args.config_file, opts)
     vocabulary = get_vocabulary(args.dataset, cfg.ALIGNZEG.DATA.HOLD_OUT)
     model = Trainer.build_model(cfg).eval()
@@ -54,12 +67,8 @@ def main() -> int:
     parser.add_argument("--weights", required=True, help="trained with the pseudo-unseen held out")
     parser.add_argument("--dataset", default="zeroshapes_calib")
     parser.add_argument("--output", help="default: calibration.json beside the weights")
-    parser.add_argument(
-        "--gammas", nargs="+", type=float, default=[0, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15]
-    )
-    parser.add_argument(
-        "--thresholds", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    )
+    parser.add_argument("--gammas", type=numbers, default="0,0.25,0.5,1,1.5,2,3,4,6,8,10,15")
+    parser.add_argument("--thresholds", type=numbers, default="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args()

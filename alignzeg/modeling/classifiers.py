@@ -16,7 +16,7 @@ class CosineClassifier(nn.Module):
     """Cosine to the text prototypes, and to M learnable background prototypes.
 
     The region embedding passes a residual adapter whose last layer starts at zero, so that training
-    starts from the frozen VLM's own answer, and whose reach is bounded, so that it never strays far
+    starts from the frozen VLM's own answer, and whose reach can be bounded, so that it never strays far
     from what the VLM knows of unseen classes [ours]. Background is scored by
     logsumexp_m scale * <e, b_m>; M = 1 is the usual single background embedding.
 
@@ -40,7 +40,7 @@ class CosineClassifier(nn.Module):
             logit_scale: factor of the cosines, the VLM's own (CLIP: at most 100).
             num_background: M, at least 1.
             adapter_dim: channels inside the adapter; 0 leaves the embeddings as they are.
-            adapter_reach: length that the adapter's change stays below, > 0.
+            adapter_reach: length that the adapter's change stays below; 0 leaves it free.
 
         Raises:
             ValueError: if `num_background` < 1.
@@ -79,7 +79,9 @@ class CosineClassifier(nn.Module):
         embeds = region_embeds.float()
         if self.adapter is not None:
             change = self.adapter(embeds).float()
-            embeds = embeds + self.reach * change / (1 + change.norm(dim=-1, keepdim=True))
+            if self.reach:
+                change = self.reach * change / (1 + change.norm(dim=-1, keepdim=True))
+            embeds = embeds + change
         return F.normalize(embeds, dim=-1)
 
     def score(self, embeds: Tensor, text: Tensor) -> Tensor:
