@@ -16,8 +16,8 @@ class CosineClassifier(nn.Module):
     """Cosine to the text prototypes, and to M learnable background prototypes.
 
     The region embedding passes a residual adapter whose last layer starts at zero, so that training
-    starts from the frozen VLM's own answer, and whose reach can be bounded, so that it never strays far
-    from what the VLM knows of unseen classes [ours]. Background is scored by
+    starts from the frozen VLM's own answer, and whose reach can be bounded, so that it never strays
+    far from what the VLM knows of unseen classes [ours]. Background is scored by
     logsumexp_m scale * <e, b_m>; M = 1 is the usual single background embedding.
 
     Source: AlignZeg (arXiv 2404.05667), multiple background prototypes; the logsumexp is ours.
