@@ -88,8 +88,6 @@ def _add_classification(node: CfgNode) -> None:
     classifier.NUM_BACKGROUND = 8
     # Channels inside the residual adapter. [ours]
     classifier.ADAPTER_DIM = 256
-    # Furthest that the adapter may move a unit-length embedding; 0: no limit. [ours]
-    classifier.ADAPTER_REACH = 0.3
 
     synthesizer = node.SYNTHESIZER = CfgNode()
     # ManifoldMixup, or empty for none.

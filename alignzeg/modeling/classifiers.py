@@ -16,8 +16,7 @@ class CosineClassifier(nn.Module):
     """Cosine to the text prototypes, and to M learnable background prototypes.
 
     The region embedding passes a residual adapter whose last layer starts at zero, so that training
-    starts from the frozen VLM's own answer, and whose reach can be bounded, so that it never strays
-    far from what the VLM knows of unseen classes [ours]. Background is scored by
+    starts from the frozen VLM's own answer [ours]. Background is scored by
     logsumexp_m scale * <e, b_m>; M = 1 is the usual single background embedding.
 
     Source: AlignZeg (arXiv 2404.05667), multiple background prototypes; the logsumexp is ours.
@@ -31,7 +30,6 @@ class CosineClassifier(nn.Module):
         logit_scale: float,
         num_background: int,
         adapter_dim: int,
-        adapter_reach: float,
     ) -> None:
         """Builds the classifier.
 
@@ -40,7 +38,6 @@ class CosineClassifier(nn.Module):
             logit_scale: factor of the cosines, the VLM's own (CLIP: at most 100).
             num_background: M, at least 1.
             adapter_dim: channels inside the adapter; 0 leaves the embeddings as they are.
-            adapter_reach: length that the adapter's change stays below; 0 leaves it free.
 
         Raises:
             ValueError: if `num_background` < 1.
@@ -49,7 +46,6 @@ class CosineClassifier(nn.Module):
         if num_background < 1:
             raise ValueError(f"CLASSIFIER.NUM_BACKGROUND must be at least 1; got {num_background}")
         self.logit_scale = logit_scale
-        self.reach = adapter_reach
         self.adapter = None
         if adapter_dim:
             mlp = MLP(embed_dim, adapter_dim, embed_dim)
@@ -66,7 +62,6 @@ class CosineClassifier(nn.Module):
             "logit_scale": logit_scale,
             "num_background": cfg.ALIGNZEG.CLASSIFIER.NUM_BACKGROUND,
             "adapter_dim": cfg.ALIGNZEG.CLASSIFIER.ADAPTER_DIM,
-            "adapter_reach": cfg.ALIGNZEG.CLASSIFIER.ADAPTER_REACH,
         }
 
     @property
@@ -78,10 +73,7 @@ class CosineClassifier(nn.Module):
         """Adapts (..., D) frozen region embeddings; unit length."""
         embeds = region_embeds.float()
         if self.adapter is not None:
-            change = self.adapter(embeds).float()
-            if self.reach:
-                change = self.reach * change / (1 + change.norm(dim=-1, keepdim=True))
-            embeds = embeds + change
+            embeds = embeds + self.adapter(embeds).float()
         return F.normalize(embeds, dim=-1)
 
     def score(self, embeds: Tensor, text: Tensor) -> Tensor:
