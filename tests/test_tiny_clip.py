@@ -52,7 +52,7 @@ def test_small_half_precision_and_signed() -> None:
         metadata = stream.metadata()
         tensors = [stream.get_tensor(key) for key in stream.keys()]  # noqa: SIM118
     assert "train_tiny_clip.py" in metadata["command"]
-    assert metadata["seed"].isdigit()
+    assert all(seed.strip().isdigit() for seed in metadata["seed"].split(","))
     assert all(tensor.dtype == torch.float16 for tensor in tensors)
     assert sum(tensor.numel() for tensor in tensors) < 6e6
 
