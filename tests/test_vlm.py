@@ -443,7 +443,7 @@ def test_plain_checkpoints_load(make, files: dict[str, str], tmp_path: Path) -> 
     [
         ("ViT-B-32", "openai", "'ViT-B-32-quickgelu'"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "'ViT-B-32'"),
-        ("RN50", "/tmp/rn50-openai.pt", "'RN50-quickgelu'"),
+        ("RN50", "rn50-openai.pt", "'RN50-quickgelu'"),
     ],
 )
 def test_activation_mismatch_before_any_download(
