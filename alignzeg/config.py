@@ -179,6 +179,9 @@ def _add_inference(node: CfgNode) -> None:
 
 def _add_solver(node: CfgNode) -> None:
     solver = node.SOLVER = CfgNode()
+    # AdamW, or Muon: PyTorch's Muon for matrices and convolution kernels, AdamW for the rest.
+    # [M2F: AdamW]
+    solver.OPTIMIZER = "AdamW"
     # Batches summed before one optimizer step; SOLVER.IMS_PER_BATCH stays the total batch.
     solver.ACCUMULATE = 1
     # SOLVER.BASE_LR is meant for this total batch and is scaled linearly; 0 turns that off.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,15 +13,18 @@ from detectron2.engine import SimpleTrainer
 from detectron2.layers.batch_norm import LayerNorm as ChannelLayerNorm
 from detectron2.projects.deeplab import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver import LRMultiplier, LRScheduler, WarmupParamScheduler
-from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from alignzeg.engine.muon import MuonWithAdamW
+
 __all__ = [
     "AMP_DTYPES",
     "LR_SCHEDULERS",
+    "OPTIMIZERS",
     "StepTrainer",
     "build_lr_scheduler",
     "build_optimizer",
@@ -36,6 +39,10 @@ LR_SCHEDULERS = [
     "WarmupMultiStepLR",
     "WarmupStepWithFixedGammaLR",
 ]
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "AdamW": torch.optim.AdamW,
+    "Muon": MuonWithAdamW,
+}
 NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -83,30 +90,35 @@ def parameter_groups(
         weight_decay_embed: of embedding tables and of parameters that a module owns directly.
 
     Returns:
-        Groups with "params", "lr" and "weight_decay"; each trainable parameter occurs once.
+        Groups with "params", "lr", "weight_decay" and "matrix", whether the parameters are the
+        matrices that shrink; each trainable parameter occurs once.
     """
     backbone = getattr(model, "backbone", None)
     encoder = {id(p) for p in backbone.parameters()} if isinstance(backbone, nn.Module) else set()
     done: set[int] = set()
-    groups = []
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in done:
                 continue
             done.add(id(parameter))
+            matrix = parameter.ndim >= 2 and isinstance(module, MATRICES)
             if isinstance(module, NORMS):
                 decay = weight_decay_norm
             elif parameter.ndim < 2:
                 decay = weight_decay_bias
             else:
-                decay = weight_decay if isinstance(module, MATRICES) else weight_decay_embed
+                decay = weight_decay if matrix else weight_decay_embed
             rate = lr * (backbone_multiplier if id(parameter) in encoder else 1.0)
-            groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
-    return reduce_param_groups(groups)
+            groups.setdefault((rate, decay, matrix), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay, "matrix": matrix}
+        for (rate, decay, matrix), parameters in groups.items()
+    ]
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`; clipping of single tensors is added here.
+    """ALIGNZEG.SOLVER.OPTIMIZER over `parameter_groups`; clipping of tensors is added here.
 
     Clipping of the whole model (CLIP_TYPE full_model) is part of `StepTrainer`.
 
@@ -126,7 +138,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     if not groups:
         raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} has no trainable parameter")
-    optimizer = torch.optim.AdamW(groups, lr=lr)
+    optimizer = OPTIMIZERS[cfg.ALIGNZEG.SOLVER.OPTIMIZER](groups)
     if solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model":
         return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)

@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
 from alignzeg.data.catalog import registered_names
-from alignzeg.engine.optim import AMP_DTYPES, LR_SCHEDULERS
+from alignzeg.engine.optim import AMP_DTYPES, LR_SCHEDULERS, OPTIMIZERS
 from alignzeg.registries import (
     BIAS_CORRECTOR_REGISTRY,
     CLASSIFIER_REGISTRY,
@@ -94,6 +94,7 @@ def validate_solver(cfg: CfgNode, world_size: int) -> None:
     if cfg.SOLVER.MAX_ITER < 1:
         raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; it must be 1 or more")
     _check_choice("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, LR_SCHEDULERS)
+    _check_choice("ALIGNZEG.SOLVER.OPTIMIZER", cfg.ALIGNZEG.SOLVER.OPTIMIZER, list(OPTIMIZERS))
     _check_choice("ALIGNZEG.SOLVER.AMP_DTYPE", cfg.ALIGNZEG.SOLVER.AMP_DTYPE, list(AMP_DTYPES))
     _check_choice(
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",

@@ -1,0 +1,114 @@
+"""Muon for the matrices of a network with convolutions, AdamW for all its other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """One optimizer out of PyTorch's Muon and AdamW.
+
+    Muon orthogonalises each update of a matrix, so that it moves as far along the directions that
+    explain little of the loss as along those that explain much. A convolution's kernel is taken as
+    the matrix (out channels, everything else). Muon's learning rate is brought to AdamW's scale.
+
+    `param_groups` are the caller's; learning rates and weight decays are read from them in every
+    step, so that schedulers work as with any optimizer.
+
+    Source: Muon (kellerjordan.github.io/posts/muon), the scale after arXiv 2502.16982.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        """Takes the parameters.
+
+        Args:
+            groups: as for AdamW, each with "params", "lr", "weight_decay" and "matrix", a bool:
+                whether Muon takes the group; its parameters then have at least two dimensions.
+
+        Raises:
+            ValueError: if there are no parameters, or a parameter of a matrix group is a vector.
+        """
+        super().__init__(groups, {"matrix": False})
+        vectors = [
+            tuple(p.shape)
+            for group in self.param_groups
+            if group["matrix"]
+            for p in group["params"]
+            if p.ndim < 2
+        ]
+        if vectors:
+            raise ValueError(f"Muon takes parameters of two or more dimensions; got {vectors}")
+        # Parameters of the same memory, as Muon accepts matrices only.
+        self._flat = {
+            p: nn.Parameter(p.detach().view(len(p), -1))
+            for group in self.param_groups
+            if group["matrix"]
+            for p in group["params"]
+        }
+        self._parts: list[tuple[torch.optim.Optimizer, list[dict[str, Any]]]] = []
+        for matrix in (True, False):
+            mine = [group for group in self.param_groups if group["matrix"] == matrix]
+            if mine:
+                self._parts.append((self._part(matrix, mine), mine))
+
+    def _part(self, matrix: bool, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        copies = [
+            {
+                "params": [self._flat.get(p, p) for p in group["params"]],
+                "lr": group["lr"],
+                "weight_decay": group["weight_decay"],
+            }
+            for group in groups
+        ]
+        if matrix:
+            return torch.optim.Muon(copies, adjust_lr_fn="match_rms_adamw")
+        return torch.optim.AdamW(copies)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Makes one step; `closure` recomputes the loss, as with any optimizer of PyTorch."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for parameter, flat in self._flat.items():
+            flat.grad = None if parameter.grad is None else parameter.grad.view_as(flat)
+        for optimizer, groups in self._parts:
+            for inner, group in zip(optimizer.param_groups, groups, strict=True):
+                inner["lr"], inner["weight_decay"] = group["lr"], group["weight_decay"]
+            optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The groups' settings, and the states of both optimizers in order."""
+        return {
+            **super().state_dict(),
+            "parts": [optimizer.state_dict() for optimizer, _ in self._parts],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            ValueError: if it comes from another kind of optimizer or from other groups.
+        """
+        parts = state_dict.get("parts")
+        if parts is None or len(parts) != len(self._parts):
+            raise ValueError(
+                "the optimizer's state is not that of Muon over the same parameters; resume with "
+                "the ALIGNZEG.SOLVER.OPTIMIZER that the checkpoint was trained with"
+            )
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "parts"})
+        for (optimizer, _), state in zip(self._parts, parts, strict=True):
+            optimizer.load_state_dict(state)
+        # Loading puts new dictionaries in the place of the old ones.
+        matrix = [group for group in self.param_groups if group["matrix"]]
+        rest = [group for group in self.param_groups if not group["matrix"]]
+        groups = [part for part in (matrix, rest) if part]
+        self._parts = [
+            (optimizer, mine) for (optimizer, _), mine in zip(self._parts, groups, strict=True)
+        ]
