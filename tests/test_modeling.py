@@ -17,7 +17,8 @@ from alignzeg.modeling.layers import (
     sine_position,
     vote_shares,
 )
-from alignzeg.modeling.proposals import MutuallyRefinedExtractor, PlainExtractor, outside
+from alignzeg.modeling.proposals import MutuallyRefinedExtractor, PlainExtractor
+from alignzeg.modeling.proposals.plain import outside
 from alignzeg.modeling.synthesizers import ManifoldMixup
 
 
