@@ -31,6 +31,7 @@ LAYERS = {
     "alignzeg.modeling.proposals": (2, "proposals"),
     "alignzeg.losses": (2, ""),
     "alignzeg.losses.functional": (1, "functional"),
+    "alignzeg.losses.criteria.base": (1, "criteria.base"),
     "alignzeg.data": (2, ""),
     "alignzeg.data.catalog": (2, "catalog"),
     "alignzeg.data.benchmark": (1, "benchmark"),

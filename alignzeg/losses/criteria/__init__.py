@@ -1,0 +1,22 @@
+"""The loss families: one class each, which owns its weight. All compute in float32 under AMP.
+
+Every loss stays connected to the graph when there is nothing to learn from, so that distributed
+training never waits for a gradient.
+"""
+
+from alignzeg.losses.criteria.base import Criteria, Criterion, merge_losses
+from alignzeg.losses.criteria.bias import IndicatorCriterion
+from alignzeg.losses.criteria.classes import ClassCriterion
+from alignzeg.losses.criteria.generalization import BackgroundDiversityCriterion, SyntheticCriterion
+from alignzeg.losses.criteria.masks import MaskCriterion
+
+__all__ = [
+    "BackgroundDiversityCriterion",
+    "ClassCriterion",
+    "Criteria",
+    "Criterion",
+    "IndicatorCriterion",
+    "MaskCriterion",
+    "SyntheticCriterion",
+    "merge_losses",
+]

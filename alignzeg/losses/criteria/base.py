@@ -1,0 +1,67 @@
+"""What all criteria share: their base, and several criteria as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from alignzeg.structures import Matches, Outputs, Targets
+
+
+def merge_losses(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One dict of all losses.
+
+    Raises:
+        ValueError: if a name is given twice or does not start with "loss_", or a loss is no scalar.
+    """
+    merged: dict[str, Tensor] = {}
+    for part in parts:
+        for name, loss in part.items():
+            if name in merged:
+                raise ValueError(
+                    f"two criteria return a loss named {name!r}; list each once in "
+                    "ALIGNZEG.CRITERIA and give your own losses names of their own"
+                )
+            if not name.startswith("loss_"):
+                raise ValueError(f"unknown loss {name!r}; names of losses start with 'loss_'")
+            if loss.ndim:
+                raise ValueError(f"{name} must be a scalar; got shape {tuple(loss.shape)}")
+            merged[name] = loss
+    return merged
+
+
+class Criteria(nn.Module):
+    """Several criteria as one, with the contract of a criterion.
+
+    Args:
+        criteria: built criteria, for example by `alignzeg.registries.build_criteria`.
+    """
+
+    def __init__(self, criteria: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.criteria = nn.ModuleList(criteria)
+
+    def forward(
+        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
+    ) -> dict[str, Tensor]:
+        """All weighted losses; errors as `merge_losses`."""
+        return merge_losses(criterion(outputs, targets, matches) for criterion in self.criteria)
+
+
+class Criterion(nn.Module):
+    """A base that turns autocast off and leaves the losses to its subclass."""
+
+    def forward(
+        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
+    ) -> dict[str, Tensor]:
+        """Weighted losses by name; `matches[layer][image]`."""
+        with torch.autocast(outputs.class_logits.device.type, enabled=False):
+            return self.losses(outputs, targets, matches)
+
+    def losses(
+        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
+    ) -> dict[str, Tensor]:
+        """What `forward` returns, computed in full precision."""
+        raise NotImplementedError

@@ -1,0 +1,63 @@
+"""The loss of AlignZeg's predictive bias correction: what is seen and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+from typing_extensions import override
+
+from alignzeg.losses import functional
+from alignzeg.losses.criteria.base import Criterion
+from alignzeg.registries import CRITERION_REGISTRY
+from alignzeg.structures import Matches, Outputs, Targets
+
+
+@CRITERION_REGISTRY.register()
+class IndicatorCriterion(Criterion):
+    """loss_indicator: matched proposals of the final layer are seen, synthetic features are not.
+
+    Binary cross-entropy; each of the two groups has half the weight, whatever its size, and an
+    empty group counts 0. Background proposals take no part.
+
+    Args:
+        weight: of the loss.
+
+    Source: AlignZeg (arXiv 2404.05667), predictive bias correction; the balance is ours.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from ALIGNZEG.LOSS."""
+        return {"weight": cfg.ALIGNZEG.LOSS.INDICATOR_WEIGHT}
+
+    @override
+    def losses(
+        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
+    ) -> dict[str, Tensor]:
+        """See the class.
+
+        Raises:
+            ValueError: if the head gives no unseen logits.
+        """
+        if outputs.unseen_logits is None:
+            raise ValueError(
+                "IndicatorCriterion needs the logits of an unseen indicator and the head gives "
+                "none; take it out of ALIGNZEG.CRITERIA or set ALIGNZEG.CORRECTOR.NAME "
+                "to UnseenIndicator"
+            )
+        logits = functional.full_precision(outputs.unseen_logits)
+        seen = [logits[image, match.proposals] for image, match in enumerate(matches[-1])]
+        groups = [functional.softplus(torch.cat(seen))]
+        if outputs.synthetic is not None and outputs.synthetic.unseen_logits is not None:
+            unseen = functional.full_precision(outputs.synthetic.unseen_logits)
+            groups.append(functional.softplus(-unseen))
+        halves = [0.5 * group.mean() for group in groups if len(group)]
+        return {"loss_indicator": self.weight * sum(halves, functional.no_loss(logits))}

@@ -1,0 +1,95 @@
+"""The losses of AlignZeg's generalization-enhanced proposal classification.
+
+They shape the space around the seen classes: background that is diverse, features that no image
+has shown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import override
+
+from alignzeg.losses import functional
+from alignzeg.losses.criteria.base import Criterion
+from alignzeg.registries import CRITERION_REGISTRY
+from alignzeg.structures import Matches, Outputs, Targets
+
+
+@CRITERION_REGISTRY.register()
+class BackgroundDiversityCriterion(Criterion):
+    """loss_diversity: keeps the background prototypes apart; 0 for a single one.
+
+    Args:
+        weight: of the loss.
+        margin: cosine up to which prototypes do not repel each other.
+
+    Source: AlignZeg (arXiv 2404.05667), background diversity strategy; the form is ours.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float, margin: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.margin = margin
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from ALIGNZEG.LOSS."""
+        node = cfg.ALIGNZEG.LOSS
+        return {"weight": node.DIVERSITY_WEIGHT, "margin": node.DIVERSITY_MARGIN}
+
+    @override
+    def losses(
+        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
+    ) -> dict[str, Tensor]:
+        """See the class.
+
+        Raises:
+            ValueError: if the head gives no background prototypes.
+        """
+        if outputs.background is None:
+            raise ValueError(
+                "BackgroundDiversityCriterion needs background prototypes and the head gives none; "
+                "take it out of ALIGNZEG.CRITERIA or choose another ALIGNZEG.CLASSIFIER.NAME"
+            )
+        diversity = functional.prototype_diversity(outputs.background, self.margin)
+        return {"loss_diversity": self.weight * diversity}
+
+
+@CRITERION_REGISTRY.register()
+class SyntheticCriterion(Criterion):
+    """loss_synthetic: cross-entropy of synthetic features.
+
+    The classes are the seen ones, background and the batch's virtual ones. 0 where the batch
+    gives no synthetic features.
+
+    Args:
+        weight: of the loss.
+
+    Source: AlignZeg (arXiv 2404.05667), feature expansion strategy.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from ALIGNZEG.LOSS."""
+        return {"weight": cfg.ALIGNZEG.LOSS.SYNTHETIC_WEIGHT}
+
+    @override
+    def losses(
+        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
+    ) -> dict[str, Tensor]:
+        """See the class."""
+        synthetic = outputs.synthetic
+        if synthetic is None or not len(synthetic.targets):
+            return {"loss_synthetic": functional.no_loss(outputs.class_logits)}
+        scores = functional.full_precision(synthetic.logits)
+        return {"loss_synthetic": self.weight * F.cross_entropy(scores, synthetic.targets)}

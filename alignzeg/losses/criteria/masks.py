@@ -1,0 +1,134 @@
+"""The losses of matched masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.utils import comm
+from torch import Tensor
+from typing_extensions import override
+
+from alignzeg.losses import functional
+from alignzeg.losses.criteria.base import Criterion
+from alignzeg.registries import CRITERION_REGISTRY
+from alignzeg.structures import Matches, Outputs, Targets
+
+# Masks whose points are drawn at once; the candidates' coordinates are what takes memory.
+_ROWS_AT_ONCE = 32
+
+
+def _count_masks(targets: list[Targets], device: torch.device) -> Tensor:
+    """Ground-truth masks per process, at least 1; the mean over processes."""
+    count = torch.tensor(sum(len(t.labels) for t in targets), dtype=torch.float32, device=device)
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(count)
+    return (count / comm.get_world_size()).clamp(min=1)
+
+
+@CRITERION_REGISTRY.register()
+class MaskCriterion(Criterion):
+    """Binary cross-entropy and dice of matched masks, after every layer.
+
+    Names: loss_mask, loss_dice for the final layer, with _0, _1, ... for the earlier ones. Each is
+    a sum over matched masks, divided by the number of ground-truth masks per process (at least 1).
+
+    Args:
+        mask_weight: of the cross-entropy.
+        dice_weight: of the dice loss.
+        num_points: points per mask, drawn from supervised pixels; 0: the whole stride-4 grid.
+        oversample: candidates per point, >= 1.
+        importance: share in [0, 1] of the points that are the least certain candidates.
+        ignore_as_negative: hidden pixels are negatives of every mask, as in the published peers,
+            instead of being left out.
+
+    Raises:
+        ValueError: if a sampling value is out of its range.
+
+    Source: MaskFormer (arXiv 2107.06278), points as Mask2Former (arXiv 2112.01527).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        mask_weight: float,
+        dice_weight: float,
+        num_points: int,
+        oversample: float,
+        importance: float,
+        ignore_as_negative: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_points < 0 or oversample < 1 or not 0 <= importance <= 1:
+            raise ValueError(
+                "ALIGNZEG.LOSS needs NUM_POINTS >= 0, OVERSAMPLE_RATIO >= 1 and IMPORTANCE_RATIO "
+                f"in [0, 1]; got {num_points}, {oversample}, {importance}"
+            )
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.num_points = num_points
+        self.oversample = oversample
+        self.importance = importance
+        self.ignore_as_negative = ignore_as_negative
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from ALIGNZEG.LOSS."""
+        node = cfg.ALIGNZEG.LOSS
+        return {
+            "mask_weight": node.MASK_WEIGHT,
+            "dice_weight": node.DICE_WEIGHT,
+            "num_points": node.NUM_POINTS,
+            "oversample": node.OVERSAMPLE_RATIO,
+            "importance": node.IMPORTANCE_RATIO,
+            "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
+        }
+
+    @override
+    def losses(
+        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
+    ) -> dict[str, Tensor]:
+        """See the class."""
+        layers = [layer.mask_logits for layer in outputs.proposals]
+        sums = [functional.no_loss(logits).repeat(2) for logits in layers]
+        for image, target in enumerate(targets):
+            found = [of_layer[image] for of_layer in matches]
+            counts = [len(match.targets) for match in found]
+            if not sum(counts):
+                continue
+            logits = [x[image, match.proposals] for x, match in zip(layers, found, strict=True)]
+            ids = torch.cat([match.targets for match in found])
+            rows = self._rows(functional.full_precision(torch.cat(logits)), target, ids)
+            parts = torch.stack(rows).split(counts, dim=1)
+            sums = [total + part.sum(1) for total, part in zip(sums, parts, strict=True)]
+        count = _count_masks(targets, layers[-1].device)
+        losses = {}
+        for layer, (bce, dice) in enumerate(sums):
+            suffix = "" if layer == len(layers) - 1 else f"_{layer}"
+            losses[f"loss_mask{suffix}"] = self.mask_weight * bce / count
+            losses[f"loss_dice{suffix}"] = self.dice_weight * dice / count
+        return losses
+
+    def _rows(self, logits: Tensor, target: Targets, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) cross-entropy and dice of logits (n, h, w) against masks `ids` (n,)."""
+        area = functional.supervised_area(target, self.ignore_as_negative)
+        size = (logits.shape[1], logits.shape[2])
+        if not self.num_points or not area.any():
+            soft, weights = functional.grid_targets(target.masks, area, size)
+            flat = soft.flatten(1)[ids]
+            return functional.mask_losses(logits.flatten(1), flat, weights.flatten())
+        known = functional.cell_shares(area, size) > 0
+        masks = target.masks.flatten(1)
+        parts = []
+        for rows, of_rows in zip(
+            logits.split(_ROWS_AT_ONCE), ids.split(_ROWS_AT_ONCE), strict=True
+        ):
+            coords, pixels = functional.sample_uncertain_points(
+                rows.detach(), area, self.num_points, self.oversample, self.importance
+            )
+            at_points = functional.logits_at(rows, known, coords)
+            parts.append(functional.mask_losses(at_points, masks[of_rows[:, None], pixels]))
+        bce, dice = zip(*parts, strict=True)
+        return torch.cat(bce), torch.cat(dice)
