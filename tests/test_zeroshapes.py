@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
-from alignzeg.data import zeroshapes
 from alignzeg.data.zeroshapes import (
     COLOURS,
     OUTLINES,
@@ -190,7 +190,7 @@ def test_bad_requests(tmp_path: Path, arguments: tuple, message: str) -> None:
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    script = Path(zeroshapes.__file__).parents[2] / "datasets" / "prepare_zeroshapes.py"
+    script = REPOSITORY / "datasets" / "prepare_zeroshapes.py"
     main = runpy.run_path(str(script))["main"]
     words = ["--root", str(tmp_path), "--train", "3", "--val", "2", "--size", "32"]
     monkeypatch.setattr(sys, "argv", ["prepare_zeroshapes.py", *words])
