@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignzeg.config import add_alignzeg_config
-from alignzeg.modeling import vlm as vlm_module
-from alignzeg.modeling.regions import mask_guided_tokens, patches_inside
-from alignzeg.modeling.templates import TEMPLATE_SETS, resolve_templates
-from alignzeg.modeling.vlm import OpenClipVLM, encode_prompts
+from alignzeg.modeling.vlm import OpenClipVLM
+from alignzeg.modeling.vlm.regions import mask_guided_tokens, patches_inside
+from alignzeg.modeling.vlm.templates import TEMPLATE_SETS, resolve_templates
+from alignzeg.modeling.vlm.text import encode_prompts
 from alignzeg.registries import VLM_REGISTRY
 
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -470,6 +470,6 @@ def test_failed_download_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: object, **__: object) -> str:
         raise RuntimeError("no route to host")
 
-    monkeypatch.setattr(vlm_module.open_clip, "download_pretrained", fail)
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
     with pytest.raises(ValueError, match="could not be downloaded.*no route to host"):
         OpenClipVLM(model_name="ViT-B-32", weights="laion2b_s34b_b79k")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignzeg.data.zeroshapes import class_names
-from alignzeg.modeling.regions import dense_values, mask_guided_tokens, vit_states
+from alignzeg.modeling.vlm.regions import dense_values, mask_guided_tokens, vit_states
 from alignzeg.tiny_clip.recipe import Recipe
 from alignzeg.tiny_clip.sampling import CLUTTER, STYLES, TEMPLATES, Batch, say
 

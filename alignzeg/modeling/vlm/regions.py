@@ -1,4 +1,4 @@
-"""Region embeddings inside open_clip's plain vision transformer, as pure functions.
+"""Region embeddings as pure functions: inside open_clip's plain vision transformer, or pooled.
 
 Shape legend: B images, Q proposals, P patches (row-major grid), W tower width, D text channels, L
 blocks. The tiny CLIP is trained through the same functions that a frozen CLIP is read with.
@@ -152,3 +152,13 @@ def patches_inside(mask_logits: Tensor, grid: tuple[int, int]) -> Tensor:
     inside = best > 0
     peak = torch.zeros_like(inside).scatter_(2, best.argmax(dim=2, keepdim=True), True)
     return torch.where(inside.any(dim=2, keepdim=True), inside, peak)
+
+
+def mask_pooled(dense: Tensor, mask_logits: Tensor) -> Tensor:
+    """(B, Q, D): mean of normalised (B, D, Hv, Wv), weighted by the mask probability."""
+    grid = (dense.shape[2], dense.shape[3])
+    shares = F.adaptive_avg_pool2d(mask_logits.float().sigmoid(), grid).flatten(2)
+    solid = shares.amax(dim=2, keepdim=True) > 1e-4
+    shares = torch.where(solid, shares, patches_inside(mask_logits, grid).float())
+    shares = shares / shares.sum(dim=2, keepdim=True)
+    return shares @ F.normalize(dense.float(), dim=1).flatten(2).transpose(1, 2)

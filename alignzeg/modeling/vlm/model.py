@@ -1,0 +1,280 @@
+"""OpenClipVLM: the registered frozen model, made of weights, text, towers and regions.
+
+Shape legend: B images, Q proposals, K names, D text channels, P patches (row-major), Hv Wv the
+dense grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from open_clip.model import CLIP
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from alignzeg.modeling.vlm.regions import (
+    dense_values,
+    mask_guided_tokens,
+    mask_pooled,
+    patch_grid,
+    patches_inside,
+    vit_states,
+)
+from alignzeg.modeling.vlm.templates import resolve_templates
+from alignzeg.modeling.vlm.text import TextCache, encode_prompts, text_channels
+from alignzeg.modeling.vlm.towers import cell_size, check_visual, convnet_dense
+from alignzeg.modeling.vlm.weights import load_clip
+from alignzeg.registries import VLM_REGISTRY
+
+_PROMPT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One pass over a batch of pictures, from which dense features and regions are both read.
+
+    Attributes:
+        dense: (B, D, Hv, Wv) patch features in the text space, not normalised.
+        states: what enters each of the last blocks, each (B, 1+P, W); empty unless regions are
+            read by MaskGuidedTokens.
+    """
+
+    dense: Tensor
+    states: tuple[Tensor, ...] = ()
+
+
+@VLM_REGISTRY.register()
+class OpenClipVLM(nn.Module):
+    """A frozen open_clip model.
+
+    The CLIP is not a submodule: it has no trainable parameter, no key in a checkpoint and none
+    missing from one, and `train()` does not reach it; devices and dtypes do.
+
+    Args:
+        model_name: a name of ``open_clip.list_models()``, or "alignzeg-tiny", which ships with the
+            package.
+        weights: "" for bundled weights, a pretrained tag, or a local .safetensors or .pt file.
+        templates: "single", "vild", "imagenet" or sentences with one ``{}``.
+        regions: "MaskGuidedTokens" (ViT) or "MaskPooling" (any tower).
+        region_blocks: last blocks that a region's class token runs through, 1 to the depth of the
+            ViT.
+        image_size: shorter side in pixels that the tower sees; 0 is the model's own.
+        cache_dir: folder of text prototypes; "" is ``~/.cache/alignzeg/text``.
+
+    Raises:
+        ValueError: for an unknown model, tag, template or region mode, weights that do not fit, or
+            a tower that cannot be read that way; raised before any download where that is possible.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model_name: str = "alignzeg-tiny",
+        weights: str = "",
+        templates: Sequence[str] = ("vild",),
+        regions: str = "MaskGuidedTokens",
+        region_blocks: int = 3,
+        image_size: int = 0,
+        cache_dir: str = "",
+    ) -> None:
+        super().__init__()
+        self.templates = resolve_templates(templates)
+        if image_size < 0:
+            raise ValueError(
+                f"ALIGNZEG.VLM.IMAGE_SIZE is {image_size}: give the shorter side in pixels, or 0"
+            )
+        clip, self._hash = load_clip(model_name, weights)
+        check_visual(clip.visual, model_name, regions, region_blocks)
+        clip.requires_grad_(False)
+        self._hidden = (clip,)
+        self._tokenizer = open_clip.get_tokenizer(model_name)
+        self._id = f"{model_name}/{Path(weights).name or 'bundled'}"
+        self._preprocess = dict(clip.visual.preprocess_cfg)
+        own = self._preprocess["size"]
+        self.image_size = image_size or (own if isinstance(own, int) else min(own))
+        self.regions = regions
+        self.region_blocks = region_blocks
+        self._cache = TextCache(
+            Path(cache_dir).expanduser()
+            if cache_dir
+            else Path.home() / ".cache" / "alignzeg" / "text"
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Constructor arguments from cfg.ALIGNZEG.VLM."""
+        node = cfg.ALIGNZEG.VLM
+        return {
+            "model_name": node.MODEL,
+            "weights": node.WEIGHTS,
+            "templates": node.TEMPLATES,
+            "regions": node.REGIONS,
+            "region_blocks": node.REGION_BLOCKS,
+            "image_size": node.IMAGE_SIZE,
+            "cache_dir": node.CACHE_DIR,
+        }
+
+    # -------------------------------------------------------------------------------- module habits
+    @property
+    def clip(self) -> CLIP:
+        """The frozen open_clip model."""
+        return self._hidden[0]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> OpenClipVLM:
+        self.clip._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.clip.logit_scale.device
+
+    @property
+    def id(self) -> str:
+        """Model and weights by name, for checkpoints and messages."""
+        return self._id
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the weight file."""
+        return self._hash
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the channels of the text space."""
+        return text_channels(self.clip)
+
+    @property
+    def logit_scale(self) -> float:
+        """exp(logit_scale), at most 100: cosines times this are logits."""
+        return min(float(self.clip.logit_scale.exp()), 100.0)
+
+    # ---------------------------------------------------------------------------------------- names
+    @torch.no_grad()
+    def embed_text(self, names: Sequence[str]) -> Tensor:
+        """Text prototypes of class names.
+
+        Args:
+            names: K class names, not empty.
+
+        Returns:
+            (K, D) float32, unit length: the normalised mean over templates of normalised prompt
+            embeddings.
+
+        Raises:
+            ValueError: if there are no names, or an empty one.
+        """
+        names = list(names)
+        if not names or any(not name.strip() for name in names):
+            raise ValueError(f"class names must not be empty; got {names}")
+        identity = {"id": self.id, "hash": self.hash, "templates": self.templates, "names": names}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        shape = (len(names), self.embed_dim)
+        return self._cache.get(key, shape, lambda: self._prototypes(names)).to(self.device)
+
+    def _prototypes(self, names: list[str]) -> Tensor:
+        prompts = [template.replace("{}", name) for name in names for template in self.templates]
+        parts = []
+        with torch.autocast(self.device.type, enabled=False):
+            for start in range(0, len(prompts), _PROMPT_BATCH):
+                tokens = self._tokenizer(prompts[start : start + _PROMPT_BATCH]).to(self.device)
+                parts.append(F.normalize(encode_prompts(self.clip, tokens).float(), dim=-1))
+        means = torch.cat(parts).unflatten(0, (len(names), len(self.templates))).mean(dim=1)
+        return F.normalize(means, dim=-1)
+
+    # ------------------------------------------------------------------------------------- pictures
+    def _prepared(self, image: Tensor) -> Tensor:
+        """Resize to the model's resolution (aspect kept, sides in whole patches) and normalise."""
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(
+                f"pictures must be (B, 3, H, W) RGB in 0..255; got {tuple(image.shape)}"
+            )
+        unit = cell_size(self.clip.visual)
+        scale = self.image_size / min(image.shape[-2:])
+        size = [
+            max(1, round(side * scale / step)) * step
+            for side, step in zip(image.shape[-2:], unit, strict=True)
+        ]
+        image = image.float()
+        if size != list(image.shape[-2:]):
+            image = F.interpolate(
+                image, size=size, mode="bicubic", align_corners=False, antialias=True
+            ).clamp(0, 255)
+        mean = image.new_tensor(self._preprocess["mean"]).view(1, 3, 1, 1)
+        std = image.new_tensor(self._preprocess["std"]).view(1, 3, 1, 1)
+        return ((image / 255 - mean) / std).to(self.clip.logit_scale.dtype)
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> EncodedImage:
+        """One pass over pictures; give the result to `embed_dense` and `embed_regions`.
+
+        Args:
+            image: (B, 3, H, W) RGB in 0..255, any size, not normalised.
+
+        Returns:
+            What both of the next need.
+
+        Raises:
+            ValueError: if the shape is not (B, 3, H, W).
+        """
+        pixels, visual = self._prepared(image), self.clip.visual
+        if isinstance(visual, VisionTransformer):
+            states = vit_states(visual, pixels, self.region_blocks)
+            grid = patch_grid(visual, *pixels.shape[-2:])
+            dense = dense_values(visual, states).transpose(1, 2).unflatten(2, grid)
+            return EncodedImage(dense, states if self.regions == "MaskGuidedTokens" else ())
+        return EncodedImage(convnet_dense(visual, pixels))
+
+    def embed_dense(self, image: Tensor | EncodedImage) -> Tensor:
+        """Dense features in the text space.
+
+        Args:
+            image: pictures (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
+
+        Returns:
+            (B, D, Hv, Wv), not normalised; Hv and Wv are the tower's grid of patches.
+        """
+        return (image if isinstance(image, EncodedImage) else self.encode_image(image)).dense
+
+    @torch.no_grad()
+    def embed_regions(self, image: Tensor | EncodedImage, mask_logits: Tensor) -> Tensor:
+        """Embeddings of mask proposals.
+
+        Args:
+            image: pictures (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
+            mask_logits: (B, Q, h, w) at any resolution, covering the same picture.
+
+        Returns:
+            (B, Q, D) unit length. MaskGuidedTokens: a copy of the class token that read only the
+            patches that the mask touches (probability over one half). MaskPooling: the
+            mask-weighted mean of normalised dense features. A mask that is empty takes its most
+            likely patch.
+
+        Raises:
+            ValueError: if the masks are not (B, Q, h, w) with the pictures' B.
+        """
+        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
+        dense = encoded.dense
+        if mask_logits.ndim != 4 or mask_logits.shape[0] != dense.shape[0]:
+            raise ValueError(
+                f"mask_logits must be ({dense.shape[0]}, Q, h, w); got {tuple(mask_logits.shape)}"
+            )
+        grid = (dense.shape[2], dense.shape[3])
+        if mask_logits.shape[1] == 0:
+            return dense.new_zeros(dense.shape[0], 0, dense.shape[1], dtype=torch.float32)
+        if self.regions == "MaskGuidedTokens":
+            regions = mask_guided_tokens(
+                self.clip.visual, encoded.states, patches_inside(mask_logits, grid)
+            )
+        else:
+            regions = mask_pooled(dense, mask_logits)
+        return F.normalize(regions.float(), dim=-1)

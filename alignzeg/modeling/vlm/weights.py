@@ -1,0 +1,182 @@
+"""From a model's name and its weights to a loaded CLIP: what is refused, and why.
+
+No code stored with the weights runs, and nothing is downloaded before what can be refused is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import open_clip
+from open_clip.model import CLIP
+from safetensors import SafetensorError, safe_open
+
+ASSETS = Path(__file__).parents[2] / "assets"
+# What reading a damaged or foreign file of weights or prototypes raises.
+UNREADABLE = (
+    RuntimeError,
+    LookupError,
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    StopIteration,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+def bundled_models() -> dict[str, Path]:
+    """Names of the models this package ships, each with its JSON config."""
+    return {path.stem: path for path in sorted(ASSETS.glob("*.json"))}
+
+
+def _check_model(model_name: str) -> None:
+    """Make the bundled configs known to open_clip and refuse an unknown model."""
+    for path in bundled_models().values():
+        open_clip.add_model_config(path)
+    if model_name not in open_clip.list_models():
+        close = [
+            name for name in open_clip.list_models() if model_name[:5].lower() == name[:5].lower()
+        ]
+        raise ValueError(
+            f"unknown CLIP model {model_name!r}: set ALIGNZEG.VLM.MODEL to one of "
+            f"{sorted(bundled_models())} "
+            f"or to a name of open_clip.list_models(), such as {close[:6] or ['ViT-B-16', 'RN50']}"
+        )
+
+
+def _trained_with_quick_gelu(model_name: str, weights: str) -> bool | None:
+    """What is known, without opening the weights, about the activation they were trained with."""
+    base = model_name.removesuffix("-quickgelu")
+    family = (model_name, base, f"{base}-quickgelu")
+    for name in family:
+        if open_clip.is_pretrained_cfg(name, weights):
+            return bool(open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False))
+    path = Path(weights)
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safe_open(path, framework="pt") as stream:
+                said = (stream.metadata() or {}).get("quick_gelu", "").lower()
+        except UNREADABLE:
+            return None
+        if said:
+            return said == "true"
+    quick = {
+        tag
+        for name in family
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+        if open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+    }
+    return True if any(tag in path.name.lower().replace("-", "_") for tag in quick) else None
+
+
+def _check_activation(model_name: str, weights: str) -> None:
+    """Refuse weights trained with the other activation; nothing is downloaded before this."""
+    trained = _trained_with_quick_gelu(model_name, weights)
+    built = bool(open_clip.get_model_config(model_name).get("quick_gelu", False))
+    if trained is None or trained == built:
+        return
+    base = model_name.removesuffix("-quickgelu")
+    fix = f"{base}-quickgelu" if trained else base
+    raise ValueError(
+        f"model {model_name!r} is built with {'QuickGELU' if built else 'GELU'}, but weights "
+        f"{weights!r} were "
+        f"trained with {'QuickGELU' if trained else 'GELU'}: set ALIGNZEG.VLM.MODEL to {fix!r}, "
+        "or choose other weights"
+    )
+
+
+def _weight_file(model_name: str, weights: str) -> Path:
+    """The local weight file; a pretrained tag is downloaded by open_clip if it is not cached."""
+    if not weights:
+        path = ASSETS / f"{model_name}.safetensors"
+        if model_name in bundled_models() and path.is_file():
+            return path
+        tags = open_clip.list_pretrained_tags_by_model(model_name)
+        raise ValueError(
+            f"model {model_name!r} comes without weights: set ALIGNZEG.VLM.WEIGHTS to a local file"
+            + (f" or to one of its tags {tags}" if tags else "")
+        )
+    if open_clip.is_pretrained_cfg(model_name, weights):
+        try:
+            return Path(
+                open_clip.download_pretrained(open_clip.get_pretrained_cfg(model_name, weights))
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ValueError(
+                f"the weights {weights!r} of {model_name!r} could not be downloaded ({error}): "
+                "check the network, or set ALIGNZEG.VLM.WEIGHTS to a local file"
+            ) from error
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return path
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    raise ValueError(
+        f"ALIGNZEG.VLM.WEIGHTS is {weights!r}, which is neither a file nor a pretrained tag of "
+        f"{model_name!r}; its tags: {tags or 'none'}"
+    )
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back open_clip's warning that a model has no weights yet: they are loaded next."""
+    root = logging.getLogger()
+
+    def expected(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No pretrained weights loaded")
+
+    root.addFilter(expected)
+    try:
+        yield
+    finally:
+        root.removeFilter(expected)
+
+
+def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
+    """Build an open_clip model and load its weights, without running any code stored with them.
+
+    Args:
+        model_name: a name of ``open_clip.list_models()``, or a bundled one.
+        weights: "" for bundled weights, a pretrained tag of the model, or a path (safetensors
+            preferred).
+
+    Returns:
+        The model in evaluation mode (fp32) and the sha256 of its weight file.
+
+    Raises:
+        ValueError: unknown model or tag, missing, unreadable or unfitting weights, or weights
+            trained with the other GELU.
+    """
+    _check_model(model_name)
+    _check_activation(model_name, weights)
+    path = _weight_file(model_name, weights)
+    tag = open_clip.get_pretrained_cfg(model_name, weights) if weights else {}
+    kept = {key: tag[key] for key in ("mean", "std", "interpolation") if key in tag}
+    with _quiet():
+        model = open_clip.create_model(
+            model_name, load_weights=False, force_preprocess_cfg=kept or None
+        )
+    try:
+        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+    except UNREADABLE as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"weight file {str(path)!r} cannot be loaded into {model_name!r} ({reason[0][:200]}): "
+            "it is damaged, of another "
+            "model, or not plain weights; set ALIGNZEG.VLM.MODEL to the model it was saved from, "
+            "or save its "
+            "state_dict as safetensors"
+        ) from error
+    return model.eval(), _file_hash(path)
