@@ -109,8 +109,8 @@ class Targets:
     Attributes:
         labels: (G,) int64 seen-class index of each mask.
         masks: (G, H, W) bool, disjoint.
-        valid: (H, W) bool, false on pixels whose label is hidden or missing and on padding; no loss
-            may depend on a prediction there (unless `IGNORE_AS_NEGATIVE` asks for it).
+        valid: (H, W) bool, false on padding and on pixels whose label is hidden or missing, unless
+            the config makes these negatives; no loss may depend on a prediction where it is false.
         name: the image's file name, for error messages.
         padding: (H, W) bool, true on pixels added around the image; None: there are none.
     """

@@ -291,7 +291,7 @@ def test_hidden_pixels_have_exactly_no_influence(points: int, poison: float) -> 
         assert torch.equal(before, after)
 
 
-def test_ignore_as_negative_by_hand() -> None:
+def test_hidden_pixels_that_count_as_negatives_by_hand() -> None:
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, :4, :4] = True
     valid = mask[0].clone()
@@ -299,6 +299,9 @@ def test_ignore_as_negative_by_hand() -> None:
     padding = torch.zeros(8, 8, dtype=torch.bool)
     padding[4:, 4:] = True
     target = Targets(torch.tensor([0]), mask, valid, padding=padding)
+    negative = dataclasses.replace(target, valid=~padding)
+    assert torch.equal(negative.to(torch.device("cpu")).padding, padding)
+    unpadded = Targets(torch.tensor([0]), mask, torch.ones_like(valid))
     # Cells: mask, valid negative / hidden, padding.
     logits = torch.tensor([[2.0, -1.0], [3.0, 4.0]])[None, None]
     embeds = torch.zeros(1, 1, 2)
@@ -312,9 +315,8 @@ def test_ignore_as_negative_by_hand() -> None:
         return 1 / (1 + math.exp(-x))
 
     blind = mask_criterion()(outputs, [target], matches)
-    strict = mask_criterion(ignore_as_negative=True)(outputs, [target], matches)
-    unpadded = dataclasses.replace(target, padding=None)
-    whole = mask_criterion(ignore_as_negative=True)(outputs, [unpadded], matches)
+    strict = mask_criterion()(outputs, [negative], matches)
+    whole = mask_criterion()(outputs, [unpadded], matches)
     assert blind["loss_mask"].item() == pytest.approx(5 * (soft(-2) + soft(-1)) / 2)
     assert strict["loss_mask"].item() == pytest.approx(5 * (soft(-2) + soft(-1) + soft(3)) / 3)
     assert whole["loss_mask"].item() == pytest.approx(
@@ -444,9 +446,9 @@ def test_proposals_on_hidden_pixels_get_no_class_loss() -> None:
     loss.backward()
     assert (logits.grad[0, [1, 3]] == 0).all() and (logits.grad[0, kept] != 0).all()
 
-    peers = class_criterion(min_valid_share=0.5, ignore_as_negative=True)
+    negative = dataclasses.replace(target, valid=torch.ones_like(valid))
     everyone = F.cross_entropy(logits[0], torch.tensor([1, 3, 3, 3, 3]), weight)
-    loss = peers(outputs, [target], matches)["loss_class"]
+    loss = criterion(outputs, [negative], matches)["loss_class"]
     assert loss.item() == pytest.approx(2 * everyone.item(), rel=1e-6)
 
     # A mask on padding alone is an empty mask: background; beside padding, only the image counts.

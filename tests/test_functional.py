@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from alignzeg.losses import functional
-from alignzeg.structures import Targets
 
 
 @pytest.fixture(autouse=True)
@@ -178,17 +177,6 @@ def test_grid_targets_without_masks_and_with_a_size_that_does_not_fit() -> None:
         functional.grid_targets(
             torch.zeros(1, 10, 8, dtype=torch.bool), torch.ones(10, 8, dtype=torch.bool), (4, 2)
         )
-
-
-def test_supervised_area() -> None:
-    valid = torch.tensor([[True, False, False]])
-    padding = torch.tensor([[False, False, True]])
-    empty = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 3, dtype=torch.bool)
-    padded = Targets(*empty, valid, padding=padding)
-    assert functional.supervised_area(padded).tolist() == [[True, False, False]]
-    assert functional.supervised_area(padded, True).tolist() == [[True, True, False]]
-    assert functional.supervised_area(Targets(*empty, valid), True).all()
-    assert padded.to(torch.device("cpu")).padding is not None
 
 
 def test_points_lie_in_supervised_pixels_uniformly() -> None:

@@ -192,6 +192,18 @@ def test_an_image_without_a_seen_pixel_is_kept(tmp_path, toy):
     assert not targets.valid.any()
 
 
+def test_hidden_pixels_as_negatives(tmp_path, toy):
+    item, _ = record(tmp_path, blocks())
+    blind = ZeroShotMapper(config(), True)(item)["targets"]
+    strict = ZeroShotMapper(config(**{"ALIGNZEG.DATA.IGNORE_AS_NEGATIVE": True}), True)(item)[
+        "targets"
+    ]
+    assert not blind.valid.all()
+    assert strict.valid.all()
+    assert torch.equal(strict.masks, blind.masks)
+    assert torch.equal(strict.labels, blind.labels)
+
+
 def test_grey_and_palette_pictures(tmp_path, toy):
     item, _ = record(tmp_path, blocks())
     Image.fromarray(np.full(SIZE, 9, np.uint8)).save(item["file_name"])

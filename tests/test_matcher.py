@@ -164,7 +164,7 @@ def test_hidden_pixels_have_no_influence() -> None:
     assert torch.equal(before, matcher._costs(outputs, 0, target))
 
 
-def test_ignore_as_negative_charges_predictions_on_hidden_pixels() -> None:
+def test_predictions_on_hidden_pixels_cost_where_these_are_negatives() -> None:
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, :, :4] = True
     target = Targets(torch.tensor([0]), mask, mask[0].clone())
@@ -175,7 +175,8 @@ def test_ignore_as_negative_charges_predictions_on_hidden_pixels() -> None:
     outputs = Outputs((Proposals(embeds, logits),), embeds, embeds, torch.zeros(1, 2, 2))
     costs = {"class_cost": 0.0, "mask_cost": 1.0, "dice_cost": 1.0}
     blind = HungarianMatcher(**costs)(outputs, [target])[0][0]
-    strict = HungarianMatcher(**costs, ignore_as_negative=True)(outputs, [target])[0][0]
+    negative = dataclasses.replace(target, valid=torch.ones_like(target.valid))
+    strict = HungarianMatcher(**costs)(outputs, [negative])[0][0]
     assert blind.proposals.tolist() == [0]
     assert strict.proposals.tolist() == [1]
 
@@ -212,10 +213,8 @@ def test_built_from_config_and_refuses_senseless_weights() -> None:
     cfg = get_cfg()
     add_alignzeg_config(cfg)
     cfg.ALIGNZEG.MATCHER.MASK_COST = 3.0
-    cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE = True
     matcher = HungarianMatcher(cfg)
     assert (matcher.class_cost, matcher.mask_cost, matcher.dice_cost) == (0.0, 3.0, 5.0)
-    assert matcher.ignore_as_negative
     with pytest.raises(ValueError, match="MASK_COST': -1"):
         HungarianMatcher(class_cost=0, mask_cost=-1, dice_cost=1)
     with pytest.raises(ValueError, match="one of them positive"):

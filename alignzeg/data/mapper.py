@@ -39,6 +39,7 @@ class ZeroShotMapper:
         is_train: bool,
         vocabularies: Mapping[str, Vocabulary],
         augmentations: Sequence[T.Augmentation | T.Transform],
+        ignore_as_negative: bool = False,
     ) -> None:
         """Takes everything as values; see `from_config` for the config keys.
 
@@ -46,10 +47,12 @@ class ZeroShotMapper:
             is_train: whether to read labels and build targets.
             vocabularies: data set name -> classes to train on, or to ask for in a test.
             augmentations: applied to RGB images and labels together.
+            ignore_as_negative: as in `build_targets`.
         """
         self.is_train = is_train
         self.vocabularies = dict(vocabularies)
         self.augmentations = T.AugmentationList(list(augmentations))
+        self.ignore_as_negative = ignore_as_negative
         self._lookups = {
             name: label_lookup(name, vocabulary) for name, vocabulary in self.vocabularies.items()
         }
@@ -72,6 +75,7 @@ class ZeroShotMapper:
                 if is_train
                 else test_augmentations(cfg)
             ),
+            "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +110,10 @@ class ZeroShotMapper:
             inputs = T.AugInput(image, sem_seg=self._labels(record, dataset_name, (height, width)))
             self.augmentations(inputs)
             sample["targets"] = build_targets(
-                inputs.sem_seg, len(sample["vocabulary"]), record["file_name"]
+                inputs.sem_seg,
+                len(sample["vocabulary"]),
+                record["file_name"],
+                self.ignore_as_negative,
             )
         else:
             inputs = T.AugInput(image)
@@ -172,16 +179,21 @@ def training_augmentations(
     return steps
 
 
-def build_targets(labels: np.ndarray, num_classes: int, name: str = "") -> Targets:
+def build_targets(
+    labels: np.ndarray, num_classes: int, name: str = "", ignore_as_negative: bool = False
+) -> Targets:
     """One mask per class that occurs.
 
     Args:
         labels: (H, W) class ids, whole numbers of any dtype; values >= num_classes are unlabelled.
         num_classes: classes trained on.
         name: for error messages.
+        ignore_as_negative: unlabelled pixels are valid too, and so negatives of every mask, as in
+            the published peers, instead of being left out of the losses.
 
     Returns:
-        Targets with classes ascending; no masks, and nothing valid, if no pixel is labelled.
+        Targets with classes ascending; no masks, and nothing valid but by `ignore_as_negative`, if
+        no pixel is labelled.
     """
     if labels.dtype != np.uint8:
         labels = labels.astype(np.uint16)
@@ -190,6 +202,6 @@ def build_targets(labels: np.ndarray, num_classes: int, name: str = "") -> Targe
     return Targets(
         labels=torch.from_numpy(present),
         masks=torch.from_numpy(masks),
-        valid=torch.from_numpy(labels < num_classes),
+        valid=torch.from_numpy((labels < num_classes) | ignore_as_negative),
         name=name,
     )

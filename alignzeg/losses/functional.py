@@ -20,8 +20,6 @@ from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignzeg.structures import Targets
-
 # Elements of one tile of a cost matrix's temporaries: 4 MiB in float32.
 _TILE_ELEMENTS = 2**20
 # Masks brought to the prediction grid at once, which bounds the full-size float temporary.
@@ -65,21 +63,6 @@ def softplus(values: Tensor) -> Tensor:
         The gradient is the sigmoid, also at 0.
     """
     return _Softplus.apply(values)
-
-
-def supervised_area(targets: Targets, ignore_as_negative: bool = False) -> Tensor:
-    """(H, W) bool, the pixels on which mask predictions are judged.
-
-    Args:
-        targets: ground truth of one image.
-        ignore_as_negative: judge hidden pixels too, as negatives of every mask, which is what the
-            published peers do; padding is never judged where `targets.padding` tells it.
-    """
-    if not ignore_as_negative:
-        return targets.valid
-    if targets.padding is None:
-        return torch.ones_like(targets.valid)
-    return ~targets.padding
 
 
 def _stride(area: Tensor, size: tuple[int, int]) -> tuple[int, int]:

@@ -25,7 +25,6 @@ class HungarianMatcher(nn.Module):
             final class scores serve every layer, as queries keep their identity over the layers.
         mask_cost: weight of the mean binary cross-entropy.
         dice_cost: weight of the dice loss.
-        ignore_as_negative: count hidden pixels as negatives, as `MaskCriterion` does then.
 
     Raises:
         ValueError: if a weight is negative or all are 0.
@@ -38,7 +37,6 @@ class HungarianMatcher(nn.Module):
         class_cost: float,
         mask_cost: float,
         dice_cost: float,
-        ignore_as_negative: bool = False,
     ) -> None:
         super().__init__()
         costs = {"CLASS_COST": class_cost, "MASK_COST": mask_cost, "DICE_COST": dice_cost}
@@ -49,7 +47,6 @@ class HungarianMatcher(nn.Module):
         self.class_cost = class_cost
         self.mask_cost = mask_cost
         self.dice_cost = dice_cost
-        self.ignore_as_negative = ignore_as_negative
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -59,7 +56,6 @@ class HungarianMatcher(nn.Module):
             "class_cost": node.CLASS_COST,
             "mask_cost": node.MASK_COST,
             "dice_cost": node.DICE_COST,
-            "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
         }
 
     @torch.no_grad()
@@ -96,8 +92,7 @@ class HungarianMatcher(nn.Module):
         if not len(target.labels):
             return torch.zeros(len(logits), 3, len(logits[0]), 0)
         height, width = outputs.proposals[-1].mask_logits.shape[-2:]
-        area = functional.supervised_area(target, self.ignore_as_negative)
-        soft, weights = functional.grid_targets(target.masks, area, (height, width))
+        soft, weights = functional.grid_targets(target.masks, target.valid, (height, width))
         if self.class_cost:
             scores = functional.full_precision(outputs.class_logits[image])
             named = -scores.softmax(-1)[:, target.labels]

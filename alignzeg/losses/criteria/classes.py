@@ -34,7 +34,6 @@ class ClassCriterion(Criterion):
         min_valid_share: least share of a binarised mask's area, in [0, 1], on supervised pixels.
         copy_iou: IoU with a ground-truth mask, on supervised pixels, that makes an unmatched
             proposal a copy; above 1 there are none.
-        ignore_as_negative: hidden pixels count as supervised.
 
     Source: MaskFormer (arXiv 2107.06278); the share and the copies are ours.
     """
@@ -47,7 +46,6 @@ class ClassCriterion(Criterion):
         background_weight: float,
         min_valid_share: float,
         copy_iou: float,
-        ignore_as_negative: bool = False,
     ) -> None:
         super().__init__()
         if background_weight < 0 or not 0 <= min_valid_share <= 1:
@@ -59,7 +57,6 @@ class ClassCriterion(Criterion):
         self.background_weight = background_weight
         self.min_valid_share = min_valid_share
         self.copy_iou = copy_iou
-        self.ignore_as_negative = ignore_as_negative
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -70,7 +67,6 @@ class ClassCriterion(Criterion):
             "background_weight": node.BACKGROUND_WEIGHT,
             "min_valid_share": node.MIN_VALID_SHARE,
             "copy_iou": node.COPY_IOU,
-            "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
         }
 
     @override
@@ -100,8 +96,7 @@ class ClassCriterion(Criterion):
         if not len(target.labels):
             return torch.zeros(len(mask_logits), dtype=torch.bool, device=mask_logits.device)
         size = (mask_logits.shape[1], mask_logits.shape[2])
-        area = functional.supervised_area(target, self.ignore_as_negative)
-        truth, weights = functional.grid_targets(target.masks, area, size)
+        truth, weights = functional.grid_targets(target.masks, target.valid, size)
         weights, truth = weights.flatten(), truth.flatten(1)
         masks = (mask_logits > 0).flatten(1).float()
         both = (masks * weights) @ truth.T
@@ -112,10 +107,9 @@ class ClassCriterion(Criterion):
     def _judgeable(self, mask_logits: Tensor, target: Targets) -> Tensor:
         """(Q,) bool, whether enough of each mask (Q, h, w) lies on supervised pixels."""
         size = (mask_logits.shape[1], mask_logits.shape[2])
-        area = functional.supervised_area(target, self.ignore_as_negative)
-        inside = functional.supervised_area(target, ignore_as_negative=True)
+        inside = torch.ones_like(target.valid) if target.padding is None else ~target.padding
         shares = torch.stack(
-            [functional.cell_shares(part, size).flatten() for part in (area, inside)]
+            [functional.cell_shares(part, size).flatten() for part in (target.valid, inside)]
         )
         judged, whole = ((mask_logits > 0).flatten(1).float() @ shares.T).unbind(1)
         return judged >= self.min_valid_share * whole

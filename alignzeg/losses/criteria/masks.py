@@ -40,8 +40,6 @@ class MaskCriterion(Criterion):
         num_points: points per mask, drawn from supervised pixels; 0: the whole stride-4 grid.
         oversample: candidates per point, >= 1.
         importance: share in [0, 1] of the points that are the least certain candidates.
-        ignore_as_negative: hidden pixels are negatives of every mask, as in the published peers,
-            instead of being left out.
 
     Raises:
         ValueError: if a sampling value is out of its range.
@@ -58,7 +56,6 @@ class MaskCriterion(Criterion):
         num_points: int,
         oversample: float,
         importance: float,
-        ignore_as_negative: bool = False,
     ) -> None:
         super().__init__()
         if num_points < 0 or oversample < 1 or not 0 <= importance <= 1:
@@ -71,7 +68,6 @@ class MaskCriterion(Criterion):
         self.num_points = num_points
         self.oversample = oversample
         self.importance = importance
-        self.ignore_as_negative = ignore_as_negative
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -83,7 +79,6 @@ class MaskCriterion(Criterion):
             "num_points": node.NUM_POINTS,
             "oversample": node.OVERSAMPLE_RATIO,
             "importance": node.IMPORTANCE_RATIO,
-            "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
         }
 
     @override
@@ -113,20 +108,19 @@ class MaskCriterion(Criterion):
 
     def _rows(self, logits: Tensor, target: Targets, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(n,) cross-entropy and dice of logits (n, h, w) against masks `ids` (n,)."""
-        area = functional.supervised_area(target, self.ignore_as_negative)
         size = (logits.shape[1], logits.shape[2])
-        if not self.num_points or not area.any():
-            soft, weights = functional.grid_targets(target.masks, area, size)
+        if not self.num_points or not target.valid.any():
+            soft, weights = functional.grid_targets(target.masks, target.valid, size)
             flat = soft.flatten(1)[ids]
             return functional.mask_losses(logits.flatten(1), flat, weights.flatten())
-        known = functional.cell_shares(area, size) > 0
+        known = functional.cell_shares(target.valid, size) > 0
         masks = target.masks.flatten(1)
         parts = []
         for rows, of_rows in zip(
             logits.split(_ROWS_AT_ONCE), ids.split(_ROWS_AT_ONCE), strict=True
         ):
             coords, pixels = functional.sample_uncertain_points(
-                rows.detach(), area, self.num_points, self.oversample, self.importance
+                rows.detach(), target.valid, self.num_points, self.oversample, self.importance
             )
             at_points = functional.logits_at(rows, known, coords)
             parts.append(functional.mask_losses(at_points, masks[of_rows[:, None], pixels]))
