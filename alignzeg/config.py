@@ -175,6 +175,8 @@ def _add_inference(node: CfgNode) -> None:
     test.REJECT_BELOW = 0.0
     # Report class-agnostic mask recall; it needs every proposal at full size.
     test.RECALL = True
+    # Write the confusion matrix of every image, for `python -m alignzeg significance`.
+    test.SAVE_PER_IMAGE = False
 
 
 def _add_solver(node: CfgNode) -> None:

@@ -174,6 +174,7 @@ class Trainer(DefaultTrainer):
             os.path.join(cfg.OUTPUT_DIR, "inference"),
             recall=cfg.ALIGNZEG.TEST.RECALL,
             hold_out=hold_out,
+            per_image=cfg.ALIGNZEG.TEST.SAVE_PER_IMAGE,
         )
 
 

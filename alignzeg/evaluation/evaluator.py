@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from alignzeg.evaluation.metrics import (
     mask_ious,
     metrics_from_confusion,
 )
+from alignzeg.evaluation.per_image import FILE_PATTERN, PerImage, sparse
+from alignzeg.evaluation.writing import whole_file
 from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
         recall: bool = True,
         hold_out: str = "",
         min_segment: int = 16,
+        per_image: bool = False,
     ) -> None:
         """Prepares an evaluation.
 
@@ -66,6 +68,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
             recall: whether to measure mask recall; it needs `mask_logits` in the outputs.
             hold_out: the `ALIGNZEG.DATA.HOLD_OUT` the vocabulary was made with; reported.
             min_segment: pixels a segment needs to count in the recall.
+            per_image: whether `per_image_<dataset_name>.npz` is written too, see `PerImage`.
 
         Raises:
             ValueError: on an unknown data set, or one without any class of the vocabulary.
@@ -76,6 +79,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
         self.recall = recall
         self.hold_out = hold_out
         self.min_segment = min_segment
+        self.per_image = per_image
         self._lookup = label_lookup(dataset_name, vocabulary)
         self.reset()
 
@@ -86,6 +90,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
         # Per class: segments, and those found at each threshold.
         self._segments = np.zeros((k, 1 + len(RECALL_THRESHOLDS)), dtype=np.int64)
         self._images = 0
+        self._rows: list[tuple[str, NDArray, NDArray]] = []
         self._error = ""
 
     def process(
@@ -117,7 +122,10 @@ class ZeroShotEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"label file {file_name} has shape {gt.shape} but the prediction {pred.shape}"
             )
-        self._matrix += confusion(gt, self._checked(pred, file_name), len(self.vocabulary))
+        matrix = confusion(gt, self._checked(pred, file_name), len(self.vocabulary))
+        self._matrix += matrix
+        if self.per_image:
+            self._rows.append((str(file_name), *sparse(matrix)))
         self._images += 1
         if self.recall:
             if output.get("mask_logits") is None:
@@ -169,6 +177,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
         matrix, segments, images = self._reduced()
         if images == 0:
             raise ValueError(f"no image of data set {self.dataset_name!r} was evaluated")
+        self._save_per_image()
         if not comm.is_main_process():
             return None
         report = self._report(matrix, segments, images)
@@ -260,16 +269,21 @@ class ZeroShotEvaluator(DatasetEvaluator):
         return rows
 
     def _write(self, report: Mapping[str, Any]) -> None:
-        """Writes the JSON under another name first, so that no half-written file is ever found."""
+        """Writes the JSON, one line for each part: 847 x 847 counts do not become as many lines."""
         if self.output_dir is None:
             return
-        path = Path(self.output_dir) / f"evaluation_{self.dataset_name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        # One line for each part: readable, and 847 x 847 counts do not become as many lines.
         parts = [f"{json.dumps(key)}: {json.dumps(report[key], allow_nan=False)}" for key in report]
-        draft.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-        draft.replace(path)
+        with whole_file(Path(self.output_dir) / f"evaluation_{self.dataset_name}.json") as file:
+            file.write(("{\n" + ",\n".join(parts) + "\n}\n").encode())
+
+    def _save_per_image(self) -> None:
+        """Writes the counts of every image, on the main process; called by all of them."""
+        if not self.per_image:
+            return
+        rows = [row for part in comm.gather(self._rows) for row in part]
+        if comm.is_main_process() and self.output_dir is not None:
+            kept = PerImage.collect(self.vocabulary.names, self.vocabulary.seen, rows)
+            kept.save(Path(self.output_dir) / FILE_PATTERN.format(self.dataset_name))
 
 
 def _recall(counts: NDArray, column: int) -> float | None:
