@@ -1,4 +1,4 @@
-"""The metrics against loops over single pixels, and the same counts from 1, 2 and 3 processes."""
+"""The metrics against loops over single pixels, and the same counts from 1 to 4 processes."""
 
 import json
 import math
@@ -21,6 +21,7 @@ from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.evaluation import (
     ZeroShotEvaluator,
     confusion,
+    load_per_image,
     mask_ious,
     metrics_from_confusion,
 )
@@ -235,7 +236,11 @@ def evaluate_share(folder, count, output):
     """Judges this process's share of the pictures, as a test loader would split them."""
     register_toy()
     evaluator = ZeroShotEvaluator(
-        "judged_val", catalog.get_vocabulary("judged_val"), str(output), min_segment=9
+        "judged_val",
+        catalog.get_vocabulary("judged_val"),
+        str(output),
+        min_segment=9,
+        per_image=True,
     )
     for index in InferenceSampler(count):
         record, prediction, _ = picture(folder, index)
@@ -270,15 +275,16 @@ def report_of(output):
     return json.loads((output / "evaluation_judged_val.json").read_text())
 
 
-def test_one_two_and_three_processes_count_the_same(tmp_path, toy):
+def test_one_to_four_processes_count_the_same(tmp_path, toy):
     labels, broken = tmp_path / "labels", tmp_path / "broken"
-    for folder in (labels, broken, *(tmp_path / name for name in "123")):
+    for folder in (labels, broken, *(tmp_path / name for name in "1234")):
         folder.mkdir()
     count = 7
     evaluate_share(labels, count, tmp_path / "1")
     Image.fromarray(np.full((24, 32), 9, np.uint8)).save(broken / "3.png")
     run_processes(2, [(labels, count, tmp_path / "2"), (broken, 4, broken)])
     run_processes(3, [(labels, count, tmp_path / "3")])
+    run_processes(4, [(labels, count, tmp_path / "4")])
     check_counts(tmp_path, labels, count)
     # A label out of range in one process stops both, each with the file's name.
     for rank in (0, 1):
@@ -290,9 +296,15 @@ def test_one_two_and_three_processes_count_the_same(tmp_path, toy):
 
 
 def check_counts(tmp_path, labels, count):
-    """The reports of 1, 2 and 3 processes are equal, and equal to plain loops over everything."""
-    reports = [report_of(tmp_path / str(processes)) for processes in (1, 2, 3)]
-    assert reports[0] == reports[1] == reports[2]
+    """The reports of 1 to 4 processes are equal, and equal to plain loops over everything."""
+    reports = [report_of(tmp_path / str(processes)) for processes in (1, 2, 3, 4)]
+    assert all(report == reports[0] for report in reports)
+    files = [load_per_image(tmp_path / n / "per_image_judged_val.npz") for n in "1234"]
+    assert files[0].images == tuple(f"{index}.png" for index in range(count))
+    assert files[0].total().tolist() == reports[0]["confusion"]
+    for file in files:
+        assert file.images == files[0].images
+        assert np.array_equal(file.class_counts(), files[0].class_counts())
     pictures = [picture(labels, index) for index in range(count)]
     gt = np.stack([truth for _, _, truth in pictures])
     pred = np.stack([output["sem_seg"].numpy() for _, output, _ in pictures])
