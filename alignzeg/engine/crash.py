@@ -1,0 +1,126 @@
+"""What a failed step leaves behind, so that one process can fail again in the same way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignzeg.engine.checkpoint import KEY, describe
+from alignzeg.engine.files import check_room, damage, write_atomically
+from alignzeg.engine.state import PRIMITIVES, rng_state, tensor_bytes
+from alignzeg.structures import Targets, Vocabulary
+
+logger = logging.getLogger(__name__)
+
+BUNDLE = "crash_bundle"
+# What a batch may hold beside tensors and plain values.
+_KINDS = {"Targets": Targets, "Vocabulary": Vocabulary}
+_KIND, _LOST = "__kind__", "__lost__"
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A batch, and the random generators before its forward pass."""
+
+    data: Any
+    rng: dict[str, Any] = dataclasses.field(default_factory=rng_state)
+
+
+def to_plain(value: Any) -> Any:
+    """A batch as tensors and plain values; what cannot be kept leaves its type's name."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, PRIMITIVES):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(to_plain, value)) if type(value) in (list, tuple) else list(value)
+    kind = type(value).__name__
+    if _KINDS.get(kind) is type(value):
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {_KIND: kind, **fields}
+    return {_LOST: kind}
+
+
+def from_plain(value: Any) -> Any:
+    """The batch that `to_plain` was given.
+
+    Raises:
+        ValueError: if a part of it could not be kept.
+    """
+    if isinstance(value, Mapping):
+        if _LOST in value:
+            raise ValueError(
+                f"the batch held a {value[_LOST]}, which a crash bundle cannot keep; batches of "
+                "tensors, plain values, Targets and Vocabulary can be replayed"
+            )
+        items = {key: from_plain(item) for key, item in value.items() if key != _KIND}
+        return _KINDS[value[_KIND]](**items) if _KIND in value else items
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(from_plain, value))
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class CrashWriter:
+    """Writes the bundle of a failed step.
+
+    Attributes:
+        folder: where to.
+        config: the whole config as YAML text.
+    """
+
+    folder: str
+    config: str
+
+    def __call__(self, model: nn.Module, batches: Sequence[Batch], facts: Mapping[str, Any]) -> str:
+        """Writes a bundle, and its facts again as a text file beside it.
+
+        Args:
+            model: not wrapped, with the weights before the failed step.
+            batches: of the failed step.
+            facts: plain values; "iteration" and "process" name the file.
+
+        Returns:
+            The bundle's path; empty if it could not be written, which is logged: the failure itself
+            is what the user must see.
+        """
+        name = f"iteration_{facts['iteration']:07d}_process_{facts['process']}"
+        path = os.path.join(self.folder, f"{name}.pth")
+        content = {
+            BUNDLE: {
+                **facts,
+                "batches": [to_plain(batch.data) for batch in batches],
+                "rng": [batch.rng for batch in batches],
+            },
+            "model": model.state_dict(),
+            KEY: describe(model, self.config),
+        }
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            check_room(self.folder, tensor_bytes(content))
+            write_atomically(path, lambda file: torch.save(content, file), _check)
+            text = json.dumps(dict(facts), indent=1)
+            write_atomically(path.removesuffix(".pth") + ".json", _writer(text))
+        except OSError as error:
+            logger.error("no crash bundle: %s", error)
+            return ""
+        return path
+
+
+def _writer(text: str) -> Callable[[Any], Any]:
+    return lambda file: file.write(text.encode())
+
+
+def _check(path: str) -> None:
+    problem = damage(path)
+    if problem:
+        raise OSError(problem)

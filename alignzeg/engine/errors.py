@@ -1,0 +1,53 @@
+"""How a run can fail, the exit code of each way, and the one line a user sees."""
+
+from __future__ import annotations
+
+# An error in the program; in the input; a value that is not finite; another process; Ctrl-C.
+BUG, USER_ERROR, NON_FINITE, PEER_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
+# What the parts of this project raise when the user can mend it.
+USER_ERRORS = (ValueError, OSError)
+
+
+class NonFiniteError(FloatingPointError):
+    """An image, feature, matching cost, loss or gradient is NaN or infinite, in all processes."""
+
+
+class RunFailed(Exception):  # noqa: N818 (it says what happened)
+    """A process that this one has started has failed.
+
+    Attributes:
+        code: exit code for the whole run.
+        trace: traceback of the process that failed, or empty.
+    """
+
+    def __init__(self, message: str, code: int, trace: str = "") -> None:
+        """Takes the message, the exit code for the whole run, and a traceback or nothing."""
+        super().__init__(message)
+        self.code = code
+        self.trace = trace
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, at most 4000 characters."""
+    return " ".join(text.split())[:4000]
+
+
+def explain(error: BaseException) -> str:
+    """One line about an error; with its type where the message does not speak for itself."""
+    text = one_line(str(error))
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if text and isinstance(error, (NonFiniteError, RunFailed, *USER_ERRORS)):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def exit_code(error: BaseException) -> int:
+    """Of a process that ends by this error."""
+    if isinstance(error, RunFailed):
+        return error.code
+    if isinstance(error, NonFiniteError):
+        return NON_FINITE
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return USER_ERROR if isinstance(error, USER_ERRORS) else BUG

@@ -1,0 +1,227 @@
+"""NaN and infinity: noticed in every step for next to nothing, traced to their origin later."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+
+def is_finite(tensor: Tensor) -> Tensor:
+    """() bool on the tensor's device, exact, in one pass and without a copy of the tensor."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    # The extremes of anything with a NaN in it are NaN.
+    low, high = tensor.detach().aminmax()
+    return torch.isfinite(low) & torch.isfinite(high)
+
+
+class Watch:
+    """Whether everything in the forward passes of a step was finite, in all processes."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        """Watches the image encoder, if the model has one as `backbone`.
+
+        Args:
+            model: not wrapped.
+            device: where the model computes.
+        """
+        self._device = device
+        self._true = torch.ones((), dtype=torch.bool, device=device)
+        self._watching = False
+        self._fine: dict[str, Tensor] = {}
+        self._broken = ""
+        # What was not finite in this process, of what the last `agree` was about.
+        self.found = ""
+        backbone = getattr(model, "backbone", None)
+        if isinstance(backbone, nn.Module):
+            backbone.register_forward_hook(self._see)
+
+    def _see(self, _: nn.Module, __: Any, features: Any) -> None:
+        if self._watching:
+            for key, tensor in tensors_in(features):
+                self._add(f"the feature backbone{key}", tensor)
+
+    @contextlib.contextmanager
+    def forward(self, data: Any) -> Iterator[None]:
+        """Watches one forward pass, and swallows a FloatingPointError in it.
+
+        Args:
+            data: the batch; its floating-point images are checked.
+        """
+        for index, image in images_in(data):
+            # Whole numbers, as the mapper makes them, cost nothing here.
+            if image.is_floating_point() and not bool(is_finite(image)):
+                self._broken = self._broken or f"the input image {names_in(data)[index]}"
+        self._watching = True
+        try:
+            yield
+        except FloatingPointError as error:
+            self._broken = self._broken or str(error)
+        finally:
+            self._watching = False
+
+    def losses(self, terms: Mapping[str, Tensor]) -> None:
+        """Checks the loss terms."""
+        for key, value in terms.items():
+            self._add(key, value)
+
+    def _add(self, name: str, tensor: Tensor) -> None:
+        self._fine[name] = is_finite(tensor).to(self._device) & self._fine.get(name, self._true)
+
+    def agree(self) -> bool:
+        """Whether all was well in every process; to be called by all of them. Starts anew."""
+        fine = torch.stack([*self._fine.values(), self._true])
+        flag = (~fine.all()).to(torch.int32).reshape(1)
+        if self._broken:
+            flag.fill_(1)
+        if comm.get_world_size() > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        agreed = not bool(flag)
+        bad = [] if agreed else [name for name, good in self._fine.items() if not bool(good)]
+        self.found = self._broken or (f"{', '.join(bad)}: not finite" if bad else "")
+        self._fine, self._broken = {}, ""
+        return agreed
+
+
+def trace(
+    model: nn.Module,
+    data: Any,
+    names: Sequence[str],
+    *,
+    backward: bool,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> str:
+    """Computes a batch again and names the first tensor that is not finite.
+
+    The model's weights and gradients stay as they are; the random generators and the running
+    statistics of normalisation layers do not.
+
+    Args:
+        model: not wrapped.
+        data: the batch.
+        names: the file name of each of its images.
+        backward: whether to look at the gradients, if everything else is finite.
+        autocast: makes the context of the forward pass.
+
+    Returns:
+        Empty if everything is finite.
+    """
+    for index, image in images_in(data):
+        if not bool(is_finite(image)):
+            return f"the input image of {names[index : index + 1]} {_kind(image)}"
+    probe = _Probe(names)
+    with probe.attached(model):
+        try:
+            with autocast():
+                losses = model(data)
+        except FloatingPointError as error:
+            return f"{probe.first}; then {error}" if probe.first else str(error)
+        bad = {key: value for key, value in losses.items() if not bool(is_finite(value))}
+        if bad:
+            terms = ", ".join(f"{key} {_kind(value)}" for key, value in bad.items())
+            return f"{probe.first}; then {terms}" if probe.first else f"{terms} for {list(names)}"
+        if probe.first or not backward:
+            return probe.first
+        _look_at_gradients(model, sum(losses.values()), probe)
+    return probe.first
+
+
+def _look_at_gradients(model: nn.Module, loss: Any, probe: _Probe) -> None:
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    # Not `backward`, which would set off the exchange between the processes.
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    bad = [
+        (name, gradient)
+        for name, gradient in zip(named, gradients, strict=True)
+        if gradient is not None and not bool(is_finite(gradient))
+    ]
+    if bad:
+        name, gradient = bad[-1]
+        more = f", and of {len(bad) - 1} other parameters" if len(bad) > 1 else ""
+        probe.note(f"the gradient of {name}", gradient, per_image=False, more=more)
+
+
+class _Probe:
+    """Remembers the first tensor that is not finite, of those that modules return."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.first = ""
+        self._names = list(names)
+
+    @contextlib.contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        handles = [
+            module.register_forward_hook(functools.partial(self._see, name or "the model"))
+            for name, module in model.named_modules()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _see(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+        for key, tensor in tensors_in(output):
+            what = f"the output of {name}{key}"
+            self.note(what, tensor)
+            if tensor.requires_grad:
+                tensor.register_hook(functools.partial(self._grad, f"the gradient of {what[4:]}"))
+
+    def _grad(self, what: str, gradient: Tensor) -> None:
+        self.note(what, gradient)
+
+    def note(self, what: str, tensor: Tensor, *, per_image: bool = True, more: str = "") -> None:
+        """Keeps it if it is not finite and the first of its kind."""
+        if self.first or bool(is_finite(tensor)):
+            return
+        names = self._names
+        if per_image and tensor.ndim and len(tensor) == len(names):
+            fine = tensor.detach().isfinite().flatten(1 if tensor.ndim > 1 else 0)
+            fine = fine.all(1) if tensor.ndim > 1 else fine
+            names = [name for name, good in zip(names, fine.tolist(), strict=True) if not good]
+        shape = " x ".join(map(str, tensor.shape)) or "scalar"
+        kind = str(tensor.dtype).removeprefix("torch.")
+        self.first = f"{what}{more} {_kind(tensor)} ({shape}, {kind}) for {names}"
+
+
+def _kind(tensor: Tensor) -> str:
+    return "is NaN" if bool(tensor.isnan().any()) else "is infinite"
+
+
+def tensors_in(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested containers and dataclasses, with the way to each."""
+    if isinstance(value, Tensor):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from tensors_in(item, f"{key}[{name!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from tensors_in(item, f"{key}[{index}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for part in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, part.name), f"{key}.{part.name}")
+
+
+def images_in(data: Any) -> Iterator[tuple[int, Tensor]]:
+    """The images of a batch as the mapper makes it, with their positions."""
+    if isinstance(data, Sequence):
+        for index, item in enumerate(data):
+            image = item.get("image") if isinstance(item, Mapping) else item
+            if isinstance(image, Tensor):
+                yield index, image
+
+
+def names_in(data: Any) -> list[str]:
+    """The file name of every image of a batch, "?" where there is none."""
+    if not isinstance(data, Sequence):
+        return []
+    return [str(item.get("file_name", "?")) if isinstance(item, Mapping) else "?" for item in data]

@@ -1,0 +1,309 @@
+"""One process fails or dies: all others leave within seconds, and say why.
+
+Every process keeps one TCP connection to process 0. The kernel closes it when a process ends, by
+whatever cause, so a death is noticed at once and never by mistake: a slow process keeps its
+connection, which a heartbeat or a short time-out of the process group could not tell from a dead
+one. A process that fails says so in its last line. A thread watches, as the main thread may be
+waiting for a dead process inside a collective operation, and leaves by `os._exit` for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import torch.distributed as dist
+
+from alignzeg.engine.errors import (
+    BUG,
+    NON_FINITE,
+    PEER_FAILED,
+    NonFiniteError,
+    explain,
+    one_line,
+)
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a process has to clean up after its own failure.
+LEAVE_SECONDS = 20
+# Seconds between two looks at the parent process.
+POLL_SECONDS = 1.0
+CONNECT_SECONDS = 60
+# Seconds within which the death of another process is known that made an operation fail here.
+NEWS_SECONDS = 3
+_LONGEST_LINE = 1 << 16
+
+
+class Lifeline:
+    """This process's end; process 0 also holds the other ends."""
+
+    def __init__(
+        self,
+        rank: int,
+        peers: dict[socket.socket, int],
+        listener: socket.socket | None,
+        speaks: bool,
+    ) -> None:
+        """See `connect`.
+
+        Args:
+            rank: of this process.
+            peers: connection to process 0, or, on process 0, nothing yet.
+            listener: where the others will connect, on process 0.
+            speaks: whether this process tells the user why it leaves.
+        """
+        self.rank = rank
+        self._speaks = speaks
+        self._peers = peers
+        self._listener = listener
+        self._done: set[int] = set()
+        self._buffers: dict[socket.socket, bytes] = {}
+        self._lock = threading.RLock()
+        self._leaving = False
+        self._token = ""
+        # A forked worker of a data loader must not keep the connections of a dead process open.
+        os.register_at_fork(after_in_child=self._forget)
+
+    def watch(self, token: str = "") -> None:
+        """Starts the thread."""
+        self._token = token
+        threading.Thread(target=self._loop, name="lifeline", daemon=True).start()
+
+    def fail(self, reason: str) -> None:
+        """Tells all others that this process fails; it then has LEAVE_SECONDS to leave by itself.
+
+        Args:
+            reason: one line.
+        """
+        with self._lock:
+            if self._leaving:
+                return
+            self._leaving = True
+            force_exit_later()
+            self._send({"failed": f"process {self.rank}: {one_line(reason)}"})
+
+    def close(self, code: int = 0) -> None:
+        """Says goodbye: the end of this process is no failure.
+
+        Args:
+            code: exit code; one other than 0 gives the other processes LEAVE_SECONDS to end, too.
+        """
+        with self._lock:
+            if self._leaving:
+                return
+            self._leaving = True
+            self._send({"done": self.rank, "code": code})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        line = json.dumps(message).encode() + b"\n"
+        for peer in list(self._peers):
+            with contextlib.suppress(OSError):
+                peer.sendall(line)
+
+    def _forget(self) -> None:
+        self._leaving = True
+        for peer in (*self._peers, *([self._listener] if self._listener else [])):
+            peer.close()
+        self._peers = {}
+
+    def _loop(self) -> None:
+        selector = selectors.DefaultSelector()
+        for peer in (*self._peers, *([self._listener] if self._listener else [])):
+            selector.register(peer, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select(POLL_SECONDS):
+                peer: Any = key.fileobj
+                if peer is self._listener:
+                    peer, _ = peer.accept()
+                    keep_alive(peer)
+                    selector.register(peer, selectors.EVENT_READ)
+                elif not self._read(peer):
+                    selector.unregister(peer)
+                    peer.close()
+
+    def _read(self, peer: socket.socket) -> bool:
+        """Takes what has arrived; False once the connection is of no more use."""
+        try:
+            data = peer.recv(_LONGEST_LINE)
+        except OSError:
+            data = b""
+        text = self._buffers.get(peer, b"") + data
+        *lines, rest = text.split(b"\n")
+        self._buffers[peer] = rest
+        fine = len(rest) < _LONGEST_LINE and all([self._take(peer, line) for line in lines])
+        if data and fine:
+            return True
+        rank = self._peers.pop(peer, None)
+        if rank is not None and rank not in self._done:
+            self._abort(
+                f"process {rank} died without a word: killed from outside, out of memory, or a "
+                "crash in compiled code"
+            )
+        return False
+
+    def _take(self, peer: socket.socket, line: bytes) -> bool:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return False
+        if peer not in self._peers:
+            # A stranger does not know the token.
+            if not secrets.compare_digest(str(message.get("token")), self._token):
+                return False
+            with self._lock:
+                self._peers[peer] = int(message["rank"])
+        if "done" in message:
+            self._part(int(message["done"]), int(message["code"]))
+        if "failed" in message:
+            self._abort(str(message["failed"]))
+        return True
+
+    def _part(self, rank: int, code: int) -> None:
+        self._done.add(rank)
+        if code:
+            reason = f"process {rank} ended with exit code {code}"
+            timer = threading.Timer(LEAVE_SECONDS, self._abort, (reason,))
+            timer.daemon = True
+            timer.start()
+
+    def _abort(self, reason: str) -> None:
+        """Ends this process because of another one, unless it is about to end anyway."""
+        with self._lock:
+            # Process 0 hands the news on.
+            self._send({"failed": reason})
+            if self._leaving:
+                return
+            leave(reason, aloud=self._speaks)
+
+
+_current: Lifeline | None = None
+
+
+def connect(host: str, *, several_machines: bool, speaks: bool) -> Lifeline | None:
+    """Ties all processes of the default group together; to be called by all of them.
+
+    Args:
+        host: name or address of process 0's machine.
+        several_machines: whether to listen beyond this machine.
+        speaks: whether a process that leaves because of another one writes an error to the user;
+            it always writes one to the log.
+
+    Returns:
+        This process's end; None if process 0 cannot be reached, which is logged: then a dead
+        process is noticed by the time-out of the process group only.
+    """
+    global _current
+    rank = dist.get_rank()
+    listener = None
+    if rank == 0:
+        listener = socket.create_server(("" if several_machines else host, 0), backlog=1024)
+    port = listener.getsockname()[1] if listener else 0
+    facts: list[Any] = [port, secrets.token_hex(16)]
+    dist.broadcast_object_list(facts)
+    port, token = facts
+    peers = {}
+    if rank != 0:
+        try:
+            peer = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+        except OSError as error:
+            logger.warning(
+                "process %d cannot reach process 0 at %s, port %d (%s): if one of them dies, the "
+                "other notices it late",
+                rank,
+                host,
+                port,
+                error,
+            )
+            return None
+        peer.settimeout(None)
+        keep_alive(peer)
+        peer.sendall(json.dumps({"token": token, "rank": rank}).encode() + b"\n")
+        peers[peer] = 0
+    _current = Lifeline(rank, peers, listener, speaks)
+    _current.watch(token)
+    return _current
+
+
+def end(error: BaseException) -> None:
+    """Tells the other processes, if there are any, how this one ends, as soon as that is known.
+
+    A RuntimeError may be the effect of another process's end; then this one first waits for the
+    news, which ends it.
+    """
+    if _current is None:
+        return
+    if isinstance(error, SystemExit):
+        _current.close(error.code if isinstance(error.code, int) else BUG)
+    elif isinstance(error, NonFiniteError):
+        # All processes have agreed on it, and each says so.
+        _current.close(NON_FINITE)
+        force_exit_later()
+    else:
+        if isinstance(error, RuntimeError):
+            time.sleep(NEWS_SECONDS)
+        _current.fail(explain(error))
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Lets the kernel close a connection to a machine that has gone, after about 30 seconds."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def watch_parent(parent: int) -> None:
+    """Ends this process soon after its parent process has ended.
+
+    Args:
+        parent: the parent's id; may have ended already.
+    """
+
+    def look() -> None:
+        while os.getppid() == parent:
+            pause.wait(POLL_SECONDS)
+        leave("the process that started this one has ended", aloud=True)
+
+    pause = threading.Event()
+    threading.Thread(target=look, name="watch-parent", daemon=True).start()
+
+
+def leave(reason: str, *, aloud: bool) -> None:
+    """Ends this process at once, whatever its main thread is doing.
+
+    Args:
+        reason: for the log.
+        aloud: also to the user.
+    """
+    # Writing may wait for a lock of the main thread, or for a full pipe.
+    threading.Thread(target=_exit_after, args=(5,), name="leave", daemon=True).start()
+    logger.error("leaving: %s", reason)
+    if aloud:
+        sys.stderr.write(f"error: {one_line(reason)}\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(PEER_FAILED)
+
+
+def force_exit_later() -> None:
+    """Ends this process after LEAVE_SECONDS, also from inside a call that never returns."""
+    # Faulthandler's clock needs neither the interpreter nor its lock.
+    with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
+        faulthandler.dump_traceback_later(LEAVE_SECONDS, exit=True, file=sys.__stderr__)
+
+
+def _exit_after(seconds: float) -> None:
+    threading.Event().wait(seconds)
+    os._exit(PEER_FAILED)

@@ -1,0 +1,160 @@
+"""The command line, and where a process stands among the processes of a run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from detectron2.engine import default_argument_parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """Lets `guarded` report a wrong command line like every other user error."""
+        raise ValueError(f"{message}; see --help")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads Detectron2's command line, with a free port by default and --debug.
+
+    Args:
+        argv: words after the program's name; those of this process by default.
+
+    Returns:
+        config_file, resume, eval_only, num_gpus, num_machines, machine_rank, dist_url, debug,
+        allow_rescale, trust_pickle, opts.
+
+    Raises:
+        ValueError: on a wrong word, or a --flag after the KEY VALUE pairs, which would be lost.
+    """
+    parser = _Parser(
+        parents=[_without_help(default_argument_parser(epilog=" "))],
+        description="Trains, or evaluates with --eval-only. KEY VALUE pairs come last.",
+    )
+    parser.set_defaults(dist_url="auto")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error in the input"
+    )
+    parser.add_argument(
+        "--allow-rescale",
+        action="store_true",
+        help="resume with another number of processes: same data, but not to the bit",
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="read .pkl weights from anywhere, though they may run code",
+    )
+    args = parser.parse_args(argv)
+    for word in args.opts:
+        if word.startswith("--"):
+            raise ValueError(
+                f"{word} comes after the KEY VALUE pairs and would be ignored; put it before them"
+            )
+    return args
+
+
+def _without_help(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    # A parent parser must not bring its own -h.
+    for option in ("-h", "--help"):
+        del parser._option_string_actions[option]
+    parser._remove_action(next(a for a in parser._actions if a.dest == "help"))
+    return parser
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where this process stands among processes that somebody else has started.
+
+    Attributes:
+        rank: of this process, over all machines.
+        world_size: processes on all machines.
+        local_rank: of this process on its machine.
+        local_world_size: processes on each machine.
+        url: where the processes meet.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    url: str
+
+    @property
+    def host(self) -> str:
+        """Name or address of the machine of process 0."""
+        if self.world_size == self.local_world_size:
+            return "127.0.0.1"
+        return urlsplit(self.url).hostname or os.environ["MASTER_ADDR"]
+
+
+def find_placement(args: argparse.Namespace, environ: Mapping[str, str]) -> Placement | None:
+    """Reads the variables of torchrun or, failing that, of SLURM's srun.
+
+    Args:
+        args: a --num-gpus or --num-machines above 1 means that the processes of a SLURM job are to
+            be started from here, so its variables are not used.
+        environ: environment variables.
+
+    Returns:
+        None if there are no such processes, or only one.
+    """
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
+        world = int(environ["WORLD_SIZE"])
+        url = "env://"
+        place = Placement(
+            int(environ["RANK"]),
+            world,
+            int(environ["LOCAL_RANK"]),
+            int(environ.get("LOCAL_WORLD_SIZE", world)),
+            url,
+        )
+        return place if world > 1 else None
+    slurm = {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"} <= environ.keys()
+    if not slurm or args.num_gpus > 1 or args.num_machines > 1:
+        return None
+    world = int(environ["SLURM_NTASKS"])
+    per_node = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
+    match = re.match(r"\d+", per_node)
+    place = Placement(
+        int(environ["SLURM_PROCID"]),
+        world,
+        int(environ["SLURM_LOCALID"]),
+        int(match.group()) if match else world,
+        args.dist_url if args.dist_url != "auto" else slurm_url(environ),
+    )
+    return place if world > 1 else None
+
+
+def slurm_url(environ: Mapping[str, str]) -> str:
+    """The first host of the job, and a port that follows from the job's number."""
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    host = re.sub(r"\[(\d+)[^]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
+    port = 20000 + int(environ.get("SLURM_JOB_ID", "0")) % 10000
+    return f"tcp://{environ.get('MASTER_ADDR', host)}:{environ.get('MASTER_PORT', port)}"
+
+
+def world_size(args: argparse.Namespace) -> int:
+    """Processes of the whole run.
+
+    Raises:
+        ValueError: if the machines or their processes cannot be as asked.
+    """
+    placement = find_placement(args, os.environ)
+    if placement is not None:
+        return placement.world_size
+    if args.num_gpus < 1 or args.num_machines < 1:
+        raise ValueError("--num-gpus and --num-machines must be 1 or more")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ValueError(
+            f"--machine-rank is {args.machine_rank}; with --num-machines {args.num_machines} it "
+            f"can be 0 to {args.num_machines - 1}"
+        )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ValueError("several machines need --dist-url tcp://HOST:PORT of the first machine")
+    return args.num_gpus * args.num_machines
