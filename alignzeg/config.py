@@ -88,6 +88,8 @@ def _add_classification(node: CfgNode) -> None:
     classifier.NUM_BACKGROUND = 8
     # Channels inside the residual adapter. [ours]
     classifier.ADAPTER_DIM = 256
+    # Factor of what the adapter adds to an embedding. [CLIP-Adapter: 0.2]
+    classifier.ADAPTER_RATIO = 0.2
 
     synthesizer = node.SYNTHESIZER = CfgNode()
     # ManifoldMixup, or empty for none.

@@ -88,6 +88,21 @@ def test_adapter_starts_as_the_identity():
         CosineClassifier(num_background=0, **sizes)
 
 
+def test_adapter_ratio_scales_what_the_adapter_adds():
+    torch.manual_seed(0)
+    embeds = unit(5, 6)
+    sizes = {"embed_dim": 6, "logit_scale": 1.0, "num_background": 1, "adapter_dim": 4}
+    classifier = CosineClassifier(adapter_ratio=0.25, **sizes)
+    added = torch.tensor([0.0, 1.0, 0.0, 0.0, -2.0, 0.0])
+    # The last layer's weights are zero at first, so that its bias is all the adapter adds.
+    torch.nn.init.zeros_(classifier.adapter[-1][-1].weight)
+    classifier.adapter[-1][-1].bias.data = added
+    want = F.normalize(embeds + 0.25 * added, dim=-1)
+    torch.testing.assert_close(classifier.embed(embeds), want)
+    with pytest.raises(ValueError, match="ADAPTER_RATIO must be above 0; got 0"):
+        CosineClassifier(adapter_ratio=0.0, **sizes)
+
+
 def test_mixup_stays_between_two_different_classes():
     torch.manual_seed(0)
     mixup = ManifoldMixup(alpha=1.0, mix_range=(0.3, 0.7), ratio=50.0)

@@ -30,6 +30,7 @@ class CosineClassifier(nn.Module):
         logit_scale: float,
         num_background: int,
         adapter_dim: int,
+        adapter_ratio: float = 1.0,
     ) -> None:
         """Builds the classifier.
 
@@ -38,14 +39,22 @@ class CosineClassifier(nn.Module):
             logit_scale: factor of the cosines, the VLM's own (CLIP: at most 100).
             num_background: M, at least 1.
             adapter_dim: channels inside the adapter; 0 leaves the embeddings as they are.
+            adapter_ratio: factor of what the adapter adds, as CLIP-Adapter (arXiv 2110.04544); it
+                slows the adapter down, which else fits the seen classes before masks are learned.
 
         Raises:
-            ValueError: if `num_background` < 1.
+            ValueError: if `num_background` < 1 or `adapter_ratio` <= 0.
         """
         super().__init__()
         if num_background < 1:
             raise ValueError(f"CLASSIFIER.NUM_BACKGROUND must be at least 1; got {num_background}")
+        if adapter_ratio <= 0:
+            raise ValueError(
+                f"CLASSIFIER.ADAPTER_RATIO must be above 0; got {adapter_ratio}. "
+                "ADAPTER_DIM 0 takes the adapter away"
+            )
         self.logit_scale = logit_scale
+        self.adapter_ratio = adapter_ratio
         self.adapter = None
         if adapter_dim:
             mlp = MLP(embed_dim, adapter_dim, embed_dim)
@@ -62,6 +71,7 @@ class CosineClassifier(nn.Module):
             "logit_scale": logit_scale,
             "num_background": cfg.ALIGNZEG.CLASSIFIER.NUM_BACKGROUND,
             "adapter_dim": cfg.ALIGNZEG.CLASSIFIER.ADAPTER_DIM,
+            "adapter_ratio": cfg.ALIGNZEG.CLASSIFIER.ADAPTER_RATIO,
         }
 
     @property
@@ -73,7 +83,7 @@ class CosineClassifier(nn.Module):
         """Adapts (..., D) frozen region embeddings; unit length."""
         embeds = region_embeds.float()
         if self.adapter is not None:
-            embeds = embeds + self.adapter(embeds).float()
+            embeds = embeds + self.adapter_ratio * self.adapter(embeds).float()
         return F.normalize(embeds, dim=-1)
 
     def score(self, embeds: Tensor, text: Tensor) -> Tensor:

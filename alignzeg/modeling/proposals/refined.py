@@ -17,7 +17,7 @@ from alignzeg.structures import Proposals
 
 SEED_STRIDE = 8
 # Logits that learning may add to or take from likeness, whose own range is about +-8. [ours]
-LEARNED_REACH = 6.0
+LEARNED_REACH = 12.0
 
 
 def at_grid_points(level: Tensor, side: int) -> Tensor:
