@@ -16,7 +16,8 @@ from alignzeg.registries import PROPOSAL_EXTRACTOR_REGISTRY
 from alignzeg.structures import Proposals
 
 SEED_STRIDE = 8
-# Logits that learning may add to or take from likeness, whose own range is about +-8. [ours]
+# Logits that learning may add to or take from likeness, whose own range is about +-8: only what is
+# learned with near certainty overrules it. [ours]
 LEARNED_REACH = 12.0
 
 
@@ -147,8 +148,8 @@ class MutuallyRefinedExtractor(PlainExtractor):
 
         A pixel is like a query as far as its VLM feature is like the mean feature of the query's
         mask so far (at first: the feature at its point). Each query says how much that counts. The
-        learned part is bounded: it draws the border, but a mask cannot spread over what the VLM
-        holds to be something else, where (on unseen classes) nothing ever corrected it.
+        learned part is bounded: it draws the border, but a mask does not spread easily over what
+        the VLM holds to be something else, where (on unseen classes) nothing ever corrected it.
         """
         learned = super().predict(queries, pixels, previous)
         if self.likeness is None or pixels.frozen is None:
