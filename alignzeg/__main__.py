@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 # Command -> module whose `main(argv) -> exit code` carries it out, and what it does.
 COMMANDS = {
+    "audit": ("alignzeg.audit", "prove that no unseen label or name reaches a loss"),
+    "compare": ("alignzeg.compare", "name the first divergence of a run from another"),
     "doctor": ("alignzeg.doctor", "check versions, devices, CLIP weights and data sets"),
     "predict": ("alignzeg.inference", "segment pictures into any classes"),
+    "replay": ("alignzeg.engine.replay", "make a failed training step again, from its bundle"),
+    "significance": ("alignzeg.significance", "intervals and paired tests of evaluations"),
 }
 
 
 def usage() -> str:
     """The help text."""
-    lines = [f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:14}{what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: python -m alignzeg COMMAND ...", "", *lines, "", "COMMAND --help says more.", ""]
+        [
+            "usage: python -m alignzeg COMMAND ...",
+            "",
+            *lines,
+            "",
+            "COMMAND --help says more; COMMAND ... --debug shows the traceback of an error.",
+            "",
+        ]
     )
 
 
@@ -28,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after the program's name; those of this process by default.
 
     Returns:
-        The command's exit code; 2 without a command or with an unknown one.
+        The command's exit code; 2 after an error of the user, such as an unknown command.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-h"], ["--help"]):
@@ -38,11 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = f"unknown command {words[0]!r}" if words else "no command given"
         sys.stderr.write(f"error: {problem}; it can be one of {sorted(COMMANDS)}\n")
         return 2
-    try:
-        return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
+    # Imported late, so that --help needs nothing heavy.
+    from alignzeg.engine.launch import guarded
+
+    code = 0
+
+    def run() -> None:
+        nonlocal code
+        rest = [word for word in words[1:] if word != "--debug"]
+        code = importlib.import_module(COMMANDS[words[0]][0]).main(rest)
+
+    debug = "--debug" in words[1:] or bool(os.environ.get("ALIGNZEG_DEBUG"))
+    return guarded(run, debug=debug) or code
 
 
 if __name__ == "__main__":

@@ -1,0 +1,238 @@
+"""What a run was made of: `provenance.json` in its folder, one entry for each time it was started.
+
+    {"format": 1, "history": [{"started": ..., "action": "train", "iteration": 0, "command": [...],
+     "seed": ..., "processes": ..., "config": {...}, "environment": {...}, "git": {...},
+     "plugins": {...}, "weights": {...}, "vlm": {...}, "data": {...}}, ...]}
+
+Entries are added and never changed. `alignzeg.compare` reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from alignzeg.data.fingerprint import fingerprint
+from alignzeg.engine.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "provenance.json"
+FORMAT = 1
+PACKAGE = Path(__file__).resolve().parent.parent
+# Packages whose version can change a number.
+VERSIONED = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pillow",
+    "opencv-python",
+    "open_clip_torch",
+    "fvcore",
+)
+DETECTRON2 = ("detectron2", "sal-detectron2")
+_GIT_SECONDS = 20
+
+
+def record_run(
+    cfg: CfgNode, model: nn.Module, *, action: str, iteration: int = 0, resumed: bool = False
+) -> dict[str, Any] | None:
+    """Adds an entry to OUTPUT_DIR's `provenance.json`; to be called before the first step.
+
+    Args:
+        cfg: the config as it is used, with the seed that was drawn.
+        model: may be wrapped for several processes; its `vlm`, if it has one, is named.
+        action: "train" or "evaluate".
+        iteration: of the first step to come.
+        resumed: whether the run goes on from a checkpoint of its own.
+
+    Returns:
+        The entry; None in all processes but the first, which write nothing.
+
+    Raises:
+        ValueError: if a file of a data set cannot be read.
+        OSError: if the file cannot be written.
+    """
+    if not comm.is_main_process():
+        return None
+    entry = describe_run(cfg, model)
+    entry |= {"action": action, "iteration": int(iteration), "resumed": bool(resumed)}
+    append_entry(Path(cfg.OUTPUT_DIR), entry)
+    return entry
+
+
+def describe_run(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Everything about a run that is known before its first step, as plain values."""
+    vlm = getattr(getattr(model, "module", model), "vlm", None)
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [*sys.argv],
+        "folder": os.getcwd(),
+        "seed": int(cfg.SEED),
+        "processes": comm.get_world_size(),
+        "config": yaml.safe_load(cfg.dump()),
+        "environment": describe_environment(cfg.MODEL.DEVICE),
+        "git": describe_git(PACKAGE),
+        "source": hash_sources(PACKAGE),
+        "plugins": {Path(file).name: hash_file(file) for file in cfg.ALIGNZEG.PLUGINS},
+        "weights": describe_weights(cfg.MODEL.WEIGHTS),
+        "vlm": None if vlm is None else {"id": str(vlm.id), "hash": str(vlm.hash)},
+        "data": fingerprint([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
+    }
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """Versions and hardware that can change a number, none of which names a person or a place."""
+    versions = {name: _version(name) for name in VERSIONED}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **versions,
+        "detectron2": next(filter(None, map(_version, DETECTRON2)), None),
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    if device.startswith("cuda") and torch.cuda.is_available():
+        found |= {
+            "gpu": torch.cuda.get_device_name(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "benchmark": torch.backends.cudnn.benchmark,
+        }
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe_git(folder: Path) -> dict[str, Any] | None:
+    """Commit of the source, whether tracked files differ from it, and a hash of the difference.
+
+    Returns:
+        "commit", "dirty" and "diff" (None if clean); None where the source is in no git repository.
+    """
+    # A package installed below somebody's repository is not part of it.
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    difference = _git(folder, "diff", "HEAD") or b""
+    return {
+        "commit": commit.decode().strip(),
+        "dirty": bool(difference),
+        "diff": hashlib.sha256(difference).hexdigest() if difference else None,
+    }
+
+
+def _git(folder: Path, *words: str) -> bytes | None:
+    """What git says; None if it fails or is not installed."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            check=False,
+            timeout=_GIT_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def hash_sources(folder: Path) -> str:
+    """One hash over all Python files below a folder, by relative name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def describe_weights(path: str) -> dict[str, Any] | None:
+    """The file that MODEL.WEIGHTS names; None if there is none, no hash if it is not a file."""
+    if not path:
+        return None
+    return {"path": path, "sha256": hash_file(path) if os.path.isfile(path) else None}
+
+
+def append_entry(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Adds an entry to the history of a folder, in one step."""
+    path = folder / FILE_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        history = read_history(folder)
+    except ValueError as error:
+        aside = _free_name(path)
+        path.replace(aside)
+        logger.warning("%s; it is kept as %s and a new one is begun", error, aside.name)
+        history = []
+    content = {"format": FORMAT, "history": [*history, entry]}
+    text = json.dumps(content, indent=1, default=str) + "\n"
+    write_atomically(str(path), lambda file: file.write(text.encode()))
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while path.with_name(f"{path.name}.damaged{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}.damaged{number}")
+
+
+def read_history(folder: str | Path) -> list[dict[str, Any]]:
+    """All entries of a folder, the oldest first; none if it has no such file.
+
+    Raises:
+        ValueError: if the file is damaged or of a newer format.
+    """
+    path = Path(folder) / FILE_NAME
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        history, version = content["history"], content["format"]
+        fine = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"cannot read {path}: {type(error).__name__} {error}") from error
+    if not fine or not isinstance(version, int) or version > FORMAT:
+        raise ValueError(
+            f"{path} has format {version!r}, not {FORMAT}; use the version that wrote it"
+        )
+    return history
+
+
+def last_training(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of the last training: where it was started, and every time it was resumed."""
+    trained = [entry for entry in history if entry.get("action") == "train"]
+    starts = [index for index, entry in enumerate(trained) if not entry.get("resumed")]
+    return trained[starts[-1] :] if starts else trained
