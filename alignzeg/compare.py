@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import yaml
 
 from alignzeg.engine.curve import FILE_NAME as CURVE_FILE
 from alignzeg.engine.curve import read_curve
+from alignzeg.engine.placement import OneLineParser
 from alignzeg.engine.provenance import FILE_NAME, last_training, read_history
 from alignzeg.engine.settings import flatten
 
@@ -48,9 +48,9 @@ class Part:
         return f"{result:8} {self.name:12} {self.detail}"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OneLineParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = OneLineParser(
         prog="python -m alignzeg compare",
         description="Names the first divergence of a run from another: config, environment, VLM, "
         "data, losses. Exit code 0 if equal, 1 if different, 2 if a folder cannot be read.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -11,13 +10,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from alignzeg.engine.placement import OneLineParser
 from alignzeg.evaluation.per_image import FILE_PATTERN, PerImage, load_per_image
 from alignzeg.evaluation.uncertainty import Comparison, Interval, compare, intervals
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OneLineParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = OneLineParser(
         prog="python -m alignzeg significance",
         description="Bootstrap intervals over images of one evaluation, or a paired comparison of "
         "two. An evaluation is a run's folder or a per_image_*.npz file; evaluate with "

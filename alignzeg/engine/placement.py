@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from detectron2.engine import default_argument_parser
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose error is raised, for `guarded` to report on one line."""
+
     def error(self, message: str) -> Any:
         """Lets `guarded` report a wrong command line like every other user error."""
         raise ValueError(f"{message}; see --help")
@@ -32,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         ValueError: on a wrong word, or a --flag after the KEY VALUE pairs, which would be lost.
     """
-    parser = _Parser(
+    parser = OneLineParser(
         parents=[_without_help(default_argument_parser(epilog=" "))],
         description="Trains, or evaluates with --eval-only. KEY VALUE pairs come last.",
     )
