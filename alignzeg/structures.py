@@ -10,6 +10,7 @@ the docstring says otherwise.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 IGNORE_LABEL = 255
+# Between names in one prompt that mean the same class, as in "sofa; couch".
+SYNONYM_SEPARATOR = "; "
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Vocabulary:
     Attributes:
         names: class names in id order; unique, not empty.
         seen: for each name, whether training masks of it exist.
-        prompts: what is said to the text encoder for each class; the names unless given.
+        prompts: what is said to the text encoder for each class; the names unless given. Names
+            between `SYNONYM_SEPARATOR`s are synonyms.
 
     Raises:
         ValueError: on an empty list, an empty or duplicate name, or lengths that differ.
@@ -41,7 +45,7 @@ class Vocabulary:
             raise ValueError("a vocabulary needs at least one class name; got none")
         if any(not name.strip() for name in self.names):
             raise ValueError(f"class names must not be empty; got {list(self.names)}")
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(self.names).items() if count > 1)
         if twice:
             raise ValueError(f"class names must be unique; given more than once: {twice}")
         if len(self.seen) != len(self.names):
@@ -87,6 +91,10 @@ class Vocabulary:
     def unseen_ids(self) -> tuple[int, ...]:
         """Ids of the unseen classes, ascending."""
         return tuple(i for i, seen in enumerate(self.seen) if not seen)
+
+    def synonyms(self) -> tuple[tuple[str, ...], ...]:
+        """For each class the names in its prompt, one or more."""
+        return tuple(tuple(prompt.split(SYNONYM_SEPARATOR)) for prompt in self.prompts)
 
     def seen_part(self) -> Vocabulary:
         """The vocabulary of the seen classes alone, in the same order."""

@@ -3,16 +3,21 @@
 A split file holds (paths are relative to the data root, `DETECTRON2_DATASETS` or ./datasets):
 
     name            the benchmark; its data sets are called <name>_<split>
+    base            optional; another split file of the same folder, whose keys hold here too
+                    unless they are given anew
     classes         class names in id order
     unseen          names without training masks
     seen            optional; all other names, checked if given
     pseudo_unseen   optional; seen names that can be hidden to tune on them
-    prompts         optional; what is said to the text encoder, one per class
+    prompts         optional; what is said to the text encoder, one per class: a name, or a list of
+                    names that mean the same
     raw_ids         optional; the value of each class in the label files; 0, 1, 2, ... by default
     ignore_label    optional; the value of unlabelled pixels; 255 by default
     ignored_raw_ids optional; more values that mean "no class" (such as VOC's background)
-    splits          optional; {split: {"image_root": ..., "sem_seg_root": ...}};
-                    <name>/images/<split> and <name>/annotations/<split> by default
+    splits          optional; {split: {"image_root": ..., "sem_seg_root": ..., "images": ...}};
+                    <name>/images/<split> and <name>/annotations/<split> by default; "images" is
+                    the official number of labelled pictures, or a list of numbers in use
+    extra_images    optional; true if image folders also hold pictures without a label file
     prepare         optional; the command that makes the files
 """
 
@@ -20,11 +25,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignzeg.structures import IGNORE_LABEL, Vocabulary
+from alignzeg.structures import IGNORE_LABEL, SYNONYM_SEPARATOR, Vocabulary
 
 _REQUIRED = ("name", "classes", "unseen")
 _OPTIONAL = (
@@ -35,8 +40,10 @@ _OPTIONAL = (
     "ignore_label",
     "ignored_raw_ids",
     "splits",
+    "extra_images",
     "prepare",
 )
+_ROOTS = ("image_root", "sem_seg_root")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Benchmark:
         ignore_label: the value of unlabelled pixels.
         ignored_raw_ids: further values that mean "no class".
         prepare: what to do when the files are missing; ends an error message.
+        counts: split -> official numbers of labelled pictures; a split may be absent.
+        extra_images: whether image folders also hold pictures without a label file.
         root: absolute data root; None reads `DETECTRON2_DATASETS` when the files are needed.
 
     Raises:
@@ -68,6 +77,8 @@ class Benchmark:
     ignored_raw_ids: tuple[int, ...] = ()
     prepare: str = ""
     root: str | None = None
+    counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    extra_images: bool = False
 
     def __post_init__(self) -> None:
         names = self.vocabulary.names
@@ -103,12 +114,7 @@ def read_split_file(path: str | Path) -> Benchmark:
         ValueError: on unreadable JSON, a missing or unknown key, or inconsistent class lists.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read split file {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"split file {path} must hold one JSON object")
+    content = _read(path)
     missing = sorted(set(_REQUIRED) - set(content))
     unknown = sorted(set(content) - {*_REQUIRED, *_OPTIONAL})
     if missing or unknown:
@@ -122,10 +128,27 @@ def read_split_file(path: str | Path) -> Benchmark:
         raise ValueError(f"split file {path}: {error}") from error
 
 
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The keys of a split file and, below them, those of its base."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read split file {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"split file {path} must hold one JSON object")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if depth > 8:
+        raise ValueError(f"split file {path}: the chain of 'base' files has no end")
+    return {**_read(path.with_name(f"{base}.json"), depth + 1), **content}
+
+
 def _benchmark(content: dict[str, Any]) -> Benchmark:
     name, classes = content["name"], content["classes"]
     vocabulary = _vocabulary(classes, content["unseen"], content.get("seen"))
-    vocabulary = Vocabulary(vocabulary.names, vocabulary.seen, tuple(content.get("prompts", ())))
+    prompts = tuple(_prompt(prompt) for prompt in content.get("prompts", ()))
+    vocabulary = Vocabulary(vocabulary.names, vocabulary.seen, prompts)
     splits = content.get("splits") or {
         split: {
             "image_root": f"{name}/images/{split}",
@@ -133,18 +156,37 @@ def _benchmark(content: dict[str, Any]) -> Benchmark:
         }
         for split in ("train", "val")
     }
+    for split, given in splits.items():
+        unknown = sorted(set(given) - {*_ROOTS, "images"})
+        if unknown or not set(_ROOTS) <= set(given):
+            raise ValueError(
+                f"'splits' {split!r} holds {sorted(given)}; it needs {list(_ROOTS)} and may hold "
+                "'images'"
+            )
     return Benchmark(
         name=name,
         vocabulary=vocabulary,
         pseudo_unseen=tuple(content.get("pseudo_unseen", ())),
         raw_ids=tuple(content.get("raw_ids", range(len(classes)))),
         folders={
-            split: (roots["image_root"], roots["sem_seg_root"]) for split, roots in splits.items()
+            split: (given["image_root"], given["sem_seg_root"]) for split, given in splits.items()
         },
         ignore_label=content.get("ignore_label", IGNORE_LABEL),
         ignored_raw_ids=tuple(content.get("ignored_raw_ids", ())),
         prepare=f"Make it with: {content.get('prepare', f'python datasets/prepare_{name}.py')}",
+        counts={
+            split: _counts(given["images"]) for split, given in splits.items() if "images" in given
+        },
+        extra_images=bool(content.get("extra_images", False)),
     )
+
+
+def _prompt(given: str | list[str]) -> str:
+    return given if isinstance(given, str) else SYNONYM_SEPARATOR.join(given)
+
+
+def _counts(given: int | list[int]) -> tuple[int, ...]:
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def _vocabulary(

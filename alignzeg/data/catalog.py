@@ -57,7 +57,8 @@ def load_records(benchmark: Benchmark, split: str) -> list[dict[str, str]]:
         Detectron2 records: `file_name`, `sem_seg_file_name`, `dataset_name`.
 
     Raises:
-        ValueError: if a folder is missing or empty, or an image has no label file or the reverse.
+        ValueError: if a folder is missing or empty, a label file has no image or, unless the
+            benchmark has `extra_images`, the reverse.
     """
     dataset_name = f"{benchmark.name}_{split}"
     if benchmark.root is None:
@@ -68,10 +69,8 @@ def load_records(benchmark: Benchmark, split: str) -> list[dict[str, str]]:
     where = f"data root: {root} ({origin}). {benchmark.prepare}"
     images = _files(image_root, _IMAGE_SUFFIXES, dataset_name, where)
     labels = _files(label_root, _LABEL_SUFFIXES, dataset_name, where)
-    for have, want, kind, folder in (
-        (images, labels, "label", label_root),
-        (labels, images, "image", image_root),
-    ):
+    pairs = [(labels, images, "image", image_root), (images, labels, "label", label_root)]
+    for have, want, kind, folder in pairs[: 1 if benchmark.extra_images else 2]:
         alone = sorted(have.keys() - want.keys())
         if alone:
             raise ValueError(
@@ -84,7 +83,7 @@ def load_records(benchmark: Benchmark, split: str) -> list[dict[str, str]]:
             "sem_seg_file_name": str(labels[key]),
             "dataset_name": dataset_name,
         }
-        for key in sorted(images)
+        for key in sorted(labels)
     ]
 
 
