@@ -24,6 +24,7 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     _add_data(node)
     _add_inference(node)
     _add_solver(node)
+    _add_checkpoint(node)
 
 
 def _add_vlm(node: CfgNode) -> None:
@@ -196,6 +197,22 @@ def _add_solver(node: CfgNode) -> None:
     solver.WEIGHT_DECAY_EMBED = 0.0
     # With SOLVER.AMP.ENABLED: float16 (CUDA only; a CPU then stays in full precision) or bfloat16.
     solver.AMP_DTYPE = "float16"
+    # Steps of a run that may be left out because something in them is NaN or infinite; one more
+    # ends the run. [ours]
+    solver.MAX_SKIPPED_STEPS = 0
     # Let several processes look for parameters without gradient in each step; needed by a component
     # that leaves some unused, and slower.
     solver.FIND_UNUSED_PARAMETERS = False
+
+
+def _add_checkpoint(node: CfgNode) -> None:
+    checkpoint = node.CHECKPOINT = CfgNode()
+    # How many of the checkpoints written every SOLVER.CHECKPOINT_PERIOD stay, the newest first; 0
+    # keeps all. model_final and model_best are not counted.
+    checkpoint.KEEP = 0
+    # Also keep the best checkpoint by this figure, as model_best.pth: "sem_seg/sIoU", with several
+    # test sets "NAME/sem_seg/sIoU". Choosing by a figure of unseen classes is selection on the test.
+    checkpoint.BEST = ""
+    # Seconds between SIGTERM or SIGUSR1 and the end of the step, after which the process is ended
+    # without saving.
+    checkpoint.GRACE = 30.0

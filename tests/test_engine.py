@@ -26,17 +26,20 @@ from alignzeg.engine import (
     start_run,
     validate,
 )
-from alignzeg.engine.launch import find_placement, guarded, parse_args, slurm_url, world_size
+from alignzeg.engine.errors import NonFiniteError
+from alignzeg.engine.launch import guarded
 from alignzeg.engine.muon import MuonWithAdamW
 from alignzeg.engine.optim import (
-    StepTrainer,
     build_lr_scheduler,
     build_optimizer,
     parameter_groups,
     scaled_lr,
 )
+from alignzeg.engine.placement import find_placement, parse_args, slurm_url, world_size
 from alignzeg.engine.settings import default_config, flat_keys
-from alignzeg.engine.trainer import build_step_trainer, run_line
+from alignzeg.engine.start import run_line
+from alignzeg.engine.step import StepTrainer
+from alignzeg.engine.trainer import build_step_trainer
 from alignzeg.structures import Vocabulary
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
@@ -491,7 +494,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(toy_cfg: 
 
     trainer.register_hooks([Remember()])
     with pytest.raises(
-        FloatingPointError, match=r"not finite at iteration 1; .*loss_pixel.*nan.*\.png"
+        NonFiniteError, match=r"loss_pixel: not finite, for .*\.png.*; iteration 1, learning rate"
     ):
         trainer.train()
     torch.testing.assert_close(dict(trainer.model.state_dict()), weights)

@@ -5,6 +5,9 @@
 
 Processes: --num-gpus N starts N of them (on the CPU where there is no GPU); torchrun and srun work
 too, without --num-gpus.
+
+SIGTERM and SIGUSR1 end the run after the step at hand with exit code 75: it is saved, and --resume
+goes on as if it had never been stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +24,12 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """What every process does."""
     cfg = engine.start_run(engine.setup_config(args.config_file, args.opts), args)
     run = engine.evaluate if args.eval_only else engine.train
-    return run(cfg, resume=args.resume)
+    return run(
+        cfg,
+        resume=args.resume,
+        allow_rescale=args.allow_rescale,
+        trust_pickle=args.trust_pickle,
+    )
 
 
 def start(args: argparse.Namespace) -> None:
@@ -32,6 +40,7 @@ def start(args: argparse.Namespace) -> None:
         world_size=engine.world_size(args),
         training=not args.eval_only,
         needs_weights=args.eval_only and not args.resume,
+        trust_pickle=args.trust_pickle,
     )
     engine.launch(main, args, cfg.MODEL.DEVICE)
 

@@ -1,19 +1,36 @@
-"""Detectron2 checkpoints that know which VLM and which classes they were trained with."""
+"""Checkpoints that know what they were trained with, and that are whole or not there."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
+
+from alignzeg.engine.files import check_room, write_atomically
+from alignzeg.engine.reading import (
+    check_written,
+    find_newest,
+    prune,
+    read_checkpoint,
+    require_trust,
+)
+from alignzeg.engine.state import plain, tensor_bytes
+
+__all__ = ["FORMAT_VERSION", "KEY", "AlignZegCheckpointer", "describe", "read_checkpoint", "verify"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 KEY = "alignzeg"
-# What reading a file that is cut short, overwritten or of another kind has been seen to raise.
-DAMAGED = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+POINTER = "last_checkpoint"
+# Room for what is not tensors, and for the archive around them.
+SLACK_BYTES = 2**20
 
 
 def describe(model: nn.Module, config: str) -> dict[str, Any]:
@@ -37,29 +54,6 @@ def describe(model: nn.Module, config: str) -> dict[str, Any]:
     }
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint file to the CPU without running any code that is in it.
-
-    Raises:
-        ValueError: if the file is missing, damaged, or holds more than tensors and plain values.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"checkpoint {path!r} does not exist") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {path!r} is damaged, or holds more than tensors and plain values, which "
-            "is not loaded because it could run code"
-        ) from error
-    except DAMAGED as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"checkpoint {path!r} is damaged, or no checkpoint at all: "
-            f"{type(error).__name__} {reason}"
-        ) from error
-
-
 def verify(path: str, found: Mapping[str, Any], model: nn.Module) -> None:
     """Refuses weights that were trained with another VLM or other classes than the model has.
 
@@ -71,12 +65,17 @@ def verify(path: str, found: Mapping[str, Any], model: nn.Module) -> None:
     Raises:
         ValueError: naming the two sides that differ and the config key that changes one of them.
     """
-    if found["version"] > FORMAT_VERSION:
+    here = describe(model, "")
+    if not isinstance(found, Mapping) or not here.keys() <= found.keys():
+        raise ValueError(
+            f"checkpoint {path!r} says too little about itself, as if it had been edited; "
+            "use the original file"
+        )
+    if not isinstance(found["version"], int) or found["version"] > FORMAT_VERSION:
         raise ValueError(
             f"checkpoint {path!r} has format {found['version']}; this version of alignzeg reads "
             f"up to {FORMAT_VERSION}: upgrade it"
         )
-    here = describe(model, "")
     if found["vlm_id"] != here["vlm_id"]:
         raise ValueError(
             f"checkpoint {path!r} was trained with the VLM {found['vlm_id']!r}, the config asks "
@@ -89,7 +88,7 @@ def verify(path: str, found: Mapping[str, Any], model: nn.Module) -> None:
             "set ALIGNZEG.VLM.WEIGHTS to the original file"
         )
     if found["seen"] != here["seen"]:
-        theirs, ours = found["seen"] or [], here["seen"] or []
+        theirs, ours = ([str(name) for name in side["seen"] or []] for side in (found, here))
         only = [sorted(set(a) - set(b)) for a, b in ((theirs, ours), (ours, theirs))]
         what = f"only there: {only[0]}, only here: {only[1]}" if any(only) else "the order differs"
         raise ValueError(
@@ -99,7 +98,7 @@ def verify(path: str, found: Mapping[str, Any], model: nn.Module) -> None:
 
 
 class AlignZegCheckpointer(DetectionCheckpointer):
-    """Saves the config, the seen classes and the VLM's identity; refuses what does not match."""
+    """Saves everything a run is made of; refuses what does not match or cannot be trusted."""
 
     def __init__(
         self,
@@ -108,32 +107,109 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         *,
         config: str = "",
         strict: bool = False,
+        trust_pickle: bool = False,
+        keep: int = 0,
+        of_rank: Callable[[], dict[str, Any]] | None = None,
         **checkpointables: Any,
     ) -> None:
-        """Takes what Detectron2's checkpointer takes, and two things more.
+        """Takes what Detectron2's checkpointer takes, and more.
 
         Args:
             model: may be wrapped for several processes.
             save_dir: folder to save to.
             config: the whole config as YAML text, stored in every checkpoint.
             strict: refuse a file whose weights do not cover the model exactly, as in evaluation.
+            trust_pickle: read .pkl files from anywhere, though they may run code.
+            keep: numbered checkpoints to keep; 0 keeps all.
+            of_rank: what every process adds under "ranks"; `save` is then to be called in all.
             checkpointables: anything else with `state_dict`.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.config = config
         self.strict = strict
+        self.trust_pickle = trust_pickle
+        self.keep = keep
+        self.of_rank = of_rank
+        # Further entries of what a checkpoint says about itself.
+        self.about: dict[str, Any] = {}
         self._path = ""
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Saves `<save_dir>/<name>.pth` and points `last_checkpoint` to it."""
-        super().save(name, **{KEY: describe(self.model, self.config), **kwargs})
+    def save(self, name: str, *, point: bool = True, **kwargs: Any) -> None:
+        """Saves `<save_dir>/<name>.pth`, then points `last_checkpoint` to it.
+
+        Args:
+            name: of the file, without suffix.
+            point: whether a resumed run should start from it.
+            kwargs: further entries; tensors and plain values.
+
+        Raises:
+            OSError: if the file could not be written, in all processes if `of_rank` is set. The
+                checkpoints that were there, and the pointer, are as before.
+        """
+        if self.of_rank is None:
+            if self.save_dir and self.save_to_disk:
+                self._write(name, point, kwargs)
+            return
+        ranks = comm.gather(self.of_rank())
+        problem = ""
+        if self.save_dir and self.save_to_disk:
+            try:
+                self._write(name, point, {**kwargs, "ranks": ranks})
+            except OSError as error:
+                problem = error.strerror or str(error)
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise OSError(problem)
+
+    def _write(self, name: str, point: bool, extra: Mapping[str, Any]) -> None:
+        data = {"model": dict(self.model.state_dict())}
+        data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        about = {**describe(self.model, self.config), **self.about}
+        data = plain({**data, KEY: about, **extra})
+        check_room(self.save_dir, tensor_bytes(data) + SLACK_BYTES)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("saving %s", path)
+        write_atomically(path, lambda file: torch.save(data, file), check_written)
+        if point:
+            self.tag_last_checkpoint(os.path.basename(path))
+            prune(self.save_dir, self.keep)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Points `last_checkpoint` to a file."""
+        write_atomically(
+            os.path.join(self.save_dir, POINTER),
+            lambda file: file.write(last_filename_basename.encode()),
+        )
+
+    def get_checkpoint_file(self) -> str:
+        """The file that `last_checkpoint` names or, if it is damaged, the newest intact one.
+
+        The first process looks, the others follow. Empty if there is no checkpoint.
+
+        Raises:
+            ValueError: if there are checkpoints, but none of them is intact.
+        """
+        path = problem = ""
+        if comm.is_main_process() and self.save_dir:
+            try:
+                path = find_newest(self.save_dir, POINTER)
+            except ValueError as error:
+                problem = str(error)
+        path, problem = comm.all_gather((path, problem))[0]
+        if problem:
+            raise ValueError(problem)
+        return path
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is an intact checkpoint; see `get_checkpoint_file`."""
+        return bool(self.get_checkpoint_file())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a file after checking it against the model.
 
         Raises:
-            ValueError: on a file that is missing or damaged or belongs to another VLM, other
-                classes or, if strict, another model.
+            ValueError: on a file that is missing or damaged, is not to be trusted, or belongs to
+                another VLM, other classes or, if strict, another model.
         """
         self._path = path
         try:
@@ -141,6 +217,16 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         finally:
             # Detectron2 leaves this set when a load fails, and then refuses the next one.
             self._parsed_url_during_load = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            require_trust(self._path, filename, self.trust_pickle)
+        if filename.endswith(".pyth"):
+            # Files of pycls; Detectron2 would load them with whatever code they hold.
+            weights = read_checkpoint(filename).get("model_state", {})
+            kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+            return {"model": kept, "__author__": "pycls", "matching_heuristics": True}
+        return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)

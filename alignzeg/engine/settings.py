@@ -53,7 +53,7 @@ def config_from_yaml(text: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         ValueError: as `setup_config`.
     """
-    return _build([*_flatten(_safe_load(text, "the config text")), *_read_opts(opts)], Path())
+    return _build([*flatten(_safe_load(text, "the config text")), *_read_opts(opts)], Path())
 
 
 def default_config() -> CfgNode:
@@ -66,7 +66,7 @@ def default_config() -> CfgNode:
 
 def flat_keys(cfg: Mapping[str, Any]) -> list[str]:
     """All keys of a config, written with dots."""
-    return [key for key, _ in _flatten(cfg)]
+    return [key for key, _ in flatten(cfg)]
 
 
 def _build(pairs: list[tuple[str, Any]], folder: Path) -> CfgNode:
@@ -100,7 +100,7 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
         ) from error
     except OSError as error:
         raise ValueError(f"config file {str(config_file)!r}: {error}") from error
-    return list(_flatten(loaded))
+    return list(flatten(loaded))
 
 
 def _safe_load(text: str, what: str) -> dict[str, Any]:
@@ -127,10 +127,11 @@ def _read_opts(opts: Sequence[str]) -> list[tuple[str, Any]]:
     return list(zip(opts[0::2], opts[1::2], strict=True))
 
 
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys of a nested config, written with dots, and their values."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -2,75 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
+import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, TrainerBase, default_setup
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from alignzeg.data.catalog import get_vocabulary
+from alignzeg.data.fingerprint import data_hash, fingerprint
 from alignzeg.data.mapper import ZeroShotMapper
+from alignzeg.engine import lifeline
 from alignzeg.engine.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.crash import CrashWriter
+from alignzeg.engine.curve import LossCurve
+from alignzeg.engine.finite import naming_images
+from alignzeg.engine.hooks import EvaluationHook, KeepBest, SaveHook
 from alignzeg.engine.optim import (
     AMP_DTYPES,
-    StepTrainer,
     build_lr_scheduler,
     build_optimizer,
-    scaled_lr,
 )
+from alignzeg.engine.provenance import record_run
+from alignzeg.engine.resume import (
+    check_resumable,
+    rank_state,
+    report_changes,
+    restore_rank,
+)
+from alignzeg.engine.sampling import TrainLoader
+from alignzeg.engine.signals import StopRequest
+from alignzeg.engine.state import set_rng_state
+from alignzeg.engine.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
 
 logger = logging.getLogger(__name__)
-
-
-def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """Starts logging, seeds every generator and writes the config into OUTPUT_DIR.
-
-    To be called once in every process, after the processes have found each other. A SEED below 0
-    is replaced by a random one, which is logged and saved like any other.
-
-    Args:
-        cfg: a valid config, not frozen.
-        args: the command line, for the log.
-
-    Returns:
-        The same config, frozen.
-    """
-    if cfg.SEED < 0:
-        cfg.SEED = comm.shared_random_seed()
-    cfg.freeze()
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="alignzeg", abbrev_name="alignzeg")
-    logger.info(run_line(cfg, comm.get_world_size()))
-    default_setup(cfg, args)
-    return cfg
-
-
-def run_line(cfg: CfgNode, world_size: int) -> str:
-    """One line with what decides a training: batches, learning rate, device and seed."""
-    total, accumulate = cfg.SOLVER.IMS_PER_BATCH, cfg.ALIGNZEG.SOLVER.ACCUMULATE
-    reference = cfg.ALIGNZEG.SOLVER.REFERENCE_BATCH
-    lr = scaled_lr(cfg.SOLVER.BASE_LR, total, reference)
-    rule = f"BASE_LR {cfg.SOLVER.BASE_LR:g} for batch {reference}" if reference else "not scaled"
-    device = cfg.MODEL.DEVICE
-    if device == "cpu" and not torch.cuda.is_available():
-        device = "cpu (no CUDA device is available)"
-    return (
-        f"total batch {total} = {world_size} processes x {total // (world_size * accumulate)} "
-        f"images x {accumulate} accumulated; learning rate {lr:g} ({rule}); "
-        f"device {device}; seed {cfg.SEED}"
-    )
 
 
 def build_step_trainer(
@@ -93,6 +69,8 @@ def build_step_trainer(
         images_per_step=cfg.SOLVER.IMS_PER_BATCH,
         clip_norm=clip.CLIP_VALUE if clip.ENABLED and clip.CLIP_TYPE == "full_model" else 0.0,
         amp_dtype=amp,
+        max_skipped=cfg.ALIGNZEG.SOLVER.MAX_SKIPPED_STEPS,
+        write_crash=CrashWriter(os.path.join(cfg.OUTPUT_DIR, "crash"), cfg.dump()),
     )
 
 
@@ -109,8 +87,10 @@ def build_parallel_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
 class Trainer(DefaultTrainer):
     """Trains and evaluates whatever MODEL.META_ARCHITECTURE names.
 
-    Detectron2's hooks do the rest: learning rate, checkpoints every SOLVER.CHECKPOINT_PERIOD,
-    evaluation every TEST.EVAL_PERIOD, and the log, `metrics.json` and TensorBoard in OUTPUT_DIR.
+    A checkpoint, every SOLVER.CHECKPOINT_PERIOD steps and when the process is asked to stop by
+    SIGTERM or SIGUSR1, holds all that decides how the run goes on. Hooks do the rest: learning
+    rate, evaluation every TEST.EVAL_PERIOD, and the log, `metrics.json` and TensorBoard in
+    OUTPUT_DIR.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -124,11 +104,100 @@ class Trainer(DefaultTrainer):
         self._trainer = build_step_trainer(cfg, build_parallel_model(cfg, model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AlignZegCheckpointer(
-            model, cfg.OUTPUT_DIR, config=cfg.dump(), trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            config=cfg.dump(),
+            keep=cfg.ALIGNZEG.CHECKPOINT.KEEP,
+            of_rank=lambda: rank_state(loader),
+            trainer=weakref.proxy(self),
         )
+        data = data_hash(fingerprint(cfg.DATASETS.TRAIN)) if comm.is_main_process() else ""
+        self.checkpointer.about["data"] = comm.all_gather(data)[0]
+        self.stop = StopRequest(cfg.ALIGNZEG.CHECKPOINT.GRACE)
+        self._rng: Mapping[str, Any] | None = None
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, with our own for saving and evaluating, and one for the exact losses."""
+        theirs = [
+            hook
+            for hook in super().build_hooks()
+            if hook is not None
+            and not isinstance(hook, (hooks.PeriodicCheckpointer, hooks.EvalHook))
+        ]
+        writers = [hook for hook in theirs if isinstance(hook, hooks.PeriodicWriter)]
+        first = [hook for hook in theirs if hook not in writers]
+        if comm.is_main_process():
+            first.append(LossCurve(self.cfg.OUTPUT_DIR))
+        best = self.cfg.ALIGNZEG.CHECKPOINT.BEST
+        return [
+            *first,
+            SaveHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.stop),
+            EvaluationHook(
+                self.cfg.TEST.EVAL_PERIOD,
+                self._test,
+                self.stop,
+                KeepBest(self.checkpointer, best) if best else None,
+            ),
+            *writers,
+        ]
+
+    def _test(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def resume_or_load(self, resume: bool = True, allow_rescale: bool = False) -> None:
+        """Goes on from the last intact checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.
+
+        Args:
+            resume: go on if there is a checkpoint.
+            allow_rescale: go on also if another number of processes has saved it.
+
+        Raises:
+            ValueError: if none of the checkpoints is intact, or the VLM, the classes, the training
+                data or (unless allowed) the number of processes is another one.
+        """
+        path = self.checkpointer.get_checkpoint_file() if resume else ""
+        if not path:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            return
+        loaded = self.checkpointer.load(path, checkpointables=[])
+        check_resumable(path, loaded, self.checkpointer.about["data"], allow_rescale)
+        try:
+            self.load_state_dict(loaded["trainer"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the state of the training in {path!r} does not fit this config "
+                f"({type(error).__name__} {error}); resume with the config it was saved with"
+            ) from error
+        self.start_iter = self.iter + 1
+        report_changes(path, loaded, self.checkpointer.config, self.start_iter)
+        self._rng = restore_rank(self.data_loader, loaded, self.cfg.SEED, self.start_iter)
+
+    def before_train(self) -> None:
+        """Lets the hooks prepare; the random generators then stand where the checkpoint says."""
+        super().before_train()
+        if self._rng is not None:
+            set_rng_state(self._rng)
+
+    def after_train(self) -> None:
+        """Lets the hooks finish; after a failure nothing is evaluated, and the others are told."""
+        if self.iter >= self.max_iter:
+            super().after_train()
+            return
+        error = sys.exc_info()[1]
+        if error is not None:
+            lifeline.end(error)
+        for hook in self._hooks:
+            if not isinstance(hook, hooks.EvalHook):
+                hook.after_train()
+
+    def train(self) -> dict[str, Any] | None:
+        """Runs to the last step; SIGTERM and SIGUSR1 save and end it, see `SaveHook`."""
+        with self.stop.listening():
+            return super().train()
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -151,18 +220,31 @@ class Trainer(DefaultTrainer):
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """Endless batches of IMS_PER_BATCH / ACCUMULATE images over all processes."""
-        return build_detection_train_loader(
-            cfg,
-            mapper=ZeroShotMapper(cfg, True),
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.ALIGNZEG.SOLVER.ACCUMULATE,
+        world_size = comm.get_world_size()
+        batch = cfg.SOLVER.IMS_PER_BATCH // cfg.ALIGNZEG.SOLVER.ACCUMULATE
+        return TrainLoader(
+            get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False),
+            ZeroShotMapper(cfg, True),
+            images=batch // world_size,
+            seed=comm.shared_random_seed(),
+            rank=comm.get_rank(),
+            world_size=world_size,
+            workers=cfg.DATALOADER.NUM_WORKERS,
+            group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         """Every image of a test set once, one at a time, split over the processes."""
         return build_detection_test_loader(cfg, dataset_name, mapper=ZeroShotMapper(cfg, False))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluates on every test set; an error says at which image."""
+        with naming_images(model):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -178,24 +260,43 @@ class Trainer(DefaultTrainer):
         )
 
 
-def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
+def evaluate(
+    cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False, **_: Any
+) -> dict[str, Any]:
     """Evaluates a checkpoint on every test set.
 
     Args:
         cfg: a validated config.
         resume: evaluate the last checkpoint in OUTPUT_DIR, if there is one, not MODEL.WEIGHTS.
+        trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
 
     Returns:
         Results by task; empty in all processes but the first.
     """
     model = Trainer.build_model(cfg)
-    checkpointer = AlignZegCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer = AlignZegCheckpointer(
+        model, cfg.OUTPUT_DIR, strict=True, trust_pickle=trust_pickle
+    )
+    path = checkpointer.get_checkpoint_file() if resume else ""
+    checkpointer.load(path or cfg.MODEL.WEIGHTS, checkpointables=[])
+    record_run(cfg, model, action="evaluate")
     return Trainer.test(cfg, model)
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any] | None:
-    """Trains to SOLVER.MAX_ITER, from MODEL.WEIGHTS or, to resume, from the last checkpoint."""
+def train(
+    cfg: CfgNode, *, resume: bool = False, allow_rescale: bool = False, trust_pickle: bool = False
+) -> dict[str, Any] | None:
+    """Trains to SOLVER.MAX_ITER, from MODEL.WEIGHTS or, to resume, from the last checkpoint.
+
+    Args:
+        cfg: a validated config.
+        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+        allow_rescale: go on also with another number of processes.
+        trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
+    """
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
+    trainer.checkpointer.trust_pickle = trust_pickle
+    trainer.resume_or_load(resume=resume, allow_rescale=allow_rescale)
+    first = trainer.start_iter
+    record_run(cfg, trainer.model, action="train", iteration=first, resumed=resume and first > 0)
     return trainer.train()

@@ -12,6 +12,7 @@ from detectron2.utils.registry import Registry
 
 from alignzeg.data.catalog import registered_names
 from alignzeg.engine.optim import AMP_DTYPES, LR_SCHEDULERS, OPTIMIZERS
+from alignzeg.engine.reading import require_trust
 from alignzeg.registries import (
     BIAS_CORRECTOR_REGISTRY,
     CLASSIFIER_REGISTRY,
@@ -30,10 +31,17 @@ COMPONENTS: dict[str, Registry] = {
     "SYNTHESIZER": SYNTHESIZER_REGISTRY,
     "CORRECTOR": BIAS_CORRECTOR_REGISTRY,
 }
+# Figures of an evaluation that a checkpoint can be chosen by; higher is better.
+FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 
 
 def validate(
-    cfg: CfgNode, *, world_size: int = 1, training: bool = True, needs_weights: bool = False
+    cfg: CfgNode,
+    *,
+    world_size: int = 1,
+    training: bool = True,
+    needs_weights: bool = False,
+    trust_pickle: bool = False,
 ) -> None:
     """Refuses a config that cannot run.
 
@@ -42,15 +50,17 @@ def validate(
         world_size: processes of the whole run.
         training: whether it trains, or only evaluates.
         needs_weights: whether MODEL.WEIGHTS must be given.
+        trust_pickle: whether it may be a pickle from anywhere.
 
     Raises:
         ValueError: naming the first key that is wrong, its value and what it could be. Missing
             files of the data sets are found too.
     """
     validate_components(cfg)
-    validate_weights(cfg, needs_weights)
+    validate_weights(cfg, needs_weights, trust_pickle)
     if training:
         validate_solver(cfg, world_size)
+        validate_saving(cfg)
     validate_datasets(cfg, training)
 
 
@@ -66,13 +76,15 @@ def validate_components(cfg: CfgNode) -> None:
         _check_name("ALIGNZEG.CRITERIA", name, CRITERION_REGISTRY)
 
 
-def validate_weights(cfg: CfgNode, needed: bool) -> None:
-    """Refuses a weight file that is not there."""
+def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> None:
+    """Refuses a weight file that is not there, or a pickle that nobody vouches for."""
     weights = cfg.MODEL.WEIGHTS
     if not weights and needed:
         raise ValueError("MODEL.WEIGHTS is empty; give the checkpoint to evaluate")
     if weights and "://" not in weights and not os.path.isfile(weights):
         raise ValueError(f"MODEL.WEIGHTS is {weights!r}, but there is no such file")
+    if weights.endswith(".pkl"):
+        require_trust(weights, weights, trust_pickle)
 
 
 def validate_solver(cfg: CfgNode, world_size: int) -> None:
@@ -91,6 +103,11 @@ def validate_solver(cfg: CfgNode, world_size: int) -> None:
             "SOLVER.REFERENCE_WORLD_SIZE and ALIGNZEG.SOLVER.REFERENCE_BATCH would both scale the "
             "learning rate; set one of them to 0"
         )
+    if cfg.ALIGNZEG.SOLVER.MAX_SKIPPED_STEPS < 0:
+        raise ValueError(
+            "ALIGNZEG.SOLVER.MAX_SKIPPED_STEPS is "
+            f"{cfg.ALIGNZEG.SOLVER.MAX_SKIPPED_STEPS}; it must be 0 (none) or more"
+        )
     if cfg.SOLVER.MAX_ITER < 1:
         raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; it must be 1 or more")
     _check_choice("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, LR_SCHEDULERS)
@@ -101,6 +118,19 @@ def validate_solver(cfg: CfgNode, world_size: int) -> None:
         cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE,
         ["full_model", "norm", "value"],
     )
+
+
+def validate_saving(cfg: CfgNode) -> None:
+    """Refuses a sampler that cannot resume, and a figure that no evaluation gives."""
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    _check_choice("DATALOADER.SAMPLER_TRAIN", sampler, ["TrainingSampler"])
+    keep, best = cfg.ALIGNZEG.CHECKPOINT.KEEP, cfg.ALIGNZEG.CHECKPOINT.BEST
+    if keep < 0:
+        raise ValueError(f"ALIGNZEG.CHECKPOINT.KEEP is {keep}; it must be 0 (all) or more")
+    if best:
+        names = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{n}/" for n in cfg.DATASETS.TEST]
+        known = [f"{name}sem_seg/{figure}" for name in names for figure in FIGURES]
+        _check_choice("ALIGNZEG.CHECKPOINT.BEST", best, known)
 
 
 def validate_datasets(cfg: CfgNode, training: bool) -> None:

@@ -1,0 +1,146 @@
+"""When to save and when to evaluate, also in a run that was stopped in between."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+
+from alignzeg.engine.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.signals import EXIT_SAVED, StopRequest
+from alignzeg.engine.state import own_randomness
+
+logger = logging.getLogger(__name__)
+
+
+class SaveHook(HookBase):
+    """Saves every few steps, after the last one, and when the run is asked to stop.
+
+    It belongs into every process, after the learning rate's hook and before the evaluation's.
+    """
+
+    def __init__(self, checkpointer: AlignZegCheckpointer, period: int, stop: StopRequest) -> None:
+        """Takes what saves, and when.
+
+        Args:
+            checkpointer: writes the files.
+            period: steps between two checkpoints; 0 saves the last step only.
+            stop: tells when to save and leave.
+        """
+        self._checkpointer = checkpointer
+        self._period = period
+        self._stop = stop
+
+    def after_step(self) -> None:
+        """Saves if it is time.
+
+        Raises:
+            SystemExit: EXIT_SAVED, in all processes, if one of them was asked to stop.
+        """
+        step = self.trainer.iter
+        asked = self._stop.agreed()
+        if asked:
+            self._stop.disarm()
+        last = step + 1 >= self.trainer.max_iter
+        due = self._period > 0 and (step + 1) % self._period == 0
+        if due or (asked and not last):
+            self._checkpointer.save(f"model_{step:07d}", iteration=step)
+        if last:
+            self._checkpointer.save("model_final", iteration=step)
+        if asked:
+            logger.warning(
+                "stopped by %s: saved at iteration %d; start again with --resume (exit code %d)",
+                self._stop.received or "a signal to another process",
+                step,
+                EXIT_SAVED,
+            )
+            raise SystemExit(EXIT_SAVED)
+
+
+class KeepBest:
+    """Keeps the best checkpoint by one figure of the evaluation as model_best.pth."""
+
+    def __init__(self, checkpointer: AlignZegCheckpointer, metric: str) -> None:
+        """Takes what saves, and the figure's name in the event storage; higher is better."""
+        self._checkpointer = checkpointer
+        self.metric = metric
+        self.value = -math.inf
+        self.iteration = -1
+
+    def consider(self, storage: Any, step: int) -> None:
+        """Saves if the evaluation just made is the best; to be called in all processes."""
+        value, _ = storage.latest().get(self.metric, (math.nan, step))
+        value = comm.all_gather(float(value))[0]
+        if not value > self.value:
+            logger.info(
+                "%s is %.4f after iteration %d; the best is %.4f after iteration %d",
+                *(self.metric, value, step, self.value, self.iteration),
+            )
+            return
+        self.value, self.iteration = value, step
+        self._checkpointer.save(
+            "model_best", point=False, iteration=step, selected={self.metric: value}
+        )
+
+
+class EvaluationHook(hooks.EvalHook):
+    """Evaluates every few steps without a trace in the random numbers of the training.
+
+    An evaluation that a stop or a kill has prevented is made up for when the run goes on.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[], Mapping[str, Any]],
+        stop: StopRequest,
+        best: KeepBest | None = None,
+    ) -> None:
+        """Takes when and how to evaluate.
+
+        Args:
+            period: steps between evaluations; 0 evaluates after the last step only.
+            evaluate: returns results by task, empty in all processes but the first.
+            stop: no evaluation follows once the processes have agreed to stop.
+            best: keeps the best checkpoint.
+        """
+        super().__init__(period, evaluate)
+        self._best = best
+        self._stop = stop
+        self._done = 0
+
+    def before_train(self) -> None:
+        """Makes up for the evaluation that the checkpoint was saved before."""
+        step = self.trainer.start_iter
+        if step == 0 or step >= self.trainer.max_iter or self._period <= 0 or self._done == step:
+            return
+        if step % self._period == 0:
+            self.trainer.storage.iter = step - 1
+            self._evaluate(step)
+            self.trainer.storage.iter = step
+
+    def _do_eval(self) -> None:
+        if not self._stop.stopping:
+            self._evaluate(min(self.trainer.iter + 1, self.trainer.max_iter))
+
+    def _evaluate(self, step: int) -> None:
+        with own_randomness():
+            super()._do_eval()
+        self._done = step
+        if self._best is not None:
+            self._best.consider(self.trainer.storage, step - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last step evaluated, and the best so far."""
+        best = {} if self._best is None else {"value": self._best.value, "of": self._best.iteration}
+        return {"done": self._done, **best}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self._done = state_dict["done"]
+        if self._best is not None and "value" in state_dict:
+            self._best.value, self._best.iteration = state_dict["value"], state_dict["of"]

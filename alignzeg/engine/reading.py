@@ -1,0 +1,201 @@
+"""Checkpoints on disk: reading without running their code, finding the newest intact one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from alignzeg.engine.files import aside, damage
+
+logger = logging.getLogger(__name__)
+
+# What reading a file that is cut short, overwritten or of another kind has been seen to raise.
+DAMAGED = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+# Folders, joined as in PATH, whose .pkl files are trusted.
+TRUSTED_VARIABLE = "ALIGNZEG_TRUSTED"
+# Addresses of Detectron2's own model zoo.
+TRUSTED_ADDRESSES = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Reads a checkpoint file to the CPU without running any code that is in it.
+
+    Args:
+        path: a file of torch.save, or a .safetensors file that `python -m alignzeg export` wrote.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or holds more than tensors and plain values.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            return _read_safetensors(path)
+        if zipfile.is_zipfile(path):
+            # torch.load does not look at the checksums.
+            reason = damage(path)
+            if reason:
+                raise ValueError(f"checkpoint {path!r} is damaged: {reason}; use another one")
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"checkpoint {path!r} does not exist") from error
+    except (pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(
+            f"checkpoint {path!r} is damaged, or holds more than tensors and plain values, which "
+            "is not loaded because it could run code"
+        ) from error
+    except DAMAGED as error:
+        if str(error).startswith("checkpoint "):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"checkpoint {path!r} is damaged, or no checkpoint at all: "
+            f"{type(error).__name__} {reason}"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise ValueError(
+            f"checkpoint {path!r} holds a {type(loaded).__name__} instead of named entries; "
+            "use a file that this program or torch.save of a state_dict has written"
+        )
+    return loaded
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(path)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads((file.metadata() or {}).get("alignzeg", "null"))
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+    return {"model": weights} if about is None else {"model": weights, "alignzeg": about}
+
+
+def check_written(path: str) -> None:
+    """Refuses a file that does not read back as a checkpoint of tensors and plain values.
+
+    Raises:
+        OSError: EIO, with the reason.
+    """
+    reason = damage(path)
+    if not reason:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            reason = str(error).strip().split("\n")[0]
+    if reason:
+        raise OSError(errno.EIO, f"it does not read back as it was written ({reason})")
+
+
+def find_newest(folder: str, pointer: str) -> str:
+    """The checkpoint that a run goes on from.
+
+    Args:
+        folder: of the run.
+        pointer: name of the file in it that names the last checkpoint.
+
+    Returns:
+        The file that the pointer names if it is intact, else the intact one of the latest
+        iteration; empty if there is none at all.
+
+    Raises:
+        ValueError: if there are checkpoints, but none is intact.
+    """
+    named = _pointed(os.path.join(folder, pointer))
+    if named and not _problem(named):
+        return named
+    files = [str(p) for p in Path(folder).glob("model_*.pth")] if os.path.isdir(folder) else []
+    if named:
+        logger.warning("%s, the last checkpoint, %s; looking for another", named, _problem(named))
+    for file in sorted(files, key=_iteration, reverse=True):
+        reason = _problem(file)
+        if not reason:
+            logger.warning("using %s, at iteration %d", file, _iteration(file))
+            return file
+        logger.warning("%s %s", file, reason)
+    if files:
+        raise ValueError(
+            f"none of the {len(files)} checkpoints in {folder!r} is intact; restore one, or start "
+            "anew without --resume in another OUTPUT_DIR"
+        )
+    return ""
+
+
+def _pointed(pointer: str) -> str:
+    try:
+        name = Path(pointer).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    # A name only: a torn or forged pointer must not lead elsewhere.
+    return os.path.join(os.path.dirname(pointer), name) if name == os.path.basename(name) else ""
+
+
+def _problem(path: str) -> str:
+    try:
+        reason = damage(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return f"is damaged ({reason})" if reason else ""
+
+
+def _iteration(path: str) -> int:
+    """The iteration a checkpoint was saved at; -1 if it does not say."""
+    match = _NUMBERED.fullmatch(os.path.basename(path))
+    if match:
+        return int(match.group(1))
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(found["iteration"])
+    except (*DAMAGED, pickle.UnpicklingError):
+        return -1
+
+
+def prune(folder: str, keep: int) -> None:
+    """Deletes what interrupted saves left, and all but the newest numbered checkpoints.
+
+    Args:
+        folder: of the run, just after a save; numbers above the one saved last are left alone.
+        keep: how many stay; 0 keeps all.
+    """
+    for left in Path(folder).glob(aside("model_*.pth")):
+        left.unlink(missing_ok=True)
+    numbered = sorted(
+        (int(match.group(1)), path)
+        for path in Path(folder).iterdir()
+        if (match := _NUMBERED.fullmatch(path.name))
+    )
+    newest = max(numbered, key=lambda entry: entry[1].stat().st_mtime, default=(0, Path()))[0]
+    old = [path for number, path in numbered if number <= newest]
+    for path in old[:-keep] if keep else []:
+        path.unlink(missing_ok=True)
+
+
+def require_trust(address: str, local: str, trust: bool = False) -> None:
+    """Refuses a pickle, which may run code when it is read, unless somebody vouches for it.
+
+    Args:
+        address: as the user gave it; those of Detectron2's model zoo are trusted.
+        local: the file on this machine; trusted below a folder of ALIGNZEG_TRUSTED.
+        trust: whether the user said so on the command line.
+
+    Raises:
+        ValueError: if nobody does.
+    """
+    folders = [
+        Path(name) for name in os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep) if name
+    ]
+    real = Path(local).resolve()
+    if trust or address.startswith(TRUSTED_ADDRESSES):
+        return
+    if not any(real.is_relative_to(folder.expanduser().resolve()) for folder in folders):
+        raise ValueError(
+            f"{address!r} is a pickle, which can run any code when it is read; if you trust where "
+            f"it comes from, add --trust-pickle, or its folder to {TRUSTED_VARIABLE}"
+        )

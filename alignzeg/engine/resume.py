@@ -1,0 +1,121 @@
+"""Going on where a checkpoint was saved: what is restored, what has changed, what is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from alignzeg.engine.checkpoint import KEY
+from alignzeg.engine.reading import find_newest, read_checkpoint
+from alignzeg.engine.sampling import TrainLoader
+from alignzeg.engine.state import config_changes, rng_state
+
+logger = logging.getLogger(__name__)
+
+POINTER = "last_checkpoint"
+
+
+def rank_state(loader: TrainLoader) -> dict[str, Any]:
+    """What a checkpoint keeps of each process: its random generators and its place in the data."""
+    return {"rng": rng_state(), "loader": loader.state_dict()}
+
+
+def saved_seed(folder: str) -> int | None:
+    """The SEED of the run that will be resumed, the same in all processes; None without one."""
+    seed = None
+    if comm.is_main_process():
+        path = find_newest(folder, POINTER)
+        config = read_checkpoint(path).get(KEY, {}).get("config") if path else None
+        seed = yaml.safe_load(config).get("SEED") if config else None
+    return comm.all_gather(seed)[0]
+
+
+def check_resumable(path: str, loaded: Mapping[str, Any], data: str, allow_rescale: bool) -> None:
+    """Refuses to go on where the result would not be that of the run that was stopped.
+
+    Args:
+        path: the checkpoint, for messages.
+        loaded: what is in it.
+        data: hash of the training data as it is now.
+        allow_rescale: accept another number of processes.
+
+    Raises:
+        ValueError: saying what differs and what to do.
+    """
+    about, ranks = loaded.get(KEY) or {}, loaded.get("ranks")
+    if "trainer" not in loaded:
+        raise ValueError(
+            f"checkpoint {path!r} holds weights, but no state of a training; start from it with "
+            f"MODEL.WEIGHTS {path} instead of --resume"
+        )
+    if ranks and len(ranks) != comm.get_world_size() and not allow_rescale:
+        raise ValueError(
+            f"checkpoint {path!r} was saved by {len(ranks)} processes, now there are "
+            f"{comm.get_world_size()}; use as many, or add --allow-rescale, which goes on "
+            "with the same data but not to the bit"
+        )
+    if data and about.get("data", data) != data:
+        raise ValueError(
+            f"checkpoint {path!r} was trained on other data: the files or labels of "
+            "DATASETS.TRAIN have changed since; restore them, or start a new run from it with "
+            f"MODEL.WEIGHTS {path} instead of --resume"
+        )
+
+
+def report_changes(path: str, loaded: Mapping[str, Any], config: str, start: int) -> None:
+    """Logs where a run goes on and how its config differs from the one it was stopped with."""
+    before = (loaded.get(KEY) or {}).get("config") or ""
+    changes = config_changes(before, config) if before else []
+    logger.info(
+        "resuming from %s at iteration %d; %s",
+        path,
+        start,
+        f"{len(changes)} config keys have changed:" if changes else "the config is unchanged",
+    )
+    for change in changes:
+        logger.warning("config changed: %s", change)
+
+
+def restore_rank(
+    loader: TrainLoader, loaded: Mapping[str, Any], seed: int, start: int
+) -> Mapping[str, Any] | None:
+    """Puts the data loader where it was.
+
+    Args:
+        loader: of this process.
+        loaded: the checkpoint.
+        seed: of the run; with another number of processes than before the random generators start
+            from it, the iteration and the rank.
+        start: the first iteration to come.
+
+    Returns:
+        The state of the random generators to start with; None leaves them as they are.
+
+    Raises:
+        ValueError: if the training data has another number of pictures now.
+    """
+    ranks = loaded.get("ranks")
+    if not ranks:
+        logger.warning(
+            "the checkpoint does not say where it was in the data, nor the state of the random "
+            "generators: the run goes on, but not as if it had never been stopped"
+        )
+        return None
+    if len(ranks) == comm.get_world_size():
+        mine = ranks[comm.get_rank()]
+        loader.load_state_dict(mine["loader"])
+        return mine["rng"]
+    logger.warning(
+        "going on with %d processes instead of %d: every picture still comes once in each round, "
+        "but random numbers and sums differ from those of the old run",
+        comm.get_world_size(),
+        len(ranks),
+    )
+    loader.rescale([rank["loader"] for rank in ranks])
+    seed_all_rng((max(seed, 0) + start * comm.get_world_size() + comm.get_rank()) % 2**31)
+    return rng_state()

@@ -1,0 +1,189 @@
+"""The endless stream of training samples: where it stands can be saved, and it goes on from there.
+
+Sample number p of the stream is the same picture with the same augmentation whatever the number of
+loading workers, the number of processes and the places where the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.data import DatasetFromList
+from torch.utils.data import DataLoader, Dataset
+
+from alignzeg.engine.state import own_randomness
+
+# Signals that a scheduler sends to every process of a job; the training process acts on them, and
+# needs its workers to finish the step.
+IGNORED_BY_WORKERS = ("SIGTERM", "SIGUSR1")
+
+
+class TrainLoader:
+    """Endless batches of mapped records for one of several processes.
+
+    The stream is one random order of all records after another, as Detectron2's TrainingSampler
+    makes it; process r of n takes the samples r, r + n, r + 2n, ... Every sample carries its place
+    in the stream as "position".
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        mapper: Callable[[Any], dict[str, Any]],
+        *,
+        images: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        group_by_shape: bool = False,
+    ) -> None:
+        """Takes the data and this process's share of it.
+
+        Args:
+            records: one per picture.
+            mapper: record -> sample, a dict; may draw from the global CPU generators.
+            images: samples in a batch of this process.
+            seed: of order and augmentation; the same in all processes.
+            rank: of this process.
+            world_size: processes that share the stream.
+            workers: processes that load; 0 loads in this one.
+            group_by_shape: batches of landscape or of other pictures only, by the "width" and
+                "height" of the samples, as Detectron2's ASPECT_RATIO_GROUPING.
+        """
+        self.seed = seed
+        self._data = _Samples(DatasetFromList(list(records), copy=False), mapper)
+        self._images = images
+        self._rank, self._world_size = rank, world_size
+        self._workers = workers
+        self._group = group_by_shape
+        # The next sample to take from the stream, and those taken that wait for their batch.
+        self._position = rank
+        self._waiting: list[int] = []
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        """Goes on where the state says."""
+        self._data.seed = self.seed
+        batches: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+        for sample in self._samples():
+            batch = batches[self._group and sample["width"] > sample["height"]]
+            batch.append(sample)
+            self._position = max(self._position, sample["position"] + self._world_size)
+            if len(batch) == self._images:
+                full, batch[:] = list(batch), []
+                self._waiting = sorted(s["position"] for b in batches.values() for s in b)
+                yield full
+
+    def _samples(self) -> Iterator[dict[str, Any]]:
+        order = _Order(self.seed, len(self._data), self._rank, self._world_size)
+        order.position, order.waiting = self._position, tuple(self._waiting)
+        common = {
+            "num_workers": self._workers,
+            "worker_init_fn": _start_worker,
+            # The loader draws a seed for its workers; the run's generators must not notice.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+        if self._group:
+            # Which samples make a batch is known when they are there.
+            yield from DataLoader(
+                self._data, batch_size=None, sampler=order, collate_fn=_same, **common
+            )
+        else:
+            for batch in DataLoader(
+                self._data, batch_size=self._images, sampler=order, collate_fn=_same, **common
+            ):
+                yield from batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process stands, counted in samples handed out, not in samples loaded ahead."""
+        return {
+            "seed": self.seed,
+            "position": self._position,
+            "waiting": list(self._waiting),
+            "size": len(self._data),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues after what `state_dict` has counted; takes effect with the next `iter`.
+
+        Raises:
+            ValueError: if the state was saved with another number of records.
+        """
+        if state["size"] != len(self._data):
+            raise ValueError(
+                f"the checkpoint was trained on {state['size']} pictures, DATASETS.TRAIN now has "
+                f"{len(self._data)}; start a new run with MODEL.WEIGHTS instead of --resume"
+            )
+        self.seed = state["seed"]
+        self._position = state["position"]
+        self._waiting = list(state["waiting"])
+
+    def rescale(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Continues a stream that another number of processes has read.
+
+        With `group_by_shape`, samples that waited for their batch are left out and a few others
+        may come twice; without, no sample is lost or repeated.
+
+        Args:
+            states: `state_dict` of every process that has read it.
+
+        Raises:
+            ValueError: as `load_state_dict`.
+        """
+        start = min(state["position"] for state in states)
+        start += (self._rank - start) % self._world_size
+        self.load_state_dict({**states[0], "position": start, "waiting": []})
+
+
+class _Order:
+    """(position, index of the record) of this process's samples, from a position on."""
+
+    def __init__(self, seed: int, size: int, rank: int, world_size: int) -> None:
+        self.seed, self.size = seed, size
+        self.rank, self.world_size = rank, world_size
+        self.position = rank
+        self.waiting: tuple[int, ...] = ()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        wanted, start = set(self.waiting), 0
+        first = min(self.waiting, default=self.position)
+        while True:
+            # Each order follows from the one before, so that none can be left out.
+            order = torch.randperm(self.size, generator=generator)
+            if start + self.size > first:
+                for position, index in enumerate(order.tolist(), start):
+                    mine = (position - self.rank) % self.world_size == 0
+                    if position in wanted or (mine and position >= self.position):
+                        yield position, index
+            start += self.size
+
+
+class _Samples(Dataset):
+    """Mapped records, each with random numbers of its own."""
+
+    def __init__(self, records: Dataset, mapper: Callable[[Any], dict[str, Any]]) -> None:
+        self._records = records
+        self._mapper = mapper
+        self.seed = 0
+
+    def __len__(self) -> int:
+        return len(self._records)  # type: ignore[arg-type]
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        position, index = place
+        with own_randomness(self.seed, position):
+            return {**self._mapper(self._records[index]), "position": position}
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _start_worker(_: int) -> None:
+    for name in IGNORED_BY_WORKERS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

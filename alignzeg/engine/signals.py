@@ -1,0 +1,107 @@
+"""Being told to stop: finish the step, save, and leave with an exit code of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+# EX_TEMPFAIL of sysexits.h: "the user is invited to retry". Saved; start again with --resume.
+EXIT_SAVED = 75
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class StopRequest:
+    """Whether any process of the run has been asked to stop by SIGTERM or SIGUSR1.
+
+    The first signal lets the step end. A second SIGTERM ends the process at once, and so does a
+    step (or an evaluation) that takes longer than the grace time: its peers may be gone.
+
+    Attributes:
+        received: name of the signal that this process has received, or empty.
+        stopping: whether the processes have agreed to stop.
+    """
+
+    def __init__(self, grace_s: float = 30.0) -> None:
+        """Takes the patience.
+
+        Args:
+            grace_s: seconds between the signal and the end of the step.
+        """
+        self.grace_s = grace_s
+        self.received = ""
+        self.stopping = False
+        self._timer: threading.Timer | None = None
+        self._group: dist.ProcessGroup | None = None
+        if comm.get_world_size() > 1 and dist.get_backend() != dist.Backend.GLOO:
+            self._group = dist.new_group(backend="gloo")
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catches the signals inside; in any thread but the main one it does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            self.disarm()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received:
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        self.received = signal.Signals(number).name
+        self._timer = threading.Timer(self.grace_s, os._exit, (128 + number,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def disarm(self) -> None:
+        """Lets what follows, such as saving, take as long as it takes."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def agreed(self) -> bool:
+        """Whether any process has received a signal; to be called in all of them together."""
+        self.stopping = bool(self.received)
+        if comm.get_world_size() > 1:
+            flag = torch.tensor([int(self.stopping)])
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+            self.stopping = bool(flag)
+        return self.stopping
+
+
+@contextlib.contextmanager
+def forwarding() -> Iterator[None]:
+    """Hands SIGTERM and SIGUSR1 on to the processes that this one has started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def forward(number: int, _: FrameType | None) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,57 @@
+"""What every process does first: logging, seeds, and the config into the run's folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from alignzeg.engine.optim import scaled_lr
+from alignzeg.engine.resume import saved_seed
+
+logger = logging.getLogger(__name__)
+
+
+def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Starts logging, seeds every generator and writes the config into OUTPUT_DIR.
+
+    To be called once in every process, after the processes have found each other. A SEED below 0
+    is replaced by a random one, or by that of the run that is resumed, and logged and saved like
+    any other.
+
+    Args:
+        cfg: a valid config, not frozen.
+        args: the command line, for the log.
+
+    Returns:
+        The same config, frozen.
+    """
+    if cfg.SEED < 0:
+        old = saved_seed(cfg.OUTPUT_DIR) if getattr(args, "resume", False) else None
+        cfg.SEED = comm.shared_random_seed() if old is None else old
+    cfg.freeze()
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="alignzeg", abbrev_name="alignzeg")
+    logger.info(run_line(cfg, comm.get_world_size()))
+    default_setup(cfg, args)
+    return cfg
+
+
+def run_line(cfg: CfgNode, world_size: int) -> str:
+    """One line with what decides a training: batches, learning rate, device and seed."""
+    total, accumulate = cfg.SOLVER.IMS_PER_BATCH, cfg.ALIGNZEG.SOLVER.ACCUMULATE
+    reference = cfg.ALIGNZEG.SOLVER.REFERENCE_BATCH
+    lr = scaled_lr(cfg.SOLVER.BASE_LR, total, reference)
+    rule = f"BASE_LR {cfg.SOLVER.BASE_LR:g} for batch {reference}" if reference else "not scaled"
+    device = cfg.MODEL.DEVICE
+    if device == "cpu" and not torch.cuda.is_available():
+        device = "cpu (no CUDA device is available)"
+    return (
+        f"total batch {total} = {world_size} processes x {total // (world_size * accumulate)} "
+        f"images x {accumulate} accumulated; learning rate {lr:g} ({rule}); "
+        f"device {device}; seed {cfg.SEED}"
+    )

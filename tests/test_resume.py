@@ -1,0 +1,303 @@
+"""A run that is stopped anywhere goes on as if it had never been stopped, to the bit."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, TINY_OPTS
+from detectron2.config import CfgNode
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from alignzeg.engine import Trainer, launch, parse_args, read_checkpoint, setup_config
+from alignzeg.engine.sampling import TrainLoader
+from alignzeg.engine.signals import EXIT_SAVED
+from alignzeg.engine.state import config_changes, own_randomness, plain, rng_state, set_rng_state
+
+ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
+PLUGIN = Path(__file__).parent / "toy_plugin.py"
+STEPS = 20
+# Every augmentation there is, and a batch of two accumulated halves for each process.
+VARIED = [
+    *("INPUT.MIN_SIZE_TRAIN", "(40, 48, 56)", "ALIGNZEG.DATA.CROP_SIZE", "36"),
+    *("ALIGNZEG.DATA.COLOR_JITTER", "True", "ALIGNZEG.SOLVER.ACCUMULATE", "2"),
+    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.WARMUP_ITERS", "5"),
+]
+
+
+def config(output: Path, *opts: str) -> CfgNode:
+    toy = ["ALIGNZEG.PLUGINS", str(PLUGIN), "MODEL.META_ARCHITECTURE", "ToySegmenter"]
+    cfg = setup_config(
+        ALIGNZEG,
+        [*TINY_OPTS, *toy, *VARIED, "OUTPUT_DIR", str(output), "DATASETS.TEST", "()"]
+        + ["SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", "1", *opts],
+    )
+    output.mkdir(exist_ok=True, parents=True)
+    return cfg
+
+
+class Stop(HookBase):
+    """Ends a run after so many of its steps, as a kill would: nothing is saved or closed."""
+
+    class Killed(BaseException):
+        pass
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def after_step(self) -> None:
+        self.left -= 1
+        if not self.left and self.trainer.iter + 1 < self.trainer.max_iter:
+            raise self.Killed
+
+
+def run(cfg: CfgNode, steps: int = STEPS, resume: bool = True) -> list[Any]:
+    """Trains and returns, for each batch of this process, what was in it and what was drawn."""
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    seen: list[Any] = []
+
+    def look(_: object, batches: tuple) -> None:
+        drawn = torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+        batch = [
+            (x["position"], x["file_name"], zlib.crc32(x["image"].numpy())) for x in batches[0]
+        ]
+        seen.append((trainer.iter, batch, drawn))
+
+    trainer.model.register_forward_pre_hook(look)
+    trainer.register_hooks([Stop(steps)])
+    try:
+        trainer.train()
+    except Stop.Killed:
+        seed_all_rng(12345)
+    return seen
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}.{index}")
+    else:
+        assert a == b, where
+
+
+def assert_same_checkpoints(one: Path, other: Path, step: int) -> None:
+    states = [read_checkpoint(str(x / f"model_{step:07d}.pth")) for x in (one, other)]
+    configs = [state["alignzeg"].pop("config") for state in states]
+    assert all(state["ranks"] and state["trainer"]["_trainer"]["optimizer"] for state in states)
+    assert {line.split(":")[0] for line in config_changes(*configs)} <= {
+        "OUTPUT_DIR",
+        "DATALOADER.NUM_WORKERS",
+    }
+    assert_same(*states)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
+def test_stopped_after_every_step(zeroshapes: Path, tmp_path: Path, optimizer: str) -> None:
+    opts = ["ALIGNZEG.SOLVER.OPTIMIZER", optimizer]
+    whole = run(config(tmp_path / "whole", *opts))
+    assert len(whole) == STEPS * 2 and len({x[1][0][2] for x in whole}) > STEPS
+    pieces = []
+    for step in range(STEPS):
+        # Other numbers of workers, twice, must not matter.
+        workers = {7: "2", 8: "1"}.get(step, "0")
+        pieces += run(config(tmp_path / "pieces", *opts, "DATALOADER.NUM_WORKERS", workers), 1)
+        assert_same_checkpoints(tmp_path / "whole", tmp_path / "pieces", step)
+    assert pieces == whole
+
+
+def pair(args: argparse.Namespace) -> None:
+    """What each of two processes does."""
+    whole = run(config(args.output / "whole"))
+    pieces = []
+    for _ in range(STEPS):
+        pieces += run(config(args.output / "pieces"), 1)
+        comm.synchronize()
+    assert pieces == whole
+    positions = comm.all_gather([x[0] for _, batch, _ in whole for x in batch])
+    assert not set(positions[0]) & set(positions[1])
+    assert sorted(positions[0] + positions[1]) == list(range(STEPS * 4))
+
+
+def test_two_processes_stopped_after_every_step(zeroshapes: Path, tmp_path: Path) -> None:
+    args = parse_args(["--num-gpus", "2"])
+    args.output = tmp_path
+    launch(pair, args, "cpu")
+    for step in range(STEPS):
+        assert_same_checkpoints(tmp_path / "whole", tmp_path / "pieces", step)
+    # Saved by two, resumed by one.
+    cfg = config(tmp_path / "pieces", "SOLVER.MAX_ITER", str(STEPS + 1))
+    trainer = Trainer(cfg)
+    with pytest.raises(ValueError, match="saved by 2 processes, now there are 1.*--allow-rescale"):
+        trainer.resume_or_load()
+    trainer.resume_or_load(allow_rescale=True)
+    assert next(iter(trainer.data_loader))[0]["position"] == STEPS * 4
+
+
+def test_the_real_model_goes_on_to_the_bit(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    tiny_cfg.DATASETS.TEST = ()
+    tiny_cfg.INPUT.MIN_SIZE_TRAIN = (48, 64)
+    tiny_cfg.SOLVER.MAX_ITER = 3
+    folders = [tmp_path / "whole", tmp_path / "pieces"]
+    seen: dict[Path, list[Any]] = {}
+    for folder, steps in zip(folders, (3, 1), strict=True):
+        tiny_cfg.OUTPUT_DIR = str(folder)
+        folder.mkdir()
+        seen[folder] = [x for _ in range(3 // steps) for x in run(tiny_cfg, steps)]
+    assert seen[folders[0]] == seen[folders[1]]
+    for step in range(3):
+        assert_same_checkpoints(*folders, step)
+
+
+def test_what_differs_is_said_or_refused(
+    zeroshapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(config(tmp_path), 2)
+    caplog.set_level("INFO", "alignzeg")
+    run(config(tmp_path, "SOLVER.BASE_LR", "0.5"), 1)
+    assert "at iteration 2; 1 config keys have changed" in caplog.text
+    assert "config changed: SOLVER.BASE_LR: was 0.001, is 0.5" in caplog.text
+    for opts, message in (
+        (["ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen"], "seen classes, the config has"),
+        (["ALIGNZEG.SOLVER.OPTIMIZER", "Muon"], "ALIGNZEG.SOLVER.OPTIMIZER"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(config(tmp_path, *opts), 1)
+    changed = sorted((zeroshapes / "zeroshapes" / "annotations" / "train").glob("*.png"))[0]
+    before = changed.read_bytes()
+    try:
+        changed.write_bytes(before + b"x")
+        with pytest.raises(ValueError, match="trained on other data"):
+            run(config(tmp_path), 1)
+    finally:
+        changed.write_bytes(before)
+    weights = read_checkpoint(
+        str(tmp_path / "last_checkpoint").replace("last_checkpoint", "model_0000002.pth")
+    )
+    torch.save({"model": weights["model"]}, tmp_path / "model_0000002.pth")
+    with pytest.raises(ValueError, match="no state of a training; start from it with"):
+        run(config(tmp_path), 1)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_leaves(zeroshapes: Path, tmp_path: Path, name: str) -> None:
+    cfg = config(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "1000")
+    handler = signal.getsignal(signal.SIGTERM)
+
+    class Raise(HookBase):
+        def before_step(self) -> None:
+            if self.trainer.iter == 4:
+                signal.raise_signal(getattr(signal, name))
+
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([Raise()])
+    with pytest.raises(SystemExit) as left:
+        trainer.train()
+    assert left.value.code == EXIT_SAVED == 75
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+    assert run(cfg, 1)[0][0] == 5
+
+
+# ---- the stream of samples
+
+
+def stream(count: int, **kwargs: Any) -> tuple[list[list[int]], TrainLoader]:
+    records = [{"id": i, "width": 1 + i % 3, "height": 2} for i in range(7)]
+    loader = TrainLoader(records, dict, **{"images": 2, "seed": 5, **kwargs})
+    batches = iter(loader)
+    return [[x["id"] for x in next(batches)] for _ in range(count)], loader
+
+
+def test_the_order_is_that_of_detectron2() -> None:
+    order = iter(TrainingSampler(7, seed=5))
+    expected = [next(order) for _ in range(40)]
+    assert [i for batch in stream(20)[0] for i in batch] == expected
+    for rank in range(3):
+        found, _ = stream(5, rank=rank, world_size=3)
+        assert [i for batch in found for i in batch] == expected[rank:30:3]
+
+
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_stream_goes_on_anywhere(group: bool, workers: int) -> None:
+    whole, _ = stream(15, group_by_shape=group)
+    for stop in (0, 1, 6, 11) if workers else range(15):
+        first, loader = stream(stop, group_by_shape=group, workers=workers)
+        records = [{"id": i, "width": 1 + i % 3, "height": 2} for i in range(7)]
+        again = TrainLoader(records, dict, images=2, seed=0, group_by_shape=group)
+        again.load_state_dict(loader.state_dict())
+        rest = iter(again)
+        assert first + [[x["id"] for x in next(rest)] for _ in range(15 - stop)] == whole
+    if group:
+        assert all(len({i % 3 == 2 for i in batch}) == 1 for batch in whole)
+
+
+def test_another_number_of_processes_loses_no_sample() -> None:
+    loaders = [stream(3, rank=rank, world_size=2)[1] for rank in range(2)]
+    states = [loader.state_dict() for loader in loaders]
+    positions = []
+    for rank in range(3):
+        loader = stream(0, rank=rank, world_size=3)[1]
+        loader.rescale(states)
+        batches = iter(loader)
+        positions += [x["position"] for _ in range(2) for x in next(batches)]
+    assert sorted(positions) == list(range(12, 24))
+    with pytest.raises(ValueError, match="trained on 9 pictures, DATASETS.TRAIN now has 7"):
+        loaders[0].load_state_dict({**states[0], "size": 9})
+
+
+def test_a_sample_owes_its_randomness_to_its_place_alone() -> None:
+    def draw(record: dict) -> dict:
+        return {"x": (torch.rand(1).item(), np.random.rand(), random.random())}  # noqa: NPY002
+
+    def take(**kwargs: Any) -> list[Any]:
+        loader = TrainLoader([{}] * 5, draw, **{"images": 4, "seed": 1, **kwargs})
+        return [(x["position"], x["x"]) for x in next(iter(loader))]
+
+    before = rng_state()
+    plain_draws = take()
+    assert_same(before, rng_state())
+    assert take(workers=2) == plain_draws and take(seed=2) != plain_draws
+    assert take(images=2) + take(images=2, rank=0)[:0] == plain_draws[:2]
+    halves = sorted(take(images=2, rank=0, world_size=2) + take(images=2, rank=1, world_size=2))
+    assert halves == plain_draws and len({x for _, x in halves}) == 4
+
+
+def test_generators_come_back() -> None:
+    random.gauss(0, 1), np.random.randn()  # noqa: NPY002 (both keep a spare number)
+    state = rng_state()
+
+    def draw() -> list[float]:
+        return [torch.rand(1).item(), np.random.randn(), random.gauss(0, 1)]  # noqa: NPY002
+
+    first = draw()
+    with own_randomness(7):
+        inside = draw()
+    set_rng_state(plain(state))
+    assert draw() == first
+    with own_randomness(7):
+        assert draw() == inside
+    with pytest.raises(TypeError, match=r"checkpoint\['a'\]\[1\] is a set"):
+        plain({"a": [1, {2}]})
