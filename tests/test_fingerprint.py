@@ -13,7 +13,7 @@ from PIL import Image
 
 from alignzeg.data import fingerprint as module
 from alignzeg.data.catalog import register
-from alignzeg.data.fingerprint import check_labels, data_hash, fingerprint
+from alignzeg.data.fingerprint import data_hash, fingerprint
 
 NAME = "zeroshapes_val"
 
@@ -80,16 +80,6 @@ def test_large_data_is_read_in_part(zeroshapes, monkeypatch):
     monkeypatch.setattr(module, "CONTENT_BUDGET", size // 2)
     found = fingerprint([NAME])[NAME]
     assert found["files"] == 10 and 3 <= found["files_hashed"] <= 5
-
-
-def test_labels_are_checked_up_to_the_limit(copy):
-    assert [check_labels(NAME, limit) for limit in (-1, 0, 2, 99)] == [5, 0, 2, 5]
-    label = sorted((copy / "zeroshapes" / "annotations" / "val").glob("*.png"))[-1]
-    values = np.asarray(Image.open(label)).copy()
-    values[0, 0] = 99
-    Image.fromarray(values).save(label)
-    with pytest.raises(ValueError, match=rf"{label.name} holds \[99\]"):
-        check_labels(NAME)
 
 
 def test_a_missing_file_is_named(copy):

@@ -1,4 +1,4 @@
-"""Which data a run has read: one hash for each data set, and a check of its label values."""
+"""Which data a run has read: one hash for each data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from alignzeg.data.labels import get_vocabulary, read_labels
+from alignzeg.data.labels import get_vocabulary
 
 # Contents up to this many bytes are hashed whole; of a larger data set, as many files, evenly
 # spread, as fit. Names and sizes of all files always count.
@@ -77,28 +77,6 @@ def _within_budget(sizes: Sequence[int]) -> list[int]:
 
 def _hash(file: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-
-
-def check_labels(name: str, limit: int = -1) -> int:
-    """Reads label files of a registered data set and checks every value in them.
-
-    Args:
-        name: a registered data set.
-        limit: files to read, evenly spread; below 0 all, 0 none.
-
-    Returns:
-        How many files were read.
-
-    Raises:
-        ValueError: on the first file that is unreadable or holds a value out of range.
-    """
-    files = [r["sem_seg_file_name"] for r in DatasetCatalog.get(name) if "sem_seg_file_name" in r]
-    if 0 <= limit < len(files):
-        files = files[:: -(-len(files) // limit)] if limit else []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda file: read_labels(file, name).size, files):
-            pass
-    return len(files)
 
 
 def data_hash(prints: Mapping[str, Mapping[str, Any]]) -> str:

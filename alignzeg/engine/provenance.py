@@ -9,6 +9,7 @@ Entries are added and never changed. `alignzeg.compare` reads them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -89,13 +90,18 @@ def describe_run(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "processes": comm.get_world_size(),
         "config": yaml.safe_load(cfg.dump()),
         "environment": describe_environment(cfg.MODEL.DEVICE),
-        "git": describe_git(PACKAGE),
-        "source": hash_sources(PACKAGE),
+        **describe_code(),
         "plugins": {Path(file).name: hash_file(file) for file in cfg.ALIGNZEG.PLUGINS},
         "weights": describe_weights(cfg.MODEL.WEIGHTS),
         "vlm": None if vlm is None else {"id": str(vlm.id), "hash": str(vlm.hash)},
         "data": fingerprint([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
     }
+
+
+@functools.cache
+def describe_code() -> dict[str, Any]:
+    """The source that this process runs: what was there when it first asked."""
+    return {"git": describe_git(PACKAGE), "source": hash_sources(PACKAGE)}
 
 
 def describe_environment(device: str) -> dict[str, Any]:
