@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
 
 from alignzeg.config import add_alignzeg_config
 from alignzeg.data import catalog
+from alignzeg.data.own import register_folder
 from alignzeg.losses import criteria
 from alignzeg.modeling import (
     classifiers,
@@ -42,6 +43,7 @@ __all__ = [
     "heads",
     "meta_arch",
     "proposals",
+    "register_folder",
     "synthesizers",
     "vlm",
 ]

@@ -160,6 +160,24 @@ def _add_data(node: CfgNode) -> None:
     data.CROP_MAX_CLASS_SHARE = 1.0
     # Random brightness, contrast, saturation and hue, as SSD. [MaskFormer: on]
     data.COLOR_JITTER = True
+    # Pairs of each data set, evenly spread, that are read and checked before the first step; below
+    # 0 all, as always for a data set of your own. [ours]
+    data.CHECK_FILES = 1000
+
+    # A data set of your own, see alignzeg/data/own.py and docs/own_data.md: registered as
+    # <NAME>_train, _val and _test, which fill DATASETS.TRAIN and TEST where these are empty.
+    own = data.OWN = CfgNode()
+    own.NAME = ""
+    # The folder that holds everything, relative to the current one.
+    own.ROOT = ""
+    # Folders of pictures and label maps below it; each holds one folder for each split.
+    own.IMAGES = "images"
+    own.LABELS = "labels"
+    # Class names in id order, and those without training masks; empty: ROOT/classes.txt,
+    # ROOT/unseen.txt and ROOT/pseudo_unseen.txt.
+    own.CLASSES = []
+    own.UNSEEN = []
+    own.PSEUDO_UNSEEN = []
 
 
 def _add_inference(node: CfgNode) -> None:

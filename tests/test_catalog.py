@@ -236,15 +236,3 @@ def test_training_sets_must_agree(tmp_path, clean_catalog):
         catalog.training_vocabulary(config("toy_train", "toy2_train"))
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
         catalog.training_vocabulary(config())
-
-
-def test_a_folder_of_ones_own(tmp_path, clean_catalog):
-    (tmp_path / "classes.txt").write_text("sky\n\nred car\n")
-    (tmp_path / "unseen.txt").write_text("red car\n")
-    write(tmp_path / "images/train/a.png", np.zeros((2, 2, 3), np.uint8))
-    write(tmp_path / "labels/train/a.png", np.zeros((2, 2), np.uint8))
-    assert catalog.register_folder("mine", tmp_path) == ["mine_train"]
-    assert catalog.get_vocabulary("mine_train").unseen_ids == (1,)
-    assert len(DatasetCatalog.get("mine_train")) == 1
-    with pytest.raises(ValueError, match="neither images/train nor images/val"):
-        catalog.register_folder("other", tmp_path / "images")

@@ -1,4 +1,4 @@
-"""Benchmarks as entries of Detectron2's catalogs, and a user's own folders beside them."""
+"""Benchmarks as entries of Detectron2's catalogs; the files are looked at when they are needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from alignzeg.data.labels import (
     registered_names,
     training_vocabulary,
 )
-from alignzeg.structures import IGNORE_LABEL, Vocabulary
 
 __all__ = [
     "Benchmark",
@@ -27,7 +26,6 @@ __all__ = [
     "read_split_file",
     "register",
     "register_all",
-    "register_folder",
     "registered_names",
     "training_vocabulary",
 ]
@@ -153,44 +151,3 @@ def register_all() -> list[str]:
         for path in sorted(SPLIT_DIR.glob("*.json"))
         for name in register(read_split_file(path))
     ]
-
-
-def register_folder(name: str, root: str | Path) -> list[str]:
-    """Registers a user's own pictures, without any JSON.
-
-    Below `root` lie images/{train,val}, labels/{train,val} (one channel, values are line numbers of
-    classes.txt from 0, 255 unlabelled; file names match but for the suffix), classes.txt (one
-    name a line) and, if some classes have no masks, unseen.txt.
-
-    Returns:
-        The names `<name>_<split>` of the splits that exist.
-
-    Raises:
-        ValueError: if classes.txt or every image folder is missing, or a class list is wrong.
-    """
-    root = Path(root).expanduser().absolute()
-    splits = [split for split in ("train", "val") if (root / "images" / split).is_dir()]
-    if not splits:
-        raise ValueError(f"data set {name!r}: {root} holds neither images/train nor images/val")
-    classes = _lines(root / "classes.txt")
-    unseen = _lines(root / "unseen.txt") if (root / "unseen.txt").exists() else []
-    return register(
-        Benchmark(
-            name=name,
-            vocabulary=Vocabulary.from_unseen(classes, unseen),
-            pseudo_unseen=(),
-            raw_ids=tuple(range(len(classes))),
-            folders={split: (f"images/{split}", f"labels/{split}") for split in splits},
-            ignore_label=IGNORE_LABEL if len(classes) <= IGNORE_LABEL else 65535,
-            prepare="It needs images/<split> and labels/<split>.",
-            root=str(root),
-        )
-    )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error}; it lists one class name a line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -19,10 +19,13 @@ from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.file_io import PathManager
 
 from alignzeg.config import add_alignzeg_config
+from alignzeg.data.own import setup_own_data
 
 logger = logging.getLogger(__name__)
 
 PLUGINS_KEY = "ALIGNZEG.PLUGINS"
+# Whole numbers from here on are no floating-point numbers any more.
+_LARGEST = 2**1023
 
 
 def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
@@ -44,7 +47,9 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
     """
     pairs = [*_read_file(config_file), *_read_opts(opts)]
     folder = Path(config_file).parent if config_file else Path()
-    return _build(pairs, folder)
+    cfg = _build(pairs, folder)
+    setup_own_data(cfg)
+    return cfg
 
 
 def config_from_yaml(text: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -158,21 +163,27 @@ def _coerce(key: str, value: Any, default: Any) -> Any:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             value = {"true": True, "false": False, "null": None}.get(value.lower(), value)
-    if default is None or value is None or type(value) is type(default):
+    if default is None or type(value) in (int, float, bool) and type(value) is type(default):
         return value
     if isinstance(default, str) and isinstance(word, str):
         return word
-    if isinstance(default, float) and type(value) is int:
+    if isinstance(default, float) and type(value) is int and abs(value) < _LARGEST:
         return float(value)
     if isinstance(default, (list, tuple)):
-        if isinstance(value, (list, tuple)):
-            return type(default)(value)
-        if isinstance(value, str):
-            return type(default)([value])
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, (list, tuple)) and all(_fits(item, default) for item in items):
+            return type(default)(items)
     raise ValueError(
         f"config key {key} is of type {type(default).__name__} (default {default!r}); "
         f"got {word!r}, which is not"
     )
+
+
+def _fits(item: Any, default: Sequence[Any]) -> bool:
+    """Whether an item may stand in a list beside those of the default: number, text or list."""
+    kinds = ((int, float), (str,), (list, tuple))
+    known = [kind for kind in kinds if default and isinstance(default[0], kind)]
+    return not isinstance(item, bool) and isinstance(item, known[0] if known else sum(kinds, ()))
 
 
 def _find_plugin(name: str, folder: Path) -> str:

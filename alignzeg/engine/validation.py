@@ -11,7 +11,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
 from alignzeg.data.catalog import registered_names
+from alignzeg.data.checks import check_files
+from alignzeg.data.own import is_own
 from alignzeg.engine.optim import AMP_DTYPES, LR_SCHEDULERS, OPTIMIZERS
+from alignzeg.engine.ranges import validate_ranges
 from alignzeg.engine.reading import require_trust
 from alignzeg.registries import (
     BIAS_CORRECTOR_REGISTRY,
@@ -56,6 +59,7 @@ def validate(
         ValueError: naming the first key that is wrong, its value and what it could be. Missing
             files of the data sets are found too.
     """
+    validate_ranges(cfg)
     validate_components(cfg)
     validate_weights(cfg, needs_weights, trust_pickle)
     if training:
@@ -134,7 +138,7 @@ def validate_saving(cfg: CfgNode) -> None:
 
 
 def validate_datasets(cfg: CfgNode, training: bool) -> None:
-    """Refuses data sets that are not registered, or whose files are not there."""
+    """Refuses data sets that are not registered, or whose files are not there or wrong."""
     groups = {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST}
     for key, names in groups.items():
         # The training set is read in evaluation too: it says which classes were seen.
@@ -148,7 +152,8 @@ def validate_datasets(cfg: CfgNode, training: bool) -> None:
                 )
     used = [*groups["DATASETS.TEST"], *(groups["DATASETS.TRAIN"] if training else ())]
     for name in dict.fromkeys(used):
-        DatasetCatalog.get(name)
+        limit = -1 if is_own(name) else cfg.ALIGNZEG.DATA.CHECK_FILES
+        check_files(name, limit, training=training and name in cfg.DATASETS.TRAIN)
 
 
 def _check_name(key: str, name: str, registry: Registry) -> None:
