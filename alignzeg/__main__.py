@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": ("alignzeg.inference", "segment pictures into any classes"),
     "replay": ("alignzeg.engine.replay", "make a failed training step again, from its bundle"),
     "significance": ("alignzeg.significance", "intervals and paired tests of evaluations"),
+    "vocabulary": ("alignzeg.vocabulary", "warn of duplicate, close, long or clashing class names"),
 }
 
 

@@ -163,6 +163,9 @@ def _add_data(node: CfgNode) -> None:
     # Pairs of each data set, evenly spread, that are read and checked before the first step; below
     # 0 all, as always for a data set of your own. [ours]
     data.CHECK_FILES = 1000
+    # Cosine of two text prototypes from which `python -m alignzeg vocabulary`, and a warning before
+    # training, call two classes near-synonyms; 1 turns that off. [ours]
+    data.SYNONYM_COSINE = 0.95
 
     # A data set of your own, see alignzeg/data/own.py and docs/own_data.md: registered as
     # <NAME>_train, _val and _test, which fill DATASETS.TRAIN and TEST where these are empty.

@@ -29,7 +29,7 @@ from alignzeg.modeling.vlm.regions import (
     vit_states,
 )
 from alignzeg.modeling.vlm.templates import resolve_templates
-from alignzeg.modeling.vlm.text import TextCache, encode_prompts, text_channels
+from alignzeg.modeling.vlm.text import TextCache, encode_prompts, text_channels, token_counts
 from alignzeg.modeling.vlm.towers import cell_size, check_visual, convnet_dense
 from alignzeg.modeling.vlm.weights import load_clip
 from alignzeg.registries import VLM_REGISTRY
@@ -159,6 +159,15 @@ class OpenClipVLM(nn.Module):
         return min(float(self.clip.logit_scale.exp()), 100.0)
 
     # ---------------------------------------------------------------------------------------- names
+    @property
+    def context_length(self) -> int:
+        """Tokens that the text encoder reads, start and end included."""
+        return self._tokenizer.context_length
+
+    def token_counts(self, names: Sequence[str]) -> list[int]:
+        """Tokens of each name in the template that needs the most, however many that are."""
+        return token_counts(self._tokenizer, self.templates, names)
+
     @torch.no_grad()
     def embed_text(self, names: Sequence[str]) -> Tensor:
         """Text prototypes of class names.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.model import CLIP
@@ -60,6 +61,24 @@ def text_channels(clip: nn.Module) -> int:
     if isinstance(projection, nn.Linear):
         return projection.out_features
     return text.ln_final.normalized_shape[0] if projection is None else projection.shape[1]
+
+
+def token_counts(tokenizer: Any, templates: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Tokens of each name in the template that needs the most, however many that are.
+
+    Args:
+        tokenizer: of open_clip; it cuts off what is longer than the context it is given.
+        templates: sentences with one ``{}``.
+        names: class names.
+    """
+    room = 2 * max(len(t) + len(n) for t in templates for n in names) + 8
+    padding = int(tokenizer([""], context_length=room)[0, -1])
+    counts = []
+    for name in names:
+        tokens = tokenizer([t.replace("{}", name) for t in templates], context_length=room)
+        used = (tokens != padding).any(dim=0).nonzero()
+        counts.append(int(used[-1]) + 1)
+    return counts
 
 
 class TextCache:

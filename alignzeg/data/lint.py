@@ -1,0 +1,149 @@
+"""What in a list of class names will cost accuracy: duplicates, near-synonyms, clashes, length."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from alignzeg.data.labels import get_vocabulary
+from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
+
+logger = logging.getLogger(__name__)
+
+# Pairs of names that are listed before the rest is only counted.
+_SHOWN = 20
+
+
+def validate_names(cfg: CfgNode, vlm: nn.Module) -> None:
+    """Logs a warning for everything that is wrong with the names of the training sets."""
+    cosine = cfg.ALIGNZEG.DATA.SYNONYM_COSINE
+    for name in cfg.DATASETS.TRAIN:
+        for warning in lint(*spoken(get_vocabulary(name)), vlm, cosine):
+            logger.warning("classes of %s: %s", name, warning)
+
+
+def lint(
+    prompts: Sequence[str], unseen: Sequence[str], vlm: Any = None, cosine: float = 1.0
+) -> list[str]:
+    """Everything that is suspicious about class names.
+
+    Args:
+        prompts: one class each; synonyms are separated by "; ". The first one is its name.
+        unseen: names of the classes without training masks.
+        vlm: by the contract of VLM_REGISTRY, for what only the text encoder can say; None leaves
+            that out.
+        cosine: classes whose prototypes are closer are near-synonyms; 1 turns that off.
+
+    Returns:
+        One line each, in the order duplicates, clashes, cut off names, near-synonyms.
+    """
+    names = [_synonyms(prompt)[0] for prompt in prompts]
+    warnings = [*_duplicates(names), *_shared_words(prompts), *_clashes(names, unseen)]
+    if vlm is None:
+        return warnings
+    warnings += _cut_off(prompts, vlm)
+    if cosine < 1:
+        distinct = list(dict.fromkeys(prompts))
+        text = vlm.embed_text(distinct)
+        short = [_synonyms(prompt)[0] for prompt in distinct]
+        warnings += _near(short, set(unseen), text, cosine)
+    return warnings
+
+
+def spoken(vocabulary: Vocabulary) -> tuple[list[str], list[str]]:
+    """Prompts that all begin with the class's name, and the unseen names, as `lint` takes them."""
+    prompts = [
+        prompt if _synonyms(prompt)[0] == name else SYNONYM_SEPARATOR.join((name, prompt))
+        for name, prompt in zip(vocabulary.names, vocabulary.prompts, strict=True)
+    ]
+    return prompts, [vocabulary.names[i] for i in vocabulary.unseen_ids]
+
+
+def _synonyms(prompt: str) -> list[str]:
+    return [part.strip() for part in prompt.split(SYNONYM_SEPARATOR) if part.strip()] or [prompt]
+
+
+def _key(name: str) -> str:
+    """The name without what a reader would not notice: case, blanks, punctuation."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _duplicates(names: Sequence[str]) -> list[str]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(names):
+        groups[_key(name)].append(place)
+    warnings = []
+    for places in groups.values():
+        if len(places) == 1:
+            continue
+        given = list(dict.fromkeys(names[place] for place in places))
+        where = " and ".join(str(place) for place in places)
+        if len(given) == 1:
+            warnings.append(f"duplicate: {given[0]!r} is the name of classes {where}")
+        else:
+            shown = " and ".join(map(repr, given))
+            warnings.append(f"duplicate: {shown} (classes {where}) differ in writing only")
+    return warnings
+
+
+def _shared_words(prompts: Sequence[str]) -> list[str]:
+    """Synonyms that mean two classes; names themselves are compared by `_duplicates`."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for prompt in dict.fromkeys(prompts):
+        name, *more = _synonyms(prompt)
+        for word in dict.fromkeys((name, *more)):
+            owners[_key(word)].append(name)
+    return [
+        f"duplicate: {word!r} is a word for the classes {' and '.join(map(repr, mine))}"
+        for word, mine in owners.items()
+        if len({_key(name) for name in mine}) > 1
+    ]
+
+
+def _clashes(names: Sequence[str], unseen: Sequence[str]) -> list[str]:
+    warnings = []
+    hidden = {_key(name) for name in unseen}
+    for name in dict.fromkeys(unseen):
+        if name not in names:
+            warnings.append(f"clash: unseen {name!r} is none of the classes")
+    for name in dict.fromkeys(names):
+        if _key(name) in hidden and name not in unseen:
+            warnings.append(f"clash: {name!r} is seen, but unseen under another spelling")
+    return warnings
+
+
+def _cut_off(prompts: Sequence[str], vlm: Any) -> list[str]:
+    """Names that the text encoder reads only the beginning of."""
+    words = list(dict.fromkeys(word for prompt in prompts for word in _synonyms(prompt)))
+    limit = vlm.context_length
+    return [
+        f"too long: {word[:60]!r} takes {count} tokens in the longest template, the text encoder "
+        f"reads {limit}; the end is lost"
+        for word, count in zip(words, vlm.token_counts(words), strict=True)
+        if count > limit
+    ]
+
+
+def _near(names: Sequence[str], unseen: set[str], text: Tensor, cosine: float) -> list[str]:
+    """Pairs of classes above a cosine, the closest first; a seen one with an unseen one says so."""
+    similar = (text @ text.T).triu(1)
+    pairs = [(float(similar[i, j]), i, j) for i, j in (similar >= cosine).nonzero().tolist()]
+    lines = []
+    for value, i, j in sorted(pairs, reverse=True)[:_SHOWN]:
+        first, second = names[i], names[j]
+        if (first in unseen) == (second in unseen):
+            lines.append(f"near-synonyms: {first!r} and {second!r} (cosine {value:.3f})")
+            continue
+        seen, hidden = (second, first) if first in unseen else (first, second)
+        lines.append(
+            f"clash: unseen {hidden!r} is a near-synonym of seen {seen!r} (cosine {value:.3f})"
+        )
+    if len(pairs) > _SHOWN:
+        lines.append(f"near-synonyms: {len(pairs) - _SHOWN} more pairs")
+    return lines
