@@ -39,7 +39,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["alignzeg", "alignzeg.*"]),
-    package_data={"alignzeg": ["assets/*", "data/splits/*.json"]},
+    package_data={
+        "alignzeg": ["assets/*", "data/splits/*.json", "data/preparation/lists/*"],
+    },
     install_requires=[
         *DETECTRON2_NEEDS,
         "matplotlib",

@@ -38,6 +38,7 @@ LAYERS = {
     "alignzeg.losses.criteria.base": (1, "criteria.base"),
     "alignzeg.data": (2, ""),
     "alignzeg.data.catalog": (2, "catalog"),
+    "alignzeg.data.preparation": (5, "preparation"),
     "alignzeg.data.own": (2, "catalog"),
     "alignzeg.data.zeroshapes": (2, "zeroshapes"),
     "alignzeg.data.zeroshapes.names": (1, "names"),

@@ -1,0 +1,138 @@
+"""What a prepared data set holds: counts, classes, wrong files, and a contact sheet to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from numpy.typing import NDArray
+from PIL import Image
+
+import alignzeg.data.catalog as catalog
+from alignzeg.data.checks import picture_size
+from alignzeg.data.labels import (
+    get_vocabulary,
+    ignore_value,
+    label_lookup,
+    read_labels,
+    read_picture,
+)
+from alignzeg.data.preparation.work import each
+from alignzeg.visualize import blend, colorize, palette
+
+_PAIRS, _COLUMNS, _TILE = 12, 4, 160
+_SHOWN = 10
+
+
+@dataclass
+class Findings:
+    """What `check` saw in one data set.
+
+    Attributes:
+        name: of the data set.
+        images: pairs of picture and label file.
+        pixels: class name -> labelled pixels; "(no class)" for all others.
+        problems: one line each; empty if all is well.
+    """
+
+    name: str
+    images: int = 0
+    pixels: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The findings as text."""
+        total = max(1, sum(self.pixels.values()))
+        absent = [name for name, count in self.pixels.items() if not count and name[0] != "("]
+        rows = sorted(self.pixels.items(), key=lambda item: -item[1])
+        return [
+            f"{self.name}: {self.images} pictures",
+            *(f"  {100 * count / total:7.3f} %  {name}" for name, count in rows if count),
+            *([f"  no pixel at all: {', '.join(absent)}"] if absent else []),
+            *(f"  PROBLEM: {problem}" for problem in self.problems),
+        ]
+
+
+def check(name: str, workers: int, counts: bool = True) -> Findings:
+    """Reads every pair of a registered data set.
+
+    Args:
+        name: e.g. "voc2012_val".
+        workers: processes.
+        counts: whether another number of pictures than the official one is a problem.
+
+    Returns:
+        Counts, pixels of each class, and problems: wrong number of pictures, values out of range,
+        unreadable files, sizes that differ, missing partners.
+    """
+    found = Findings(name)
+    try:
+        records = DatasetCatalog.get(name)
+    except ValueError as error:
+        found.problems.append(str(error))
+        return found
+    found.images = len(records)
+    benchmark = MetadataCatalog.get(name).benchmark
+    official = benchmark.counts.get(name.removeprefix(f"{benchmark.name}_"))
+    if counts and official and len(records) not in official:
+        expected = " or ".join(map(str, official))
+        found.problems.append(f"{len(records)} pictures, officially {expected}")
+    vocabulary = get_vocabulary(name)
+    pixels = np.zeros(len(vocabulary) + 1, np.int64)
+    pairs = [(record["file_name"], record["sem_seg_file_name"]) for record in records]
+    wrong = []
+    for result in each(partial(_examine, name), pairs, workers, f"checking {name}"):
+        if isinstance(result, str):
+            wrong.append(result)
+        else:
+            pixels += result
+    found.problems += sorted(wrong)[:_SHOWN]
+    if len(wrong) > _SHOWN:
+        found.problems.append(f"and {len(wrong) - _SHOWN} more files")
+    found.pixels = dict(zip((*vocabulary.names, "(no class)"), pixels.tolist(), strict=True))
+    return found
+
+
+def _examine(name: str, pair: tuple[str, str]) -> NDArray[np.int64] | str:
+    """Pixels of each class and of none, or what is wrong with this pair."""
+    catalog.register_all()  # a worker starts with an empty catalog
+    image, label = pair
+    try:
+        labels = read_labels(label, name)
+        size = picture_size(image)
+    except ValueError as error:
+        return str(error)
+    if labels.shape != size:
+        return f"{image} is {size}, but its label file {label} is {labels.shape} (height, width)"
+    vocabulary = get_vocabulary(name)
+    ids = label_lookup(name, vocabulary)[labels]
+    length = len(vocabulary)
+    return np.bincount(np.minimum(ids, length).ravel(), minlength=length + 1)
+
+
+def contact_sheet(name: str, path: Path) -> None:
+    """Draws up to 12 evenly spread pictures of a data set, each beside its labels in colour."""
+    records: Sequence[dict[str, str]] = DatasetCatalog.get(name)
+    chosen = records[:: -(-len(records) // _PAIRS)]
+    vocabulary = get_vocabulary(name)
+    lookup = label_lookup(name, vocabulary)
+    colours = palette(len(vocabulary))
+    sheet = Image.new("RGB", (_COLUMNS * 2 * _TILE, -(-len(chosen) // _COLUMNS) * _TILE), "white")
+    for index, record in enumerate(chosen):
+        labels = lookup[read_labels(record["sem_seg_file_name"], name)]
+        picture = read_picture(record["file_name"])
+        labelled = labels != ignore_value(vocabulary)
+        drawn = colorize(labels, colours)
+        if picture.shape[:2] == labels.shape:
+            drawn = np.where(labelled[..., None], blend(picture, labels, colours, 0.8), drawn)
+        row, column = divmod(index, _COLUMNS)
+        for place, array in enumerate((picture, drawn)):
+            tile = Image.fromarray(array)
+            tile.thumbnail((_TILE - 4, _TILE - 4))
+            sheet.paste(tile, ((2 * column + place) * _TILE + 2, row * _TILE + 2))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
