@@ -91,6 +91,15 @@ def test_data_sets_that_are_named_stay(folder: Path) -> None:
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("mine_train",), ("zeroshapes_val",))
 
 
+def test_synonyms_are_said_and_not_named(folder: Path) -> None:
+    (folder / "classes.txt").write_text("sky; heaven\nred car\nold dog; hound\n")
+    alignzeg.register_folder("mine", folder)
+    vocabulary = catalog.get_vocabulary("mine_train")
+    assert vocabulary.names == ("sky", "red car", "old dog")
+    assert vocabulary.prompts == ("sky; heaven", "red car", "old dog; hound")
+    assert vocabulary.unseen_ids == (2,)
+
+
 def test_an_edited_list_is_read_anew(folder: Path) -> None:
     alignzeg.register_folder("mine", folder)
     (folder / "unseen.txt").write_text("red car\n")

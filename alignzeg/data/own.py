@@ -5,7 +5,7 @@ What lies below the folder:
     images/{train,val,test}/...  pictures
     labels/{train,val,test}/...  one channel each, of the same name but for the suffix; a value is
                                  the class's position in the list, from 0; 255 is no class
-    classes.txt                  one class name a line
+    classes.txt                  one class name a line; "sofa; couch" is sofa, and also called couch
     unseen.txt                   optional: those of them that have no masks in training
     pseudo_unseen.txt            optional: seen ones that can be hidden, to calibrate on
 """
@@ -22,7 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from alignzeg.data.benchmark import Benchmark
 from alignzeg.data.catalog import register
 from alignzeg.data.labels import ignore_value
-from alignzeg.structures import Vocabulary
+from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
 SPLITS = ("train", "val", "test")
 
@@ -64,11 +64,13 @@ def register_folder(
     if not splits:
         folders = ", ".join(f"{images}/{split}" for split in SPLITS)
         raise ValueError(f"data set {name!r}: {root} holds none of the folders {folders}")
-    names = tuple(classes) or _read_names(root / "classes.txt")
+    prompts = tuple(classes) or _read_names(root / "classes.txt")
+    names = tuple(prompt.split(SYNONYM_SEPARATOR)[0] for prompt in prompts)
     hidden = tuple(unseen) or _read_names(root / "unseen.txt", optional=True)
     pseudo = tuple(pseudo_unseen) or _read_names(root / "pseudo_unseen.txt", optional=True)
     try:
         vocabulary = Vocabulary.from_unseen(names, hidden)
+        vocabulary = Vocabulary(vocabulary.names, vocabulary.seen, prompts)
         benchmark = Benchmark(
             name=name,
             vocabulary=vocabulary,
