@@ -12,6 +12,7 @@ COMMANDS = {
     "audit": ("alignzeg.audit", "prove that no unseen label or name reaches a loss"),
     "compare": ("alignzeg.compare", "name the first divergence of a run from another"),
     "doctor": ("alignzeg.doctor", "check versions, devices, CLIP weights and data sets"),
+    "export": ("alignzeg.export", "write the weights of a checkpoint as safetensors"),
     "predict": ("alignzeg.inference", "segment pictures into any classes"),
     "replay": ("alignzeg.engine.replay", "make a failed training step again, from its bundle"),
     "significance": ("alignzeg.significance", "intervals and paired tests of evaluations"),

@@ -23,8 +23,9 @@ from alignzeg import engine
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """What every process does."""
     cfg = engine.start_run(engine.setup_config(args.config_file, args.opts), args)
-    run = engine.evaluate if args.eval_only else engine.train
-    return run(
+    if args.eval_only:
+        return engine.evaluate(cfg, resume=args.resume, trust_pickle=args.trust_pickle)
+    return engine.train(
         cfg,
         resume=args.resume,
         allow_rescale=args.allow_rescale,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from alignzeg.engine.checkpoint import AlignZegCheckpointer, read_checkpoint
 from alignzeg.engine.launch import guarded, launch
 from alignzeg.engine.placement import parse_args, world_size
+from alignzeg.engine.run import evaluate, train
 from alignzeg.engine.settings import config_from_yaml, import_plugin, setup_config
 from alignzeg.engine.start import start_run
-from alignzeg.engine.trainer import Trainer, evaluate, train
+from alignzeg.engine.trainer import Trainer
 from alignzeg.engine.validation import validate
 
 __all__ = [

@@ -232,6 +232,11 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         return read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        weights = checkpoint.get("model")
+        if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
+            raise ValueError(
+                f"checkpoint {self._path!r} holds no weights by name; use the original file"
+            )
         if KEY in checkpoint:
             verify(self._path, checkpoint[KEY], self.model)
         incompatible = super()._load_model(checkpoint)

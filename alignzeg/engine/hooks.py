@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from alignzeg.engine.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.signals import EXIT_SAVED, StopRequest
 from alignzeg.engine.state import own_randomness
+from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,17 @@ class SaveHook(HookBase):
                 EXIT_SAVED,
             )
             raise SystemExit(EXIT_SAVED)
+
+
+def selects_on_the_test(metric: str, tested: Iterable[Vocabulary], hold_out: str) -> bool:
+    """Whether choosing a checkpoint by a figure looks at classes that stand for the unknown.
+
+    Args:
+        metric: "sem_seg/hIoU" or the like; sIoU alone knows seen classes only.
+        tested: what each test set asks for.
+        hold_out: ALIGNZEG.DATA.HOLD_OUT; classes held out of the seen ones may be chosen on.
+    """
+    return not hold_out and not metric.endswith("/sIoU") and any(v.unseen_ids for v in tested)
 
 
 class KeepBest:

@@ -18,6 +18,8 @@ from alignzeg.engine.state import config_changes, rng_state
 logger = logging.getLogger(__name__)
 
 POINTER = "last_checkpoint"
+# Config keys without which the saved state has no meaning.
+FIXED = ("ALIGNZEG.SOLVER.OPTIMIZER:", "MODEL.META_ARCHITECTURE:")
 
 
 def rank_state(loader: TrainLoader) -> dict[str, Any]:
@@ -35,12 +37,15 @@ def saved_seed(folder: str) -> int | None:
     return comm.all_gather(seed)[0]
 
 
-def check_resumable(path: str, loaded: Mapping[str, Any], data: str, allow_rescale: bool) -> None:
+def check_resumable(
+    path: str, loaded: Mapping[str, Any], config: str, data: str, allow_rescale: bool
+) -> None:
     """Refuses to go on where the result would not be that of the run that was stopped.
 
     Args:
         path: the checkpoint, for messages.
         loaded: what is in it.
+        config: of the run that would go on, as YAML text.
         data: hash of the training data as it is now.
         allow_rescale: accept another number of processes.
 
@@ -53,6 +58,12 @@ def check_resumable(path: str, loaded: Mapping[str, Any], data: str, allow_resca
             f"checkpoint {path!r} holds weights, but no state of a training; start from it with "
             f"MODEL.WEIGHTS {path} instead of --resume"
         )
+    for change in config_changes(about.get("config") or config, config):
+        if change.startswith(FIXED):
+            raise ValueError(
+                f"checkpoint {path!r} does not fit: {change}; resume with the value it was saved "
+                f"with, or start a new run from it with MODEL.WEIGHTS {path}"
+            )
     if ranks and len(ranks) != comm.get_world_size() and not allow_rescale:
         raise ValueError(
             f"checkpoint {path!r} was saved by {len(ranks)} processes, now there are "

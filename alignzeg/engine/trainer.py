@@ -27,13 +27,12 @@ from alignzeg.engine.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.crash import CrashWriter
 from alignzeg.engine.curve import LossCurve
 from alignzeg.engine.finite import naming_images
-from alignzeg.engine.hooks import EvaluationHook, KeepBest, SaveHook
+from alignzeg.engine.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
 from alignzeg.engine.optim import (
     AMP_DTYPES,
     build_lr_scheduler,
     build_optimizer,
 )
-from alignzeg.engine.provenance import record_run
 from alignzeg.engine.resume import (
     check_resumable,
     rank_state,
@@ -131,7 +130,15 @@ class Trainer(DefaultTrainer):
         first = [hook for hook in theirs if hook not in writers]
         if comm.is_main_process():
             first.append(LossCurve(self.cfg.OUTPUT_DIR))
-        best = self.cfg.ALIGNZEG.CHECKPOINT.BEST
+        best, hold_out = self.cfg.ALIGNZEG.CHECKPOINT.BEST, self.cfg.ALIGNZEG.DATA.HOLD_OUT
+        tested = [get_vocabulary(name, hold_out) for name in self.cfg.DATASETS.TEST]
+        if best and selects_on_the_test(best, tested, hold_out):
+            logger.warning(
+                "ALIGNZEG.CHECKPOINT.BEST %s chooses the checkpoint on unseen classes: that is "
+                "selection on the test. Report the last checkpoint, or choose by sem_seg/sIoU or "
+                "on classes held out by ALIGNZEG.DATA.HOLD_OUT",
+                best,
+            )
         return [
             *first,
             SaveHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.stop),
@@ -164,7 +171,8 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             return
         loaded = self.checkpointer.load(path, checkpointables=[])
-        check_resumable(path, loaded, self.checkpointer.about["data"], allow_rescale)
+        config, data = self.checkpointer.config, self.checkpointer.about["data"]
+        check_resumable(path, loaded, config, data, allow_rescale)
         try:
             self.load_state_dict(loaded["trainer"])
         except (KeyError, TypeError, RuntimeError) as error:
@@ -173,7 +181,7 @@ class Trainer(DefaultTrainer):
                 f"({type(error).__name__} {error}); resume with the config it was saved with"
             ) from error
         self.start_iter = self.iter + 1
-        report_changes(path, loaded, self.checkpointer.config, self.start_iter)
+        report_changes(path, loaded, config, self.start_iter)
         self._rng = restore_rank(self.data_loader, loaded, self.cfg.SEED, self.start_iter)
 
     def before_train(self) -> None:
@@ -258,45 +266,3 @@ class Trainer(DefaultTrainer):
             hold_out=hold_out,
             per_image=cfg.ALIGNZEG.TEST.SAVE_PER_IMAGE,
         )
-
-
-def evaluate(
-    cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False, **_: Any
-) -> dict[str, Any]:
-    """Evaluates a checkpoint on every test set.
-
-    Args:
-        cfg: a validated config.
-        resume: evaluate the last checkpoint in OUTPUT_DIR, if there is one, not MODEL.WEIGHTS.
-        trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
-
-    Returns:
-        Results by task; empty in all processes but the first.
-    """
-    model = Trainer.build_model(cfg)
-    checkpointer = AlignZegCheckpointer(
-        model, cfg.OUTPUT_DIR, strict=True, trust_pickle=trust_pickle
-    )
-    path = checkpointer.get_checkpoint_file() if resume else ""
-    checkpointer.load(path or cfg.MODEL.WEIGHTS, checkpointables=[])
-    record_run(cfg, model, action="evaluate")
-    return Trainer.test(cfg, model)
-
-
-def train(
-    cfg: CfgNode, *, resume: bool = False, allow_rescale: bool = False, trust_pickle: bool = False
-) -> dict[str, Any] | None:
-    """Trains to SOLVER.MAX_ITER, from MODEL.WEIGHTS or, to resume, from the last checkpoint.
-
-    Args:
-        cfg: a validated config.
-        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
-        allow_rescale: go on also with another number of processes.
-        trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
-    """
-    trainer = Trainer(cfg)
-    trainer.checkpointer.trust_pickle = trust_pickle
-    trainer.resume_or_load(resume=resume, allow_rescale=allow_rescale)
-    first = trainer.start_iter
-    record_run(cfg, trainer.model, action="train", iteration=first, resumed=resume and first > 0)
-    return trainer.train()

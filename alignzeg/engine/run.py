@@ -1,0 +1,51 @@
+"""What a command does with a config: train, or evaluate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from alignzeg.engine.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.provenance import record_run
+from alignzeg.engine.trainer import Trainer
+
+
+def evaluate(cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:
+    """Evaluates a checkpoint on every test set.
+
+    Args:
+        cfg: a validated config.
+        resume: evaluate the last checkpoint in OUTPUT_DIR, if there is one, not MODEL.WEIGHTS.
+        trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
+
+    Returns:
+        Results by task; empty in all processes but the first.
+    """
+    model = Trainer.build_model(cfg)
+    checkpointer = AlignZegCheckpointer(
+        model, cfg.OUTPUT_DIR, strict=True, trust_pickle=trust_pickle
+    )
+    path = checkpointer.get_checkpoint_file() if resume else ""
+    checkpointer.load(path or cfg.MODEL.WEIGHTS, checkpointables=[])
+    record_run(cfg, model, action="evaluate")
+    return Trainer.test(cfg, model)
+
+
+def train(
+    cfg: CfgNode, *, resume: bool = False, allow_rescale: bool = False, trust_pickle: bool = False
+) -> dict[str, Any] | None:
+    """Trains to SOLVER.MAX_ITER, from MODEL.WEIGHTS or, to resume, from the last checkpoint.
+
+    Args:
+        cfg: a validated config.
+        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+        allow_rescale: go on also with another number of processes.
+        trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
+    """
+    trainer = Trainer(cfg)
+    trainer.checkpointer.trust_pickle = trust_pickle
+    trainer.resume_or_load(resume=resume, allow_rescale=allow_rescale)
+    first = trainer.start_iter
+    record_run(cfg, trainer.model, action="train", iteration=first, resumed=resume and first > 0)
+    return trainer.train()

@@ -1,0 +1,88 @@
+"""`python -m alignzeg export`: the weights of a checkpoint as a safetensors file."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from alignzeg.engine.checkpoint import KEY
+from alignzeg.engine.files import write_atomically
+from alignzeg.engine.reading import read_checkpoint
+
+SUFFIX = ".safetensors"
+
+
+def export(weights: str, output: str) -> tuple[int, int]:
+    """Writes the model of a checkpoint, and what the checkpoint says about itself, as safetensors.
+
+    The result can be given wherever a checkpoint can be, but for --resume: optimizer, random
+    generators and the place in the data are left out.
+
+    Args:
+        weights: a checkpoint of this project, or any file with a state_dict.
+        output: the file to write; ends in .safetensors.
+
+    Returns:
+        How many tensors it holds, and bytes.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, or the output's name is wrong.
+        OSError: if the output cannot be written.
+    """
+    if not output.endswith(SUFFIX):
+        raise ValueError(f"the output is {output!r}; its name must end in {SUFFIX}")
+    folder = os.path.dirname(output)
+    if folder and not os.path.isdir(folder):
+        raise ValueError(f"the output's folder {folder!r} does not exist")
+    checkpoint = read_checkpoint(weights)
+    model = checkpoint.get("model", checkpoint)
+    if not isinstance(model, dict) or not model:
+        raise ValueError(f"checkpoint {weights!r} holds no weights")
+    for name, value in model.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"checkpoint {weights!r}: {name!r} is a {type(value).__name__}, not a tensor"
+            )
+    # The format knows no shared or strided memory.
+    tensors = {name: value.detach().clone().contiguous() for name, value in model.items()}
+    about = {"format": "pt"}
+    if KEY in checkpoint:
+        about["alignzeg"] = json.dumps(checkpoint[KEY])
+    content = save(tensors, metadata=about)
+
+    def check(path: str) -> None:
+        if Path(path).read_bytes() != content:
+            raise OSError(errno.EIO, "it does not read back as it was written")
+
+    write_atomically(output, lambda file: file.write(content), check)
+    return len(tensors), len(content)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command.
+
+    Args:
+        argv: words after `export`.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ValueError: see `export`.
+    """
+    parser = argparse.ArgumentParser(prog="python -m alignzeg export", description=__doc__)
+    parser.add_argument("weights", help="a checkpoint, such as output/model_final.pth")
+    parser.add_argument("output", nargs="?", help="by default beside it, with .safetensors")
+    args = parser.parse_args(argv)
+    output = args.output or os.path.splitext(args.weights)[0] + SUFFIX
+    count, size = export(args.weights, output)
+    sys.stdout.write(f"{output}: {count} tensors, {size / 2**20:.1f} MiB\n")
+    return 0
