@@ -13,14 +13,15 @@ UV := uv==0.13.8
 DETECTRON2 ?= sal-detectron2==0.7.2
 # Two workers with one thread each are faster than one worker with two threads.
 WORKERS ?= 2
+ROUNDS ?= 2000
 
-.PHONY: help setup demo test lint format typecheck bench check lock clean
+.PHONY: help setup demo test lint format typecheck bench fuzz check lock clean
 
 help:
 	@echo "make setup      own .venv with pinned versions (repeat it freely)"
 	@echo "make demo       train and compare the baseline and AlignZeg: output/demo/report.html"
 	@echo "make test       every test;  make check  lint + typecheck + test"
-	@echo "make lint | format | typecheck | bench | lock | clean"
+	@echo "make lint | format | typecheck | bench | fuzz | lock | clean"
 
 setup: $(STAMP)
 
@@ -56,6 +57,10 @@ typecheck: setup
 
 bench: setup
 	$(PY) tools/bench_fold.py
+
+# Damaged inputs of every kind: each must run or end with one line. About 10 minutes.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
 
 check: lint typecheck test
 

@@ -17,10 +17,12 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # their own (test_demo, test_ablation), the installation made the environment this runs in.
 ELSEWHERE = ("make demo", "make test", "pip install", "python tools/ablate.py")
 SMALLER = {
-    "python datasets/prepare_zeroshapes.py": "--train 8 --val 2 --calib 2 --size 64",
+    "python datasets/prepare_zeroshapes.py": "--train 8 --val 8 --calib 2 --size 64",
     "python tools/train_net.py": shlex.join(TINY_OPTS),
     "python tools/calibrate.py": "--gammas 0,2 --thresholds 0.5 " + shlex.join(TINY_OPTS),
     "python tools/train_tiny_clip.py --eval-only": "--scenes 2",
+    "python tools/fuzz.py": "--rounds 2",
+    "python -m alignzeg audit": shlex.join(TINY_OPTS),
     "python -m alignzeg": "",
 }
 

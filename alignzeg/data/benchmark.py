@@ -124,7 +124,7 @@ def read_split_file(path: str | Path) -> Benchmark:
         )
     try:
         return _benchmark(content)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise ValueError(f"split file {path}: {error}") from error
 
 

@@ -79,6 +79,9 @@ def _build(pairs: list[tuple[str, Any]], folder: Path) -> CfgNode:
     for key, value in pairs:
         if key == PLUGINS_KEY:
             _set(cfg, key, value)
+    wrong = [name for name in cfg.ALIGNZEG.PLUGINS if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"{PLUGINS_KEY} lists {wrong[0]!r}; it lists Python files")
     cfg.ALIGNZEG.PLUGINS = [_find_plugin(name, folder) for name in cfg.ALIGNZEG.PLUGINS]
     for file in cfg.ALIGNZEG.PLUGINS:
         plugin = import_plugin(file)
@@ -103,8 +106,12 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
         raise ValueError(
             f"config file {str(config_file)!r} is not plain YAML: {' '.join(str(error).split())}"
         ) from error
-    except OSError as error:
-        raise ValueError(f"config file {str(config_file)!r}: {error}") from error
+    except (OSError, UnicodeError, RecursionError, TypeError, AttributeError) as error:
+        # The last three come from a `_BASE_` that leads back to itself or is no file name.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config file {str(config_file)!r} cannot be read: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"config file {str(config_file)!r} holds no keys")
     return list(flatten(loaded))
 
 
@@ -149,7 +156,7 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
     if not isinstance(node, CfgNode) or leaf not in node:
         near = difflib.get_close_matches(key, flat_keys(cfg), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown config key {key}{hint}")
+        raise ValueError(f"unknown config key {key or repr(key)}{hint}")
     if isinstance(node[leaf], CfgNode):
         raise ValueError(f"config key {key} is a section; set one of {flat_keys(node[leaf])[:5]}")
     node[leaf] = _coerce(key, value, node[leaf])
@@ -181,9 +188,11 @@ def _coerce(key: str, value: Any, default: Any) -> Any:
 
 def _fits(item: Any, default: Sequence[Any]) -> bool:
     """Whether an item may stand in a list beside those of the default: number, text or list."""
+    if isinstance(item, bool) or (default and isinstance(default[0], bool)):
+        return bool(default) and isinstance(item, bool) and isinstance(default[0], bool)
     kinds = ((int, float), (str,), (list, tuple))
     known = [kind for kind in kinds if default and isinstance(default[0], kind)]
-    return not isinstance(item, bool) and isinstance(item, known[0] if known else sum(kinds, ()))
+    return isinstance(item, known[0] if known else sum(kinds, ()))
 
 
 def _find_plugin(name: str, folder: Path) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
+import os
+import sys
 
 import torch
 from detectron2.config import CfgNode
@@ -11,10 +14,13 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from alignzeg.engine.errors import explain
 from alignzeg.engine.optim import scaled_lr
 from alignzeg.engine.resume import saved_seed
 
 logger = logging.getLogger(__name__)
+
+LOGGERS = ("alignzeg", "detectron2", "fvcore")
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
@@ -38,7 +44,35 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="alignzeg", abbrev_name="alignzeg")
     logger.info(run_line(cfg, comm.get_world_size()))
     default_setup(cfg, args)
+    if not (getattr(args, "debug", False) or os.environ.get("ALIGNZEG_DEBUG")):
+        hide_tracebacks()
     return cfg
+
+
+class _WithoutTraceback(logging.Formatter):
+    """Another formatter, with one line in place of a traceback."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        """What the other formatter makes of the record without its traceback."""
+        if record.exc_info and record.exc_info[1] is not None:
+            record = copy.copy(record)
+            record.msg = f"{record.getMessage()} {explain(record.exc_info[1])}"
+            record.args = record.exc_info = record.exc_text = None
+        return self.inner.format(record)
+
+
+def hide_tracebacks() -> None:
+    """Keeps tracebacks that are logged, such as Detectron2's, to log.txt, off the terminal."""
+    for name in LOGGERS:
+        for handler in logging.getLogger(name).handlers:
+            terminal = getattr(handler, "stream", None) in (sys.stdout, sys.stderr)
+            formatter = handler.formatter or logging.Formatter()
+            if terminal and not isinstance(formatter, _WithoutTraceback):
+                handler.setFormatter(_WithoutTraceback(formatter))
 
 
 def run_line(cfg: CfgNode, world_size: int) -> str:

@@ -28,6 +28,7 @@ from alignzeg.engine.crash import CrashWriter
 from alignzeg.engine.curve import LossCurve
 from alignzeg.engine.finite import naming_images
 from alignzeg.engine.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
+from alignzeg.engine.likeness import check_kinds
 from alignzeg.engine.optim import (
     AMP_DTYPES,
     build_lr_scheduler,
@@ -172,10 +173,12 @@ class Trainer(DefaultTrainer):
             return
         loaded = self.checkpointer.load(path, checkpointables=[])
         config, data = self.checkpointer.config, self.checkpointer.about["data"]
+        now = {"trainer": self.state_dict(), "ranks": [rank_state(self.data_loader)]}
+        check_kinds(path, loaded, now)
         check_resumable(path, loaded, config, data, allow_rescale)
         try:
             self.load_state_dict(loaded["trainer"])
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (LookupError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"the state of the training in {path!r} does not fit this config "
                 f"({type(error).__name__} {error}); resume with the config it was saved with"

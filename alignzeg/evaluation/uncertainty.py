@@ -21,6 +21,8 @@ from alignzeg.evaluation.per_image import PerImage
 FIGURES = ("sIoU", "uIoU", "hIoU")
 # Numbers held at a time while resampling: images x resamples.
 _BATCH_CELLS = 4_000_000
+# Share of resamples that may miss a group of classes altogether.
+_RARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -205,15 +207,18 @@ def _bootstrap(
                 rng=np.random.default_rng(how["seed"]),
             )
         drawn = found.bootstrap_distribution
-        if np.isnan(drawn).any():
+        undefined = np.isnan(drawn)
+        if undefined.mean() > _RARE:
             raise ValueError(
-                f"{name} is undefined in {100 * np.isnan(drawn).mean():.0f} % of the resamples: "
-                "too few images hold pixels of a group of classes; evaluate more images"
+                f"{name} is undefined in {100 * undefined.mean():.0f} % of the resamples: too few "
+                "images hold pixels of a group of classes; evaluate more images"
             )
+        drawn = drawn[~undefined]
         low, high = found.confidence_interval
         if np.ptp(drawn) < 1e-9:
             low = high = values[column]
         elif np.isnan(low) or np.isnan(high):
+            # BCa is undefined too; the plain percentiles of the others are not.
             low, high = np.quantile(drawn, [(1 - how["level"]) / 2, (1 + how["level"]) / 2])
         result[name] = Interval(float(values[column]), float(low), float(high))
     return result
