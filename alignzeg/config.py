@@ -36,6 +36,8 @@ def _add_vlm(node: CfgNode) -> None:
     vlm.WEIGHTS = ""
     # "single", "vild" (14), "imagenet" (80), or templates of your own, each with one {}.
     vlm.TEMPLATES = ["vild"]
+    # What is said for a class: "prompts", which can be several synonyms, or its "official" name.
+    vlm.NAMES = "prompts"
     # MaskGuidedTokens for a ViT, MaskPooling for any tower.
     vlm.REGIONS = "MaskGuidedTokens"
     # Last blocks in which the token of a region attends to its own patches only. SAN takes the
@@ -193,6 +195,9 @@ def _add_inference(node: CfgNode) -> None:
     test.COPY_IOU = 0.5
     # "exact": upsample masks, then classes x masks; "fast": the product at stride 4, then upsample.
     test.FOLD = "exact"
+    # Score of a class with several prompts: of their "mean" embedding (ZegFormer), or the "max" of
+    # theirs (fc-clip, ODISE; what pas20b and pas21 are defined by).
+    test.SYNONYMS = "mean"
     # Memory that one stripe of rows may take in the fold, MiB. [ours]
     test.FOLD_MIB = 32
     # Pixels whose best probability mass is lower are answered 255; 0 names every pixel.

@@ -17,6 +17,7 @@ from alignzeg.losses.criteria import merge_losses
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.fold import fold_label_map
 from alignzeg.modeling.layers import geometric_ensemble, vote_shares
+from alignzeg.modeling.naming import Naming, build_naming, group_max
 from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
 from alignzeg.registries import build_criteria, build_head, build_vlm
 from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
@@ -45,6 +46,7 @@ class AlignZeg(nn.Module):
         ensemble: tuple[float, float],
         copy_iou: float,
         fold: dict[str, Any],
+        naming: Naming | None = None,
     ) -> None:
         """Takes the parts, each by the contract of its registry.
 
@@ -59,6 +61,7 @@ class AlignZeg(nn.Module):
             ensemble: exponents of the frozen VLM's score for seen and for unseen classes.
             copy_iou: IoU from which two proposals share one vote; above 1 each has its own.
             fold: keyword arguments of `fold_label_map`: memory_mib, mode, reject_below.
+            naming: what is said for each class; None: its prompt.
         """
         super().__init__()
         self.backbone = backbone
@@ -69,6 +72,7 @@ class AlignZeg(nn.Module):
         self.ensemble = ensemble
         self.copy_iou = copy_iou
         self.fold = fold
+        self.naming = naming or Naming()
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -92,6 +96,7 @@ class AlignZeg(nn.Module):
                 "mode": test.FOLD,
                 "reject_below": test.REJECT_BELOW,
             },
+            "naming": build_naming(cfg),
         }
 
     @property
@@ -139,9 +144,18 @@ class AlignZeg(nn.Module):
     def outputs(self, images: ImageList, vocabulary: Vocabulary) -> Outputs:
         """Proposals and scores of a batch of padded RGB images in 0..255."""
         features = self.backbone((images.tensor - self.pixel_mean) / self.pixel_std)
-        text = self.vlm.embed_text(vocabulary.prompts).to(self.device)
-        seen_text = self.vlm.embed_text(self.seen.prompts).to(self.device)
-        return self.head(images.tensor, features, text, seen_text)
+        text, sizes = self.text(vocabulary)
+        seen_text, _ = self.text(self.seen, single=True)
+        outputs = self.head(images.tensor, features, text, seen_text)
+        return dataclasses.replace(outputs, class_logits=group_max(outputs.class_logits, sizes))
+
+    def text(self, vocabulary: Vocabulary, single: bool = False) -> tuple[Tensor, list[int]]:
+        """(S, D) text prototypes, class by class, and how many of them each class has.
+
+        Each has one in training, or if `single`.
+        """
+        names, sizes = self.naming.spoken(vocabulary, self.training or single)
+        return self.vlm.embed_text(names).to(self.device), sizes
 
     def losses(
         self, outputs: Outputs, targets: list[Targets], images: ImageList, vocabulary: Vocabulary
@@ -150,7 +164,7 @@ class AlignZeg(nn.Module):
         targets = [pad_targets(target, images.tensor.shape[-2:]) for target in targets]
         matches = self.matcher(outputs, targets)
         regions, labels = matched(outputs, targets, matches[-1])
-        text = self.vlm.embed_text(vocabulary.prompts).to(self.device)
+        text, _ = self.text(vocabulary, single=True)
         outputs = dataclasses.replace(
             outputs, synthetic=self.head.synthesize(regions, labels, text)
         )
@@ -213,9 +227,10 @@ class AlignZeg(nn.Module):
         probs = self.head.correct(outputs, unseen).float().softmax(dim=-1)
         if not any(self.ensemble):
             return probs
-        text = self.vlm.embed_text(vocabulary.prompts).to(self.device)
+        text, sizes = self.text(vocabulary)
         foreground = 1 - probs[..., -1:]
-        frozen = (self.vlm.logit_scale * outputs.region_embeds.float() @ text.T).softmax(dim=-1)
+        scores = self.vlm.logit_scale * outputs.region_embeds.float() @ text.T
+        frozen = group_max(scores, sizes).softmax(dim=-1)
         exponents = torch.where(unseen, self.ensemble[1], self.ensemble[0])
         mixed = geometric_ensemble(probs[..., :-1], frozen * foreground, exponents)
         return torch.cat([mixed, probs[..., -1:]], dim=-1)

@@ -33,6 +33,7 @@ from alignzeg.modeling.vlm.text import TextCache, encode_prompts, text_channels,
 from alignzeg.modeling.vlm.towers import cell_size, check_visual, convnet_dense
 from alignzeg.modeling.vlm.weights import load_clip
 from alignzeg.registries import VLM_REGISTRY
+from alignzeg.structures import SYNONYM_SEPARATOR
 
 _PROMPT_BATCH = 256
 
@@ -173,11 +174,11 @@ class OpenClipVLM(nn.Module):
         """Text prototypes of class names.
 
         Args:
-            names: K class names, not empty.
+            names: K class names, not empty; one may hold several, between SYNONYM_SEPARATORs.
 
         Returns:
             (K, D) float32, unit length: the normalised mean over templates of normalised prompt
-            embeddings.
+            embeddings; of several names, the normalised mean over theirs.
 
         Raises:
             ValueError: if there are no names, or an empty one.
@@ -191,13 +192,19 @@ class OpenClipVLM(nn.Module):
         return self._cache.get(key, shape, lambda: self._prototypes(names)).to(self.device)
 
     def _prototypes(self, names: list[str]) -> Tensor:
-        prompts = [template.replace("{}", name) for name in names for template in self.templates]
+        groups = [name.split(SYNONYM_SEPARATOR) for name in names]
+        each = [name for group in groups for name in group]
+        prompts = [template.replace("{}", name) for name in each for template in self.templates]
         parts = []
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(prompts), _PROMPT_BATCH):
                 tokens = self._tokenizer(prompts[start : start + _PROMPT_BATCH]).to(self.device)
                 parts.append(F.normalize(encode_prompts(self.clip, tokens).float(), dim=-1))
-        means = torch.cat(parts).unflatten(0, (len(names), len(self.templates))).mean(dim=1)
+        means = torch.cat(parts).unflatten(0, (len(each), len(self.templates))).mean(dim=1)
+        means = F.normalize(means, dim=-1)
+        if len(each) == len(names):
+            return means
+        means = torch.stack([part.mean(dim=0) for part in means.split([len(g) for g in groups])])
         return F.normalize(means, dim=-1)
 
     # ------------------------------------------------------------------------------------- pictures
