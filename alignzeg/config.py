@@ -200,6 +200,13 @@ def _add_inference(node: CfgNode) -> None:
     test.SYNONYMS = "mean"
     # Memory that one stripe of rows may take in the fold, MiB. [ours]
     test.FOLD_MIB = 32
+    # Side in pixels of square windows that a picture is looked at through, one after the other,
+    # after INPUT.MIN_SIZE_TEST; 0 looks at it whole. For high resolution. [ZegCLIP: 512]
+    test.WINDOW = 0
+    # Step between windows in pixels; 0 is two thirds of WINDOW. [ZegCLIP: 426]
+    test.WINDOW_STRIDE = 0
+    # Several scales and mirror images: Detectron2's TEST.AUG; each scale is looked at through the
+    # windows, if there are any. With either of them FOLD is "exact".
     # Pixels whose best probability mass is lower are answered 255; 0 names every pixel.
     test.REJECT_BELOW = 0.0
     # Report class-agnostic mask recall; it needs every proposal at full size.
@@ -236,8 +243,8 @@ def _add_checkpoint(node: CfgNode) -> None:
     # How many of the checkpoints written every SOLVER.CHECKPOINT_PERIOD stay, the newest first; 0
     # keeps all. model_final and model_best are not counted.
     checkpoint.KEEP = 0
-    # Also keep the best checkpoint by this figure, as model_best.pth: "sem_seg/sIoU", with several
-    # test sets "NAME/sem_seg/sIoU". Choosing by a figure of unseen classes is selection on the test.
+    # Also keep the best checkpoint by this figure, as model_best.pth: "sem_seg/sIoU", or with several
+    # test sets "NAME/sem_seg/sIoU". A choice by a figure of unseen classes is one on the test.
     checkpoint.BEST = ""
     # Seconds between SIGTERM or SIGUSR1 and the end of the step, after which the process is ended
     # without saving.

@@ -28,6 +28,8 @@ LAYERS = {
     "alignzeg.modeling": (2, ""),
     "alignzeg.modeling.layers": (1, "layers"),
     "alignzeg.modeling.fold": (1, "fold"),
+    "alignzeg.modeling.views": (1, "fold"),
+    "alignzeg.modeling.viewing": (3, "viewing"),
     "alignzeg.modeling.proposals": (2, "proposals"),
     "alignzeg.modeling.vlm": (2, "vlm"),
     "alignzeg.modeling.vlm.regions": (1, "regions"),

@@ -139,8 +139,11 @@ class ZeroShotMapper:
 
 
 def test_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
-    """Resizes the shorter side to `INPUT.MIN_SIZE_TEST` pixels; 0 leaves the image as it is."""
-    size = cfg.INPUT.MIN_SIZE_TEST
+    """Resizes the shorter side to `INPUT.MIN_SIZE_TEST` pixels; 0 leaves the image as it is.
+
+    With `TEST.AUG.ENABLED` it stays too: the model makes all of its sizes from the original.
+    """
+    size = 0 if cfg.TEST.AUG.ENABLED else cfg.INPUT.MIN_SIZE_TEST
     return [T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)] if size else []
 
 

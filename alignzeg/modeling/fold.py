@@ -121,14 +121,14 @@ def _source(index: Tensor, size_in: int, size_out: int) -> Tensor:
     return ((index + 0.5) * (size_in / size_out) - 0.5).clamp_(min=0)
 
 
-def _taps(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def interpolation_taps(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The two neighbours of each position and the weight of the second."""
     first = position.floor().long().clamp_(max=size - 1)
     second = (first + 1).clamp_(max=size - 1)
     return first, second, (position - first).clamp_(0, 1).float()
 
 
-def _lerp(values: Tensor, taps: tuple[Tensor, Tensor, Tensor], dim: int) -> Tensor:
+def interpolate(values: Tensor, taps: tuple[Tensor, Tensor, Tensor], dim: int) -> Tensor:
     """Interpolates along one dimension at the given taps."""
     first, second, weight = taps
     shape = [1] * values.dim()
@@ -148,7 +148,7 @@ def _widen(values: Tensor, width: int) -> Tensor:
 def _mask_rows(logits: Tensor, rows: Tensor, geometry: _Geometry) -> Tensor:
     """Mask probabilities at some rows of the image: (Q, len(rows), W)."""
     height, padded = logits.shape[-2], geometry.padded
-    narrow = _lerp(logits, _taps(_source(rows, height, padded[0]), height), 1)
+    narrow = interpolate(logits, interpolation_taps(_source(rows, height, padded[0]), height), 1)
     return _widen(narrow, padded[1]).sigmoid_()[..., : geometry.image[1]]
 
 
@@ -172,7 +172,7 @@ def _exact_stripes(
         for first in range(0, masks.shape[1], pixels):
             part = masks[:, first : first + pixels]
             scores = torch.mm(part.t(), probs, out=buffer[: part.shape[1]])
-            answer[first : first + pixels] = _name(scores, below, reject_as)
+            answer[first : first + pixels] = name_pixels(scores, below, reject_as)
         yield slice(start, stop), answer
 
 
@@ -181,11 +181,11 @@ def _output_rows(logits: Tensor, rows: Tensor, geometry: _Geometry) -> Tensor:
     if not geometry.resized:
         return _mask_rows(logits, rows, geometry)
     height = geometry.image[0]
-    first, second, weight = _taps(_source(rows, height, geometry.output[0]), height)
+    first, second, weight = interpolation_taps(_source(rows, height, geometry.output[0]), height)
     # Strong reduction skips rows, so only those that count are upsampled.
     needed, place = torch.unique(torch.cat([first, second]), return_inverse=True)
     masks = _mask_rows(logits, needed.double(), geometry)
-    masks = _lerp(masks, (place[: len(rows)], place[len(rows) :], weight), 1)
+    masks = interpolate(masks, (place[: len(rows)], place[len(rows) :], weight), 1)
     return _widen(masks, geometry.output[1])
 
 
@@ -197,16 +197,20 @@ def _fast_stripes(
     low_height, low_width = geometry.low
     step = max(1, min(height, memory // (4 * classes * (width + low_width))))
     device = logits.device
-    columns = _taps(_low_positions(torch.arange(width, device=device), geometry, 1), low_width)
+    columns = interpolation_taps(
+        _low_positions(torch.arange(width, device=device), geometry, 1), low_width
+    )
     for start in range(0, height, step):
         stop = min(height, start + step)
         rows = torch.arange(start, stop, device=device)
-        first, second, weight = _taps(_low_positions(rows, geometry, 0), low_height)
+        first, second, weight = interpolation_taps(_low_positions(rows, geometry, 0), low_height)
         top, bottom = int(first[0]), int(second[-1]) + 1
         masks = logits[:, top:bottom].sigmoid().reshape(queries, -1)
         scores = torch.mm(masks.t(), probs).view(bottom - top, low_width, classes)
-        scores = _lerp(_lerp(scores, (first - top, second - top, weight), 0), columns, 1)
-        yield slice(start, stop), _name(scores.view(-1, classes), below, reject_as)
+        scores = interpolate(
+            interpolate(scores, (first - top, second - top, weight), 0), columns, 1
+        )
+        yield slice(start, stop), name_pixels(scores.view(-1, classes), below, reject_as)
 
 
 def _low_positions(index: Tensor, geometry: _Geometry, axis: int) -> Tensor:
@@ -216,7 +220,7 @@ def _low_positions(index: Tensor, geometry: _Geometry, axis: int) -> Tensor:
     return _source(position, geometry.low[axis], geometry.padded[axis])
 
 
-def _name(scores: Tensor, below: float, reject_as: int) -> Tensor:
+def name_pixels(scores: Tensor, below: float, reject_as: int) -> Tensor:
     """(P, K) scores to (P,) int32 labels."""
     if below <= 0:
         return scores.argmax(-1).int()

@@ -19,6 +19,8 @@ from alignzeg.modeling.fold import fold_label_map
 from alignzeg.modeling.layers import geometric_ensemble, vote_shares
 from alignzeg.modeling.naming import Naming, build_naming, group_max
 from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
+from alignzeg.modeling.viewing import segment_views
+from alignzeg.modeling.views import ViewPlan, build_view_plan
 from alignzeg.registries import build_criteria, build_head, build_vlm
 from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
 
@@ -47,6 +49,7 @@ class AlignZeg(nn.Module):
         copy_iou: float,
         fold: dict[str, Any],
         naming: Naming | None = None,
+        views: ViewPlan | None = None,
     ) -> None:
         """Takes the parts, each by the contract of its registry.
 
@@ -62,6 +65,8 @@ class AlignZeg(nn.Module):
             copy_iou: IoU from which two proposals share one vote; above 1 each has its own.
             fold: keyword arguments of `fold_label_map`: memory_mib, mode, reject_below.
             naming: what is said for each class; None: its prompt.
+            views: scales, flips and windows to look at in a test; None looks once, at the whole
+                picture as it comes.
         """
         super().__init__()
         self.backbone = backbone
@@ -73,6 +78,7 @@ class AlignZeg(nn.Module):
         self.copy_iou = copy_iou
         self.fold = fold
         self.naming = naming or Naming()
+        self.views = views or ViewPlan()
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -97,6 +103,7 @@ class AlignZeg(nn.Module):
                 "reject_below": test.REJECT_BELOW,
             },
             "naming": build_naming(cfg),
+            "views": build_view_plan(cfg),
         }
 
     @property
@@ -130,6 +137,8 @@ class AlignZeg(nn.Module):
             ValueError: if the images of a batch do not share one vocabulary.
         """
         vocabulary = _shared_vocabulary(batched_inputs)
+        if not (self.training or self.views.single):
+            return [segment_views(self, item, vocabulary) for item in batched_inputs]
         images = ImageList.from_tensors(
             [item["image"].to(self.device).float() for item in batched_inputs],
             self.size_divisibility,

@@ -1,0 +1,238 @@
+"""One picture looked at several times: scales, flips and windows, folded into one label map.
+
+A view is a part of the picture at some scale, possibly mirrored, with the proposals found in it. A
+pixel's score for a class is the mean over the views that cover it. As in `fold`, stripes of output
+rows go all the way to labels, so memory depends on neither the size of the picture nor the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from alignzeg.modeling.fold import Size, interpolate, interpolation_taps, name_pixels
+
+# A mask's logit where its view does not reach.
+_OUTSIDE = -20.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a view lies.
+
+    Attributes:
+        scaled: height and width of the whole picture at the view's scale.
+        top: first row of the view in the scaled picture.
+        left: first column.
+        size: height and width of the view.
+        mirrored: whether left and right are exchanged.
+    """
+
+    scaled: Size
+    top: int
+    left: int
+    size: Size
+    mirrored: bool = False
+
+    def cut(self, picture: Tensor) -> Tensor:
+        """The view's pixels (C, h, w) from the scaled picture (C, H, W)."""
+        height, width = self.size
+        part = picture[:, self.top : self.top + height, self.left : self.left + width]
+        return part.flip(2) if self.mirrored else part
+
+
+@dataclass(frozen=True)
+class View:
+    """What was found in a view.
+
+    Attributes:
+        frame: where it lies.
+        class_probs: (Q, K) in [0, 1], without the background.
+        mask_logits: (Q, h, w) of the padded view.
+        padded: height and width in pixels that (h, w) covers.
+    """
+
+    frame: Frame
+    class_probs: Tensor
+    mask_logits: Tensor
+    padded: Size
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views of a picture to take.
+
+    Attributes:
+        sides: shorter sides in pixels; empty takes the picture as it comes.
+        max_side: limit of the longer side; 0 is none.
+        flip: whether to add the mirror image of every view.
+        window: side of a square window in pixels; 0 looks at the whole picture at once.
+        stride: step between windows in pixels.
+
+    Raises:
+        ValueError: on a size that is not positive, or a stride that would leave gaps.
+    """
+
+    sides: tuple[int, ...] = ()
+    max_side: int = 0
+    flip: bool = False
+    window: int = 0
+    stride: int = 0
+
+    def __post_init__(self) -> None:
+        if any(side < 1 for side in self.sides) or self.window < 0:
+            raise ValueError(
+                f"sizes of views must be positive; TEST.AUG.MIN_SIZES is {list(self.sides)}, "
+                f"ALIGNZEG.TEST.WINDOW {self.window}"
+            )
+        if self.window and not 0 < self.stride <= self.window:
+            raise ValueError(
+                f"ALIGNZEG.TEST.WINDOW_STRIDE is {self.stride}; it must be 1 to "
+                f"ALIGNZEG.TEST.WINDOW {self.window}"
+            )
+
+    @property
+    def single(self) -> bool:
+        """Whether there is nothing but the picture itself."""
+        return not (self.sides or self.flip or self.window)
+
+    def frames(self, size: Size) -> Iterator[Frame]:
+        """All views of a picture of this height and width, a scale's views in a row."""
+        for side in self.sides or (min(size),):
+            factor = side / min(size)
+            if self.max_side:
+                factor = min(factor, self.max_side / max(size))
+            scaled = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+            tops, lefts = (self._starts(edge) for edge in scaled)
+            part = tuple(min(edge, self.window or edge) for edge in scaled)
+            for top, left in product(tops, lefts):
+                yield Frame(scaled, top, left, part)
+                if self.flip:
+                    yield Frame(scaled, top, left, part, mirrored=True)
+
+    def _starts(self, edge: int) -> list[int]:
+        """Where windows begin along an edge; the last one ends with the picture."""
+        last = max(0, edge - self.window) if self.window else 0
+        return [*range(0, last, self.stride or 1), last]
+
+
+def build_view_plan(cfg: CfgNode) -> ViewPlan:
+    """The views that TEST.AUG (several scales, flip) and ALIGNZEG.TEST.WINDOW ask for."""
+    aug, test = cfg.TEST.AUG, cfg.ALIGNZEG.TEST
+    return ViewPlan(
+        sides=tuple(aug.MIN_SIZES) if aug.ENABLED else (),
+        max_side=aug.MAX_SIZE if aug.ENABLED else 0,
+        flip=aug.ENABLED and aug.FLIP,
+        window=test.WINDOW,
+        stride=test.WINDOW_STRIDE or -(-2 * test.WINDOW // 3),
+    )
+
+
+def fold_views(
+    views: Sequence[View], output_size: Size, memory_mib: float, reject_below: float = 0.0
+) -> Tensor:
+    """Names every pixel: argmax of the mean, over the views that cover it, of classes x masks.
+
+    The masks of a view are interpolated bilinearly straight to the output's pixels. For one view of
+    the whole picture at the size of the output that is what `fold_label_map` does.
+
+    Args:
+        views: of one picture, with the same K; together they cover it.
+        output_size: height and width of the answer.
+        memory_mib: what the temporaries of one stripe may take, MiB; at least one row is done.
+        reject_below: pixels whose best score is lower get the highest number of the dtype.
+
+    Returns:
+        (Ho, Wo) label map on the device of the logits, uint8, or uint16 where K > 255.
+
+    Raises:
+        ValueError: if there is no view, their classes differ, or a pixel lies in none of them.
+    """
+    counts = {view.class_probs.shape[1] for view in views}
+    if len(counts) != 1:
+        raise ValueError(f"expected views with one number of classes; got {sorted(counts)}")
+    classes = counts.pop()
+    device = views[0].mask_logits.device
+    height, width = output_size
+    wide = classes > 255
+    labels = torch.empty(output_size, dtype=torch.uint16 if wide else torch.uint8, device=device)
+    queries = max(view.class_probs.shape[0] for view in views)
+    # Scores of a row, those that a view adds, and its masks before and after the columns.
+    row_bytes = 4 * width * (2 * classes + 3 * queries)
+    step = max(1, min(height, int(memory_mib * 2**20) // row_bytes))
+    for start in range(0, height, step):
+        rows = torch.arange(start, min(height, start + step), device=device)
+        scores = torch.zeros(len(rows), width, classes, device=device)
+        cover = torch.zeros(len(rows), width, 1, device=device)
+        for view in views:
+            _add(view, rows, output_size, scores, cover)
+        if not cover.all():
+            raise ValueError("the views leave a part of the picture uncovered")
+        answer = name_pixels(
+            (scores / cover).view(-1, classes), reject_below, 65535 if wide else 255
+        )
+        labels[start : start + len(rows)] = answer.view(-1, width).to(labels.dtype)
+    return labels
+
+
+def whole_masks(views: Sequence[View], stride: int) -> Tensor:
+    """The masks of several views, each on the grid of the whole picture at their scale.
+
+    Args:
+        views: of the same scale.
+        stride: pixels of a cell of the grid; that of the views' own masks.
+
+    Returns:
+        (sum of Q, h, w) logits, very low where a view does not reach.
+    """
+    return torch.cat([_on_whole_grid(view, stride) for view in views])
+
+
+def _on_whole_grid(view: View, stride: int) -> Tensor:
+    grid = tuple(-(-edge // stride) for edge in view.frame.scaled)
+    if view.frame.size == view.frame.scaled and not view.frame.mirrored:
+        return view.mask_logits[:, : grid[0], : grid[1]]
+    covered = (grid[0] * stride, grid[1] * stride)
+    placed = replace(view, frame=replace(view.frame, scaled=covered))
+    low, device = view.mask_logits.shape[-2:], view.mask_logits.device
+    y, inside_y = _positions(torch.arange(grid[0], device=device), placed, grid, 0)
+    x, inside_x = _positions(torch.arange(grid[1], device=device), placed, grid, 1)
+    masks = interpolate(view.mask_logits, interpolation_taps(y, low[0]), 1)
+    masks = interpolate(masks, interpolation_taps(x, low[1]), 2)
+    return masks.masked_fill(~(inside_y[:, None] & inside_x), _OUTSIDE)
+
+
+def _add(view: View, rows: Tensor, output: Size, scores: Tensor, cover: Tensor) -> None:
+    """Adds a view's scores to those of a stripe, (n, W, K), and counts the pixels it covers."""
+    columns = torch.arange(output[1], device=rows.device)
+    y, inside_y = _positions(rows, view, output, 0)
+    x, inside_x = _positions(columns, view, output, 1)
+    if not (inside_y.any() and inside_x.any()):
+        return
+    low = view.mask_logits.shape[-2:]
+    masks = view.mask_logits.float()
+    masks = interpolate(masks, interpolation_taps(y[inside_y], low[0]), 1)
+    masks = interpolate(masks, interpolation_taps(x[inside_x], low[1]), 2).sigmoid()
+    found = torch.einsum("qyx,qk->yxk", masks, view.class_probs.float())
+    first_y, first_x = int(inside_y.nonzero()[0]), int(inside_x.nonzero()[0])
+    area = (slice(first_y, first_y + len(found)), slice(first_x, first_x + found.shape[1]))
+    scores[area] += found
+    cover[area] += 1
+
+
+def _positions(index: Tensor, view: View, output: Size, axis: int) -> tuple[Tensor, Tensor]:
+    """Where output rows (axis 0) or columns (1) lie in the view's logits, and whether they do."""
+    frame = view.frame
+    edge, start = frame.size[axis], (frame.top, frame.left)[axis]
+    pixel = (index.double() + 0.5) * (frame.scaled[axis] / output[axis]) - start
+    inside = (pixel >= 0) & (pixel < edge)
+    if axis == 1 and frame.mirrored:
+        pixel = edge - pixel
+    pixel = (pixel - 0.5).clamp(0, edge - 1)
+    low = view.mask_logits.shape[-2:][axis]
+    return ((pixel + 0.5) * (low / view.padded[axis]) - 0.5).clamp(min=0), inside
