@@ -494,7 +494,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(toy_cfg: 
 
     trainer.register_hooks([Remember()])
     with pytest.raises(
-        NonFiniteError, match=r"loss_pixel: not finite, for .*\.png.*; iteration 1, learning rate"
+        NonFiniteError,
+        match=r"loss_pixel: not finite, in a batch of .*\.png.*; iteration 1, learning rate",
     ):
         trainer.train()
     torch.testing.assert_close(dict(trainer.model.state_dict()), weights)
@@ -625,7 +626,13 @@ def test_errors_of_the_user_are_one_line(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(ValueError, match="a\nb"):
         guarded(fail, debug=True)
     with pytest.raises(ZeroDivisionError):
-        guarded(lambda: 1 / 0)
+        guarded(lambda: 1 / 0, debug=True)
+    assert guarded(lambda: 1 / 0) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ZeroDivisionError: division by zero; ") and "--debug" in line
+    assert line.count("\n") == 1
+    assert guarded(lambda: torch.empty(10**15)) == 2
+    assert "not enough memory; lower" in capsys.readouterr().err
 
 
 def test_every_config_is_valid(zeroshapes: Path) -> None:

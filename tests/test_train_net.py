@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from conftest import CONFIGS, REPOSITORY, TINY_OPTS
 from detectron2.config import CfgNode
-from torch.multiprocessing import ProcessRaisedException
 
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.engine import guarded, launch, parse_args, read_checkpoint
+from alignzeg.engine.errors import RunFailed
 
 TRAIN_NET = REPOSITORY / "tools" / "train_net.py"
 ALIGNZEG = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
@@ -158,14 +158,14 @@ def test_a_missing_gpu_is_one_line(
 
 
 def test_an_error_in_a_started_process_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(error: str) -> None:
-        text = f"\n\n-- Process 1 terminated with the following error:\nTraceback:\n  x\n{error}\n"
-        raise ProcessRaisedException(text, 1, 99)
+    def fail(code: int) -> None:
+        raise RunFailed("process 1: label file a.png holds [77]", code, "Traceback:\n  x\n")
 
-    assert guarded(lambda: fail("ValueError: label file a.png holds [77],\nout of range")) == 2
-    assert capsys.readouterr().err == "error: label file a.png holds [77], out of range\n"
-    with pytest.raises(ProcessRaisedException):
-        guarded(lambda: fail("ZeroDivisionError: x"))
+    assert guarded(lambda: fail(2)) == 2
+    assert capsys.readouterr().err == "error: process 1: label file a.png holds [77]\n"
+    assert guarded(lambda: fail(1)) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: process 1") and "--debug" in line and line.count("\n") == 1
 
 
 def test_a_label_out_of_range_names_its_file(

@@ -6,10 +6,21 @@ from __future__ import annotations
 BUG, USER_ERROR, NON_FINITE, PEER_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
 # What the parts of this project raise when the user can mend it.
 USER_ERRORS = (ValueError, OSError)
+# How Python, PyTorch on a CPU and PyTorch on a GPU say that memory is short.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class NonFiniteError(FloatingPointError):
-    """An image, feature, matching cost, loss or gradient is NaN or infinite, in all processes."""
+    """An image, feature, matching cost, loss or gradient is NaN or infinite.
+
+    Attributes:
+        agreed: whether all processes know.
+    """
+
+    def __init__(self, message: str, *, agreed: bool = True) -> None:
+        """Takes the message, and whether all processes know."""
+        super().__init__(message)
+        self.agreed = agreed
 
 
 class RunFailed(Exception):  # noqa: N818 (it says what happened)
@@ -32,9 +43,22 @@ def one_line(text: str) -> str:
     return " ".join(text.split())[:4000]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    )
+
+
 def explain(error: BaseException) -> str:
     """One line about an error; with its type where the message does not speak for itself."""
     text = one_line(str(error))
+    if is_out_of_memory(error):
+        return (
+            "not enough memory; lower SOLVER.IMS_PER_BATCH, ALIGNZEG.DATA.CROP_SIZE or whatever "
+            f"was made large ({text[:300] or type(error).__name__})"
+        )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if text and isinstance(error, (NonFiniteError, RunFailed, *USER_ERRORS)):
@@ -50,4 +74,5 @@ def exit_code(error: BaseException) -> int:
         return NON_FINITE
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    return USER_ERROR if isinstance(error, USER_ERRORS) else BUG
+    mendable = isinstance(error, USER_ERRORS) or is_out_of_memory(error)
+    return USER_ERROR if mendable else BUG

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,11 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor, nn
+
+from alignzeg.engine.errors import USER_ERRORS, explain
+
+# Seconds in which the other processes reach the same point, if this one has something bad to say.
+AGREE_SECONDS = 20
 
 
 def is_finite(tensor: Tensor) -> Tensor:
@@ -24,13 +31,14 @@ def is_finite(tensor: Tensor) -> Tensor:
 
 
 class Watch:
-    """Whether everything in the forward passes of a step was finite, in all processes."""
+    """Whether everything in a forward pass was finite, in all processes."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        """Watches the image encoder, if the model has one as `backbone`.
+        """Watches the losses and, if the model has a `backbone`, the features.
 
         Args:
-            model: not wrapped.
+            model: not wrapped. The processes agree before a wrapper around it learns that there are
+                losses, as it may then begin to exchange gradients.
             device: where the model computes.
         """
         self._device = device
@@ -38,23 +46,26 @@ class Watch:
         self._watching = False
         self._fine: dict[str, Tensor] = {}
         self._broken = ""
-        # What was not finite in this process, of what the last `agree` was about.
+        # A group of its own: what the model exchanges is never taken for an answer.
+        self._group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        # Whether the other processes have not answered.
+        self.alone = False
+        # What was not finite in this process, in the last forward pass.
         self.found = ""
         backbone = getattr(model, "backbone", None)
         if isinstance(backbone, nn.Module):
-            backbone.register_forward_hook(self._see)
-
-    def _see(self, _: nn.Module, __: Any, features: Any) -> None:
-        if self._watching:
-            for key, tensor in tensors_in(features):
-                self._add(f"the feature backbone{key}", tensor)
+            backbone.register_forward_hook(self._see_features)
+        model.register_forward_hook(self._see_losses, always_call=True)
 
     @contextlib.contextmanager
     def forward(self, data: Any) -> Iterator[None]:
-        """Watches one forward pass, and swallows a FloatingPointError in it.
+        """Watches the forward pass inside.
 
         Args:
             data: the batch; its floating-point images are checked.
+
+        Raises:
+            FloatingPointError: in all processes, if something was not finite in one.
         """
         for index, image in images_in(data):
             # Whole numbers, as the mapper makes them, cost nothing here.
@@ -63,32 +74,67 @@ class Watch:
         self._watching = True
         try:
             yield
-        except FloatingPointError as error:
-            self._broken = self._broken or str(error)
         finally:
             self._watching = False
 
-    def losses(self, terms: Mapping[str, Tensor]) -> None:
-        """Checks the loss terms."""
-        for key, value in terms.items():
-            self._add(key, value)
+    def _see_features(self, _: nn.Module, __: Any, features: Any) -> None:
+        if self._watching:
+            for key, tensor in tensors_in(features):
+                self._add(f"the feature backbone{key}", tensor)
+
+    def _see_losses(self, _: nn.Module, __: Any, losses: Mapping[str, Tensor] | None) -> None:
+        if not self._watching:
+            return
+        error = sys.exc_info()[1] if losses is None else None
+        if isinstance(error, FloatingPointError):
+            self._broken = self._broken or str(error)
+        elif losses is None:
+            # Any other error ends all processes; see `lifeline`.
+            return
+        else:
+            for key, value in losses.items():
+                self._add(key, value)
+        if not self._agree() and error is None:
+            raise FloatingPointError(self.found or "something is not finite in another process")
 
     def _add(self, name: str, tensor: Tensor) -> None:
         self._fine[name] = is_finite(tensor).to(self._device) & self._fine.get(name, self._true)
 
-    def agree(self) -> bool:
+    def _agree(self) -> bool:
         """Whether all was well in every process; to be called by all of them. Starts anew."""
-        fine = torch.stack([*self._fine.values(), self._true])
-        flag = (~fine.all()).to(torch.int32).reshape(1)
-        if self._broken:
-            flag.fill_(1)
-        if comm.get_world_size() > 1:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        agreed = not bool(flag)
-        bad = [] if agreed else [name for name, good in self._fine.items() if not bool(good)]
+        fine = bool(torch.stack([*self._fine.values(), self._true]).all())
+        flag = torch.tensor([int(bool(self._broken) or not fine)])
+        bad = [] if fine else [name for name, good in self._fine.items() if not bool(good)]
         self.found = self._broken or (f"{', '.join(bad)}: not finite" if bad else "")
         self._fine, self._broken = {}, ""
-        return agreed
+        if self._group is not None:
+            work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            # The others may wait for this process somewhere else, if the model itself talks.
+            self.alone = bool(self.found) and not _done_in_time(work)
+            if self.alone:
+                return False
+            work.wait()
+        return not bool(flag)
+
+
+def _done_in_time(work: dist.Work) -> bool:
+    limit = time.monotonic() + AGREE_SECONDS
+    while not work.is_completed():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Lets code that asks Detectron2 believe that there is one process, and wait for no other."""
+    before = comm.get_world_size
+    comm.get_world_size = lambda: 1
+    try:
+        yield
+    finally:
+        comm.get_world_size = before
 
 
 def trace(
@@ -118,7 +164,7 @@ def trace(
         if not bool(is_finite(image)):
             return f"the input image of {names[index : index + 1]} {_kind(image)}"
     probe = _Probe(names)
-    with probe.attached(model):
+    with alone(), probe.attached(model):
         try:
             with autocast():
                 losses = model(data)
@@ -159,8 +205,9 @@ class _Probe:
     @contextlib.contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         handles = [
-            module.register_forward_hook(functools.partial(self._see, name or "the model"))
+            module.register_forward_hook(functools.partial(self._see, name))
             for name, module in model.named_modules()
+            if module is not model
         ]
         try:
             yield
@@ -173,7 +220,7 @@ class _Probe:
             what = f"the output of {name}{key}"
             self.note(what, tensor)
             if tensor.requires_grad:
-                tensor.register_hook(functools.partial(self._grad, f"the gradient of {what[4:]}"))
+                tensor.register_hook(functools.partial(self._grad, f"the gradient of {what}"))
 
     def _grad(self, what: str, gradient: Tensor) -> None:
         self.note(what, gradient)
@@ -225,3 +272,28 @@ def names_in(data: Any) -> list[str]:
     if not isinstance(data, Sequence):
         return []
     return [str(item.get("file_name", "?")) if isinstance(item, Mapping) else "?" for item in data]
+
+
+@contextlib.contextmanager
+def naming_images(model: nn.Module) -> Iterator[None]:
+    """Adds to an error inside which images the model was given last.
+
+    Raises:
+        ValueError: for an error of the user.
+        RuntimeError: for any other error, after it.
+    """
+    names: list[str] = []
+
+    def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        names[:] = names_in(arguments[0]) if arguments else []
+
+    handle = model.register_forward_pre_hook(remember)
+    try:
+        yield
+    except Exception as error:
+        if not names or any(name in str(error) for name in names):
+            raise
+        kind = ValueError if isinstance(error, USER_ERRORS) else RuntimeError
+        raise kind(f"{explain(error)}; the last image was {', '.join(names)}") from error
+    finally:
+        handle.remove()

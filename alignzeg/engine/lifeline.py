@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -70,7 +71,7 @@ class Lifeline:
         self._done: set[int] = set()
         self._buffers: dict[socket.socket, bytes] = {}
         self._lock = threading.RLock()
-        self._leaving = False
+        self.leaving = False
         self._token = ""
         # A forked worker of a data loader must not keep the connections of a dead process open.
         os.register_at_fork(after_in_child=self._forget)
@@ -87,9 +88,9 @@ class Lifeline:
             reason: one line.
         """
         with self._lock:
-            if self._leaving:
+            if self.leaving:
                 return
-            self._leaving = True
+            self.leaving = True
             force_exit_later()
             self._send({"failed": f"process {self.rank}: {one_line(reason)}"})
 
@@ -100,9 +101,9 @@ class Lifeline:
             code: exit code; one other than 0 gives the other processes LEAVE_SECONDS to end, too.
         """
         with self._lock:
-            if self._leaving:
+            if self.leaving:
                 return
-            self._leaving = True
+            self.leaving = True
             self._send({"done": self.rank, "code": code})
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -112,7 +113,7 @@ class Lifeline:
                 peer.sendall(line)
 
     def _forget(self) -> None:
-        self._leaving = True
+        self.leaving = True
         for peer in (*self._peers, *([self._listener] if self._listener else [])):
             peer.close()
         self._peers = {}
@@ -154,12 +155,13 @@ class Lifeline:
 
     def _take(self, peer: socket.socket, line: bytes) -> bool:
         try:
-            message = json.loads(line)
-        except ValueError:
+            message = dict(json.loads(line))
+        except (ValueError, TypeError):
             return False
         if peer not in self._peers:
             # A stranger does not know the token.
-            if not secrets.compare_digest(str(message.get("token")), self._token):
+            token = str(message.get("token")).encode()
+            if not secrets.compare_digest(token, self._token.encode()):
                 return False
             with self._lock:
                 self._peers[peer] = int(message["rank"])
@@ -182,7 +184,7 @@ class Lifeline:
         with self._lock:
             # Process 0 hands the news on.
             self._send({"failed": reason})
-            if self._leaving:
+            if self.leaving:
                 return
             leave(reason, aloud=self._speaks)
 
@@ -241,12 +243,12 @@ def end(error: BaseException) -> None:
     A RuntimeError may be the effect of another process's end; then this one first waits for the
     news, which ends it.
     """
-    if _current is None:
+    if _current is None or _current.leaving:
         return
     if isinstance(error, SystemExit):
         _current.close(error.code if isinstance(error.code, int) else BUG)
-    elif isinstance(error, NonFiniteError):
-        # All processes have agreed on it, and each says so.
+    elif isinstance(error, NonFiniteError) and error.agreed:
+        # Each process says so.
         _current.close(NON_FINITE)
         force_exit_later()
     else:
@@ -297,11 +299,24 @@ def leave(reason: str, *, aloud: bool) -> None:
     os._exit(PEER_FAILED)
 
 
-def force_exit_later() -> None:
-    """Ends this process after LEAVE_SECONDS, also from inside a call that never returns."""
+def force_exit_later(seconds: float = LEAVE_SECONDS) -> None:
+    """Ends this process after a while, also from inside a call that never returns."""
     # Faulthandler's clock needs neither the interpreter nor its lock.
     with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
-        faulthandler.dump_traceback_later(LEAVE_SECONDS, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Ends this process if what is inside takes longer, and there are others that wait for it."""
+    if _current is None:
+        yield
+        return
+    force_exit_later(seconds)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _exit_after(seconds: float) -> None:

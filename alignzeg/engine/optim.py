@@ -1,23 +1,18 @@
-"""Optimizer, learning rate and the training step."""
+"""Optimizer and learning rate."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
 from detectron2.layers.batch_norm import LayerNorm as ChannelLayerNorm
 from detectron2.projects.deeplab import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver import LRMultiplier, LRScheduler, WarmupParamScheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
-from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from alignzeg.engine.muon import MuonWithAdamW
 
@@ -25,7 +20,6 @@ __all__ = [
     "AMP_DTYPES",
     "LR_SCHEDULERS",
     "OPTIMIZERS",
-    "StepTrainer",
     "build_lr_scheduler",
     "build_optimizer",
     "parameter_groups",
@@ -160,106 +154,3 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
         solver.WARMUP_METHOD,
     )
     return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)
-
-
-class StepTrainer(SimpleTrainer):
-    """One optimizer step over several batches, with mixed precision and whole-model clipping.
-
-    Puts into the event storage: every loss term (mean over the step), `total_loss`,
-    `[metric]grad_norm` (L2, over all parameters, before clipping) and `[metric]images_per_second`
-    (of all processes).
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable[list[dict[str, Any]]],
-        optimizer: torch.optim.Optimizer,
-        *,
-        accumulate: int = 1,
-        images_per_step: int = 0,
-        clip_norm: float = 0.0,
-        amp_dtype: torch.dtype | None = None,
-    ) -> None:
-        """Takes what Detectron2's SimpleTrainer takes, and how to make the step.
-
-        Args:
-            model: maps a batch to a dict of losses; may be wrapped for several processes.
-            data_loader: endless batches.
-            optimizer: over the model's parameters.
-            accumulate: batches per step; the step's gradient is the mean of theirs.
-            images_per_step: over all processes, for the throughput.
-            clip_norm: largest L2 norm of the whole gradient; 0 turns clipping off.
-            amp_dtype: of autocast, or None for full precision.
-        """
-        super().__init__(model, data_loader, optimizer)
-        self.accumulate = accumulate
-        self.images_per_step = images_per_step
-        self.clip_norm = clip_norm
-        self.amp_dtype = amp_dtype
-        self.device_type = next(p for p in model.parameters() if p.requires_grad).device.type
-        # Only float16 can underflow; for everything else the scaler does nothing.
-        self.scaler = torch.amp.GradScaler(
-            self.device_type, enabled=amp_dtype == torch.float16 and self.device_type == "cuda"
-        )
-
-    def run_step(self) -> None:
-        """Makes one optimizer step.
-
-        Raises:
-            FloatingPointError: if the gradient is not finite, in every process at once and before
-                the weights change. With float16 the scaler skips such steps instead.
-        """
-        start = time.perf_counter()
-        self.optimizer.zero_grad(set_to_none=True)
-        losses: dict[str, Tensor] = {}
-        data_time = 0.0
-        names: list[str] = []
-        for index in range(self.accumulate):
-            fetch = time.perf_counter()
-            data = next(self._data_loader_iter)
-            data_time += time.perf_counter() - fetch
-            names += [str(item.get("file_name", "?")) for item in data if isinstance(item, dict)]
-            for key, value in self._backward(data, last=index + 1 == self.accumulate).items():
-                losses[key] = losses.get(key, 0) + value
-        self.scaler.unscale_(self.optimizer)
-        norm = self._clip()
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-            terms = {key: round(value.item(), 6) for key, value in losses.items()}
-            raise FloatingPointError(
-                f"the gradient is not finite at iteration {self.iter}; losses of this process: "
-                f"{terms}; its images: {names}"
-            )
-        self.after_backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._write_metrics(losses, data_time)
-        storage = get_event_storage()
-        seconds = time.perf_counter() - start
-        storage.put_scalar("[metric]grad_norm", norm.item())
-        storage.put_scalar("[metric]images_per_second", self.images_per_step / seconds)
-
-    def _backward(self, data: list[dict[str, Any]], last: bool) -> dict[str, Tensor]:
-        # Processes exchange gradients once a step, with its last batch.
-        several = isinstance(self.model, DistributedDataParallel)
-        quiet = self.model.no_sync() if several and not last else contextlib.nullcontext()
-        with quiet:
-            with torch.autocast(
-                self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-            ):
-                losses = {k: v / self.accumulate for k, v in self.model(data).items()}
-            self.scaler.scale(sum(losses.values())).backward()
-        return {key: value.detach() for key, value in losses.items()}
-
-    def _clip(self) -> Tensor:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Adds the state of the gradient scaler."""
-        return {**super().state_dict(), "grad_scaler": self.scaler.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores optimizer and gradient scaler."""
-        super().load_state_dict(state_dict)
-        self.scaler.load_state_dict(state_dict["grad_scaler"])

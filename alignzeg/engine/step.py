@@ -15,6 +15,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from alignzeg.engine import lifeline
 from alignzeg.engine.crash import Batch
 from alignzeg.engine.errors import NonFiniteError
 from alignzeg.engine.finite import Watch, names_in, trace
@@ -69,6 +70,7 @@ class StepTrainer(SimpleTrainer):
         self.max_skipped = max_skipped
         self.skipped = 0
         self.write_crash = write_crash
+        self._start = 0.0
         device = next(p for p in model.parameters() if p.requires_grad).device
         self.device_type = device.type
         # Only float16 can underflow; for everything else the scaler does nothing.
@@ -91,7 +93,7 @@ class StepTrainer(SimpleTrainer):
                 finite, in every process at once and before the weights change. With float16 the
                 scaler skips steps with an infinite gradient instead.
         """
-        start = time.perf_counter()
+        start = self._start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
         statistics = self._statistics()
         losses: dict[str, Tensor] = {}
@@ -124,12 +126,16 @@ class StepTrainer(SimpleTrainer):
         # Processes exchange gradients once a step, with its last batch.
         several = isinstance(self.model, DistributedDataParallel)
         quiet = self.model.no_sync() if several and not last else contextlib.nullcontext()
-        losses: dict[str, Tensor] = {}
         with quiet:
-            with self.watch.forward(data), self._autocast():
-                losses = {k: v / self.accumulate for k, v in self.model(data).items()}
-                self.watch.losses(losses)
-            if not self.watch.agree():
+            try:
+                with self.watch.forward(data), self._autocast():
+                    losses = {k: v / self.accumulate for k, v in self.model(data).items()}
+            except FloatingPointError:
+                if self.watch.alone:
+                    raise NonFiniteError(
+                        f"process {comm.get_rank()}: {self.watch.found}; iteration {self.iter}",
+                        agreed=False,
+                    ) from None
                 return None
             self.scaler.scale(sum(losses.values())).backward()
         return {key: value.detach() for key, value in losses.items()}
@@ -195,30 +201,39 @@ class StepTrainer(SimpleTrainer):
 
     def _trace(self, batches: list[Batch], backward: bool) -> str:
         """Names the first tensor of this process that is not finite; empty if there is none."""
+        if not (backward or self.watch.found):
+            return ""
+        who = f"process {comm.get_rank()}: "
+        # Synchronized normalisation cannot be computed again without the others.
+        modules = self.inner_model.modules()
+        if comm.get_world_size() == 1 or not any(isinstance(m, nn.SyncBatchNorm) for m in modules):
+            # Ten times as long as the step has taken so far.
+            patience = 10 * (time.perf_counter() - self._start) + lifeline.LEAVE_SECONDS
+            with lifeline.limited(patience):
+                text = self._compute_again(batches, backward)
+            if text:
+                return who + text
+        names = names_in(batches[-1].data)
+        return "" if backward else f"{who}{self.watch.found}, in a batch of {names}"
+
+    def _compute_again(self, batches: list[Batch], backward: bool) -> str:
         now = rng_state()
         self.optimizer.zero_grad(set_to_none=True)
         try:
             for batch in batches:
                 set_rng_state(batch.rng)
-                names = names_in(batch.data)
                 text = trace(
                     self.inner_model,
                     batch.data,
-                    names,
+                    names_in(batch.data),
                     backward=backward,
                     autocast=self._autocast,
                 )
                 if text:
-                    return f"process {comm.get_rank()}: {text}"
+                    return text
         finally:
             set_rng_state(now)
-        if backward or not self.watch.found:
-            return ""
-        names = names_in(batches[-1].data)
-        return (
-            f"process {comm.get_rank()}: {self.watch.found}, for {names}; but it was finite when "
-            "computed again"
-        )
+        return ""
 
     def _skip(self, statistics: list[tuple[Tensor, Tensor]], backward: bool) -> None:
         self.skipped += 1

@@ -19,6 +19,8 @@ from alignzeg.engine import lifeline
 from alignzeg.engine.errors import BUG, NON_FINITE, PEER_FAILED, RunFailed, exit_code, explain
 from alignzeg.engine.signals import forwarding
 
+# CUDA does not survive a fork.
+START_METHOD = "spawn"
 # Seconds from the first failure until the processes that are still there are killed.
 PATIENCE_SECONDS = 30
 
@@ -45,7 +47,7 @@ class Child:
     """A started process.
 
     Attributes:
-        rank: its place in the list.
+        rank: of the process in the whole run.
         process: the process.
         reports: where its last words arrive, if it has any.
         words: its last words, once it has ended.
@@ -59,7 +61,9 @@ class Child:
     killed: bool = False
 
 
-def run_processes(target: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> None:
+def run_processes(
+    target: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], first_rank: int = 0
+) -> None:
     """Calls `target(*job)` in a process of its own for each job, and waits for all of them.
 
     SIGTERM and SIGUSR1 are handed on. If one fails, the others get PATIENCE_SECONDS to leave by
@@ -68,16 +72,17 @@ def run_processes(target: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -
     Args:
         target: a function at the top level of a module.
         jobs: its arguments, for each process.
+        first_rank: of the first job, for messages.
 
     Raises:
         RunFailed: if one failed; about the one that failed first.
         SystemExit: if they ended by SystemExit, with its exit code.
         KeyboardInterrupt: if this process was interrupted.
     """
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context(START_METHOD)
     children = []
     with forwarding():
-        for rank, job in enumerate(jobs):
+        for rank, job in enumerate(jobs, first_rank):
             reports, pen = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(target, job, pen, os.getpid()))
             process.start()

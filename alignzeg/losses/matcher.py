@@ -106,14 +106,16 @@ class HungarianMatcher(nn.Module):
 
     def _assign(self, costs: Tensor, layer: int, name: str) -> tuple[Tensor, Tensor]:
         """Proposal and target indices of the cheapest assignment; costs is (3, Q, G)."""
-        for kind, cost in zip(("class", "mask", "dice"), costs, strict=True):
+        scale = costs.new_tensor([self.class_cost, self.mask_cost, self.dice_cost])
+        # Finite costs may add up to more than a number can hold.
+        total = (costs * scale[:, None, None]).sum(0)
+        kinds = ("class", "mask", "dice", "weighted")
+        for kind, cost in zip(kinds, (*costs, total), strict=True):
             if not cost.isfinite().all():
                 raise FloatingPointError(
                     f"the {kind} cost of layer {layer} is not finite for image {name}: the model "
                     "has diverged; lower SOLVER.BASE_LR or clip gradients "
                     "(SOLVER.CLIP_GRADIENTS)"
                 )
-        scale = costs.new_tensor([self.class_cost, self.mask_cost, self.dice_cost])
-        total = (costs * scale[:, None, None]).sum(0)
         rows, columns = linear_sum_assignment(total.numpy())
         return torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)

@@ -13,7 +13,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from alignzeg.data.catalog import training_vocabulary
-from alignzeg.losses.criteria import merge_losses
+from alignzeg.losses.criteria import merge_losses, prepare
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.fold import fold_label_map
 from alignzeg.modeling.layers import geometric_ensemble, vote_shares
@@ -144,9 +144,11 @@ class AlignZeg(nn.Module):
             self.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
-        outputs = self.outputs(images, vocabulary)
         if self.training:
             targets = [item["targets"].to(self.device) for item in batched_inputs]
+            prepare(self.criteria, targets)
+        outputs = self.outputs(images, vocabulary)
+        if self.training:
             return self.losses(outputs, targets, images, vocabulary)
         return self.segment(outputs, batched_inputs, images, vocabulary)
 

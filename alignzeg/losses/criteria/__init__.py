@@ -4,7 +4,7 @@ Every loss stays connected to the graph when there is nothing to learn from, so 
 training never waits for a gradient.
 """
 
-from alignzeg.losses.criteria.base import Criteria, Criterion, merge_losses
+from alignzeg.losses.criteria.base import Criteria, Criterion, merge_losses, prepare
 from alignzeg.losses.criteria.bias import IndicatorCriterion
 from alignzeg.losses.criteria.classes import ClassCriterion
 from alignzeg.losses.criteria.generalization import BackgroundDiversityCriterion, SyntheticCriterion
@@ -19,4 +19,5 @@ __all__ = [
     "MaskCriterion",
     "SyntheticCriterion",
     "merge_losses",
+    "prepare",
 ]

@@ -32,6 +32,13 @@ def merge_losses(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     return merged
 
 
+def prepare(criteria: Iterable[nn.Module], targets: list[Targets]) -> None:
+    """Lets criteria exchange what they need from other processes, before one of them can fail."""
+    for criterion in criteria:
+        if isinstance(criterion, (Criterion, Criteria)):
+            criterion.prepare(targets)
+
+
 class Criteria(nn.Module):
     """Several criteria as one, with the contract of a criterion.
 
@@ -43,6 +50,10 @@ class Criteria(nn.Module):
         super().__init__()
         self.criteria = nn.ModuleList(criteria)
 
+    def prepare(self, targets: list[Targets]) -> None:
+        """See `prepare`."""
+        prepare(self.criteria, targets)
+
     def forward(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
     ) -> dict[str, Tensor]:
@@ -52,6 +63,12 @@ class Criteria(nn.Module):
 
 class Criterion(nn.Module):
     """A base that turns autocast off and leaves the losses to its subclass."""
+
+    def prepare(self, targets: list[Targets]) -> None:
+        """Exchanges what the losses need from other processes; the model calls it first of all.
+
+        A loss must not wait for other processes: one of them may have failed by then.
+        """
 
     def forward(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]

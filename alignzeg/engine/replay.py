@@ -1,0 +1,93 @@
+"""`python -m alignzeg replay BUNDLE`: one process makes a failed step again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from alignzeg.engine.checkpoint import KEY, verify
+from alignzeg.engine.crash import BUNDLE, from_plain
+from alignzeg.engine.errors import NON_FINITE
+from alignzeg.engine.finite import names_in, trace
+from alignzeg.engine.placement import OneLineParser
+from alignzeg.engine.reading import read_checkpoint
+from alignzeg.engine.settings import config_from_yaml
+from alignzeg.engine.state import set_rng_state
+
+
+def main(argv: Sequence[str]) -> int:
+    """Carries out the command.
+
+    Args:
+        argv: words after the command.
+
+    Returns:
+        3 if the failure came back, as in the run that failed; 0 if not.
+
+    Raises:
+        ValueError: if the file is no crash bundle, or belongs to another VLM.
+    """
+    parser = OneLineParser(
+        prog="python -m alignzeg replay",
+        description="Makes a failed training step again, in one process, and names the first "
+        "tensor that is not finite. Exit code 3 if it failed again, 0 if not.",
+    )
+    parser.add_argument("bundle", help="OUTPUT_DIR/crash/iteration_..._process_....pth")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs, such as MODEL.DEVICE cpu")
+    args = parser.parse_args(argv)
+    content = read_checkpoint(args.bundle)
+    if BUNDLE not in content:
+        raise ValueError(f"{args.bundle!r} is no crash bundle, as a failed training leaves them")
+    facts = content[BUNDLE]
+    sys.stdout.write(f"then: {facts['reason']}\n")
+    cfg = config_from_yaml(content[KEY]["config"], args.opts)
+    model = rebuild(cfg, args.bundle, content)
+    found = replay(model, facts, cfg.MODEL.DEVICE)
+    sys.stdout.write(f"now:  {found or 'everything is finite'}\n")
+    return NON_FINITE if found else 0
+
+
+def rebuild(cfg: CfgNode, path: str, content: Mapping[str, Any]) -> nn.Module:
+    """The model with the weights before the failed step, in training mode."""
+    model = build_model(cfg)
+    verify(path, content[KEY], model)
+    model.load_state_dict(content["model"])
+    return model.train()
+
+
+def replay(model: nn.Module, facts: Mapping[str, Any], device: str) -> str:
+    """Makes the step's batches again, as `StepTrainer` does when it fails.
+
+    Args:
+        model: from `rebuild`.
+        facts: of the bundle.
+        device: of the model.
+
+    Returns:
+        The first tensor that is not finite, or nothing.
+    """
+    kind = device.partition(":")[0]
+    autocast: Any = contextlib.nullcontext
+    if facts["amp_dtype"]:
+        dtype = getattr(torch, facts["amp_dtype"])
+        autocast = functools.partial(torch.autocast, kind, dtype=dtype)
+    # Models may write to the storage, and read the iteration from it.
+    with EventStorage(facts["iteration"]):
+        for data, rng in zip(facts["batches"], facts["rng"], strict=True):
+            set_rng_state(rng)
+            batch = from_plain(data)
+            found = trace(
+                model, batch, names_in(batch), backward=facts["backward"], autocast=autocast
+            )
+            if found:
+                return found
+    return ""

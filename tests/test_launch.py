@@ -1,0 +1,161 @@
+"""Processes that end together: one fails or dies, or what has started them is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import REPOSITORY
+
+from alignzeg.engine import errors, lifeline, supervision
+from alignzeg.engine.errors import NonFiniteError, RunFailed, exit_code, explain
+from alignzeg.engine.placement import Placement
+
+STRESS = [sys.executable, str(REPOSITORY / "tools" / "stress_failures.py"), "--rounds", "1"]
+
+
+def stress(*words: str) -> None:
+    done = subprocess.run([*STRESS, *words], capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+def test_all_leave_and_name_the_cause() -> None:
+    stress("--launchers", "num-gpus", "--ranks", "1", "--kinds", "cost,raise,kill,evaluation-raise")
+
+
+def test_all_leave_where_nobody_watches_them() -> None:
+    stress("--launchers", "variables", "--ranks", "0", "--kinds", "gradient,kill,evaluation-exit")
+
+
+def test_nobody_is_left_when_the_parent_is_killed() -> None:
+    stress("--launchers", "num-gpus", "--kinds", "parent")
+
+
+def test_all_leave_under_torchrun() -> None:
+    stress("--launchers", "torchrun", "--kinds", "raise", "--ranks", "1")
+
+
+@pytest.fixture
+def hub() -> lifeline.Lifeline:
+    """Process 0's end, which never ends this process but takes notes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    hub = lifeline.Lifeline(0, {}, listener, False)
+    hub.heard = []
+    hub._abort = hub.heard.append
+    hub.watch("secret")
+    return hub
+
+
+def join(hub: lifeline.Lifeline, **message: object) -> socket.socket:
+    peer = socket.create_connection(hub._listener.getsockname())
+    peer.settimeout(10)
+    peer.sendall(json.dumps(message).encode() + b"\n")
+    return peer
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_strangers_are_turned_away(hub: lifeline.Lifeline) -> None:
+    for message in (b"GET / HTTP/1.0\n", b'{"failed": "x"}\n', b"[1]\n", b"x" * 200_000):
+        stranger = socket.create_connection(hub._listener.getsockname())
+        stranger.settimeout(20)
+        try:
+            stranger.sendall(message)
+            assert stranger.recv(100) == b""
+        except ConnectionResetError:
+            pass
+    wrong = join(hub, token="guess", rank=1)
+    assert wrong.recv(100) == b""
+    assert hub.heard == [] and not hub._peers
+
+
+def test_a_death_is_noticed_and_a_goodbye_is_none(hub: lifeline.Lifeline) -> None:
+    first, second, third = (join(hub, token="secret", rank=rank) for rank in (1, 2, 3))
+    wait_for(lambda: len(hub._peers) == 3)
+    first.sendall(b'{"done": 1, "code": 0}\n')
+    first.close()
+    second.sendall(b'{"failed": "process 2: no room"}\n')
+    wait_for(lambda: hub.heard)
+    third.close()
+    wait_for(lambda: len(hub.heard) == 2)
+    assert hub.heard[0] == "process 2: no room"
+    assert hub.heard[1].startswith("process 3 died without a word")
+
+
+def test_a_polite_end_gives_the_others_time(
+    hub: lifeline.Lifeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifeline, "LEAVE_SECONDS", 0.3)
+    peer = join(hub, token="secret", rank=1)
+    peer.sendall(b'{"done": 1, "code": 75}\n')
+    peer.close()
+    wait_for(lambda: hub.heard)
+    assert hub.heard == ["process 1 ended with exit code 75"]
+
+
+def work(kind: str) -> None:
+    if kind == "value":
+        raise ValueError("bad\nfile")
+    if kind == "bug":
+        raise KeyError("x")
+    if kind == "stop":
+        raise SystemExit(75)
+    if kind == "die":
+        os._exit(9)
+    if kind == "stuck":
+        threading.Event().wait(60)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message", "code"),
+    [
+        (("fine", "value"), "process 1: bad file", 2),
+        (("bug", "stuck"), "process 0: KeyError: 'x'", 1),
+        (("stuck", "die"), "process 1: ended with exit code 9 without a word", 9),
+    ],
+)
+def test_the_parent_reports_the_process_that_failed(
+    kinds: tuple[str, ...], message: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "START_METHOD", "fork")
+    monkeypatch.setattr(supervision, "PATIENCE_SECONDS", 0.2)
+    with pytest.raises(RunFailed) as caught:
+        supervision.run_processes(work, [(kind,) for kind in kinds])
+    assert str(caught.value) == message and caught.value.code == code
+    assert ("KeyError" in caught.value.trace) == (code == 1)
+
+
+def test_a_polite_end_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "START_METHOD", "fork")
+    with pytest.raises(SystemExit) as caught:
+        supervision.run_processes(work, [("stop",), ("stop",)])
+    assert caught.value.code == 75
+    supervision.run_processes(work, [("fine",), ("fine",)])
+
+
+def test_exit_codes_and_lines() -> None:
+    for error, code, line in (
+        (NonFiniteError("loss is NaN"), 3, "loss is NaN"),
+        (OSError(28, "disk full"), 2, "[Errno 28] disk full"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("a\n b"), 1, "ZeroDivisionError: a b"),
+        (RunFailed("process 1: x", 4), 4, "process 1: x"),
+    ):
+        assert (exit_code(error), explain(error)) == (code, line)
+    assert errors.PEER_FAILED == 4
+
+
+def test_the_host_of_process_0() -> None:
+    assert Placement(1, 2, 1, 2, "env://").host == "127.0.0.1"
+    assert Placement(3, 4, 1, 2, "tcp://node7:29500").host == "node7"
