@@ -1,0 +1,136 @@
+"""What is refused before or instead of a traceback: numbers, list items, states of another kind."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIGS
+from detectron2.config import CfgNode
+
+from alignzeg.engine import setup_config, validate
+from alignzeg.engine.likeness import check_kinds, misfit
+from alignzeg.engine.ranges import RANGES, Range, validate_ranges
+from alignzeg.engine.settings import default_config, flat_keys
+from alignzeg.engine.start import LOGGERS, hide_tracebacks
+
+
+def test_every_range_is_of_a_key_and_holds_its_default() -> None:
+    assert not set(RANGES) - {*flat_keys(default_config())}
+    validate_ranges(default_config())
+    for path in sorted((CONFIGS / "zeroshapes").glob("*.yaml")):
+        validate_ranges(setup_config(path))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "good", "bad", "text"),
+    [
+        (Range(), (0, 0.5, 1e30), (-1, float("nan"), float("inf"), True, "1", None), "0 or more"),
+        (Range(above=True), (1e-9, 1), (0, -1), "more than 0"),
+        (Range(0, 1), (0, 0.3, 1), (1.1, -0.1), "0 to 1"),
+        (Range(1, length=2), ([1, 2], (3, 4.5)), ([1], [0, 1], 3, [1, "x"]), "a list of 2 numbers"),
+        (Range(length=0), ([0], [1, 2]), ([], [-1], "ab"), "a list of numbers, each 0 or more"),
+    ],
+)
+def test_a_range(allowed, good, bad, text):
+    assert all(allowed.holds(value) for value in good)
+    assert not any(allowed.holds(value) for value in bad)
+    assert str(allowed).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ALIGNZEG.EXTRACTOR.NUM_QUERIES", "0", "NUM_QUERIES is 0; it must be 1 or more"),
+        ("ALIGNZEG.EXTRACTOR.HEADS", "5", "multiple of ALIGNZEG.EXTRACTOR.HEADS 5"),
+        ("ALIGNZEG.SYNTHESIZER.RANGE", "[0.7, 0.3]", "the smaller comes first"),
+        ("ALIGNZEG.ENCODER.SMALL_CHANNELS", "[8.5, 16, 24, 32]", "its numbers must be whole"),
+        ("SOLVER.BASE_LR", "-1", "SOLVER.BASE_LR is -1.0; it must be more than 0"),
+        ("DATALOADER.NUM_WORKERS", "100000", "it must be 0 to 512"),
+        ("SEED", str(2**40), "SEED is 1099511627776"),
+    ],
+)
+def test_a_wrong_number_is_named(tiny_cfg: CfgNode, key: str, value: str, message: str) -> None:
+    opts = [*("ALIGNZEG.EXTRACTOR.HIDDEN_DIM", "32"), key, value]
+    cfg = setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", opts)
+    with pytest.raises(ValueError, match=f".*{message.split(';')[0].replace('[', '.')}"):
+        validate(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ALIGNZEG.VLM.TEMPLATES", "[1]"),
+        ("MODEL.PIXEL_MEAN", "['a']"),
+        ("MODEL.PIXEL_MEAN", "[True, 1, 2]"),
+        ("DATASETS.TRAIN", "[None]"),
+        ("ALIGNZEG.LOSS.CLASS_WEIGHT", "None"),
+        ("ALIGNZEG.PLUGINS", "[3]"),
+        ("SOLVER.BASE_LR", str(10**400)),
+    ],
+)
+def test_a_value_of_another_kind_is_named(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        setup_config("", [key, value])
+
+
+@pytest.mark.parametrize(
+    "text", ["_BASE_: c.yaml\n", "_BASE_: [a]\n", "- 1\n", "3\n", "a: \udcad\n", "_BASE_: 3\n"]
+)
+def test_a_damaged_config_file_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"c\.yaml"):
+        setup_config(file)
+
+
+def state() -> dict:
+    return {"a": 1, "b": {"t": torch.zeros(2), "s": "x", "l": [{"n": 1.0}]}, "none": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda s: s.update(a="1"), "it.a is of type str instead of of type int"),
+        (lambda s: s.update(a=True), "it.a is of type bool"),
+        (lambda s: s.update(b=[]), "it.b is of type list instead of named entries"),
+        (lambda s: s["b"].update(t=torch.zeros(3)), "it.b.t is a tensor of float32"),
+        (lambda s: s["b"].update(t=torch.zeros(2).int()), "it.b.t is a tensor of int32"),
+        (lambda s: s["b"].update(l=3), "it.b.l is of type int instead of a list"),
+        (lambda s: s["b"]["l"][0].update(n="x"), "it.b.l.0..n is of type str"),
+    ],
+)
+def test_a_state_of_another_kind_is_named(change, where):
+    found = state()
+    assert misfit(found, state(), "it") == ""
+    found["more"] = object()
+    del found["none"]
+    assert misfit({**found, "a": 2.5}, state(), "it") == ""
+    change(found)
+    with pytest.raises(ValueError, match=where):
+        check_kinds("x.pth", found, state())
+
+
+def test_a_logged_traceback_is_one_line_on_the_terminal_and_whole_in_the_file() -> None:
+    logger = logging.getLogger(LOGGERS[1])
+    terminal, file = logging.StreamHandler(sys.stdout), logging.StreamHandler(io.StringIO())
+    shown = io.StringIO()
+    for handler in (terminal, file):
+        logger.addHandler(handler)
+    try:
+        hide_tracebacks()
+        hide_tracebacks()
+        terminal.setStream(shown)
+        try:
+            raise ValueError("label file\na.png")
+        except ValueError:
+            logger.exception("Exception during %s:", "training")
+    finally:
+        for handler in (terminal, file):
+            logger.removeHandler(handler)
+    assert shown.getvalue() == "Exception during training: label file a.png\n"
+    assert "Traceback (most recent call last)" in file.stream.getvalue()
