@@ -15,13 +15,13 @@ DETECTRON2 ?= sal-detectron2==0.7.2
 WORKERS ?= 2
 ROUNDS ?= 2000
 
-.PHONY: help setup demo test lint format typecheck bench fuzz check lock clean
+.PHONY: help setup demo test lint format typecheck bench soak fuzz check lock clean
 
 help:
 	@echo "make setup      own .venv with pinned versions (repeat it freely)"
 	@echo "make demo       train and compare the baseline and AlignZeg: output/demo/report.html"
 	@echo "make test       every test;  make check  lint + typecheck + test"
-	@echo "make lint | format | typecheck | bench | fuzz | lock | clean"
+	@echo "make lint | format | typecheck | bench | soak | fuzz | lock | clean"
 
 setup: $(STAMP)
 
@@ -57,6 +57,13 @@ typecheck: setup
 
 bench: setup
 	$(PY) tools/bench_fold.py
+
+# Long stress runs: make soak KILLS=200 FAILURES=20
+KILLS ?= 200
+FAILURES ?= 20
+soak: setup
+	OMP_NUM_THREADS=1 $(PY) tools/stress_kills.py --kills $(KILLS)
+	$(PY) tools/stress_failures.py --rounds $(FAILURES)
 
 # Damaged inputs of every kind: each must run or end with one line. About 10 minutes.
 fuzz: setup
