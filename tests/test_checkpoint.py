@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -390,3 +391,22 @@ def test_a_saved_job_goes_back_into_the_queue(tmp_path: Path, code: int, requeue
     assert (tmp_path / "scontrol.txt").exists() == requeued
     if requeued:
         assert (tmp_path / "scontrol.txt").read_text() == "requeue 17\n"
+
+
+# ---- kills
+
+
+def test_a_few_kills_lose_nothing(tmp_path: Path) -> None:
+    toy = ["ALIGNZEG.PLUGINS", str(REPOSITORY / "tests" / "toy_plugin.py")]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "stress_kills.py"), "--kills", "6"]
+        + ["--steps", "12", "--period", "3", *toy, "MODEL.META_ARCHITECTURE", "ToySegmenter"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    tally = json.loads(done.stdout.splitlines()[-1])
+    assert tally["kills"] == 6 and tally["in_save"] >= 2 and tally["finished"] >= 1
+    assert tally["unreadable"] == tally["lost"] == tally["different"] == 0

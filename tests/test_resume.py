@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import random
 import signal
 import zlib
@@ -20,7 +22,14 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from alignzeg.engine import Trainer, launch, parse_args, read_checkpoint, setup_config
+from alignzeg.engine import (
+    Trainer,
+    launch,
+    parse_args,
+    read_checkpoint,
+    setup_config,
+    start_run,
+)
 from alignzeg.engine.sampling import TrainLoader
 from alignzeg.engine.signals import EXIT_SAVED
 from alignzeg.engine.state import config_changes, own_randomness, plain, rng_state, set_rng_state
@@ -58,12 +67,13 @@ def run(cfg: CfgNode, steps: int = STEPS, resume: bool = True) -> list[Any]:
     trainer.resume_or_load(resume=resume)
     seen: list[Any] = []
 
-    def look(_: object, batches: tuple) -> None:
+    def look(model: torch.nn.Module, batches: tuple) -> None:
         drawn = torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
-        batch = [
-            (x["position"], x["file_name"], zlib.crc32(x["image"].numpy())) for x in batches[0]
-        ]
-        seen.append((trainer.iter, batch, drawn))
+        if model.training:
+            batch = [
+                (x["position"], x["file_name"], zlib.crc32(x["image"].numpy())) for x in batches[0]
+            ]
+            seen.append((trainer.iter, batch, drawn))
 
     trainer.model.register_forward_pre_hook(look)
     first = trainer.start_iter
@@ -213,6 +223,37 @@ def test_a_signal_saves_and_leaves(zeroshapes: Path, tmp_path: Path, name: str) 
     assert run(cfg, 1)[0][0] == 5
 
 
+def test_an_evaluation_leaves_no_trace_and_is_made_up_for(
+    zeroshapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = []
+    original = Trainer._test
+    monkeypatch.setattr(Trainer, "_test", lambda self: evaluated.append(1) or original(self))
+    opts = ["DATASETS.TEST", "zeroshapes_val", "ALIGNZEG.TEST.RECALL", "False"]
+    opts += ["TEST.EVAL_PERIOD", "2", "ALIGNZEG.CHECKPOINT.BEST", "sem_seg/sIoU"]
+    without = run(config(tmp_path / "without"), 5)
+    assert run(config(tmp_path / "with", *opts), 4) == without[:8] and len(evaluated) == 2
+    # The last checkpoint was saved before the second evaluation.
+    assert run(config(tmp_path / "with", *opts), 1) == without[8:] and len(evaluated) == 3
+    states = [
+        read_checkpoint(str(tmp_path / name / "model_0000004.pth")) for name in ("without", "with")
+    ]
+    for key in ("model", "ranks"):
+        assert_same(states[0][key], states[1][key])
+    assert states[1]["trainer"]["hooks"]["EvaluationHook"]["done"] == 4
+    assert (tmp_path / "with" / "model_best.pth").exists()
+
+
+def test_the_seed_decides_and_a_random_one_is_kept(zeroshapes: Path, tmp_path: Path) -> None:
+    one, other = (run(config(tmp_path / seed, "SEED", seed), 1) for seed in ("1", "2"))
+    assert [x[0] for x in one[0][1]] == [x[0] for x in other[0][1]]
+    assert one[0][1] != other[0][1]
+    cfg = start_run(config(tmp_path, "SEED", "-1"), parse_args([]))
+    run(cfg, 1)
+    assert start_run(config(tmp_path, "SEED", "-1"), parse_args(["--resume"])).SEED == cfg.SEED
+    assert start_run(config(tmp_path, "SEED", "-1"), parse_args([])).SEED != cfg.SEED
+
+
 # ---- the stream of samples
 
 
@@ -294,3 +335,14 @@ def test_generators_come_back() -> None:
         assert draw() == inside
     with pytest.raises(TypeError, match=r"checkpoint\['a'\]\[1\] is a set"):
         plain({"a": [1, {2}]})
+
+
+def test_workers_outlive_the_signals_that_a_scheduler_sends_to_all() -> None:
+    loader = TrainLoader([{}] * 5, dict, images=2, seed=1, workers=1)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    assert [next(batches)[0]["position"] for _ in range(5)] == [2, 4, 6, 8, 10]
+    assert worker.is_alive()
