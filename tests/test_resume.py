@@ -33,6 +33,7 @@ from alignzeg.engine import (
 from alignzeg.engine.sampling import TrainLoader
 from alignzeg.engine.signals import EXIT_SAVED
 from alignzeg.engine.state import config_changes, own_randomness, plain, rng_state, set_rng_state
+from alignzeg.engine.trainer import build_parallel_model
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
 PLUGIN = Path(__file__).parent / "toy_plugin.py"
@@ -154,6 +155,47 @@ def test_two_processes_stopped_after_every_step(zeroshapes: Path, tmp_path: Path
         trainer.resume_or_load()
     trainer.resume_or_load(allow_rescale=True)
     assert next(iter(trainer.data_loader))[0]["position"] == STEPS * 4
+
+
+class Net(torch.nn.Module):
+    """Uses its layers in another order than it owns them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(16, 100)
+        self.last = torch.nn.Linear(100, 1)
+        self.middle = torch.nn.Linear(100, 100)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.middle(torch.tanh(self.first(x)))))
+
+
+def exchange(rank: int, folder: Path, cfg: CfgNode) -> None:
+    """What each of three processes does: six steps, with the model wrapped once or every time."""
+    file = f"file://{folder / 'meet'}"
+    torch.distributed.init_process_group("gloo", init_method=file, rank=rank, world_size=3)
+    models = []
+    for wraps in (range(1), range(6)):
+        torch.manual_seed(0)
+        model = Net()
+        for step in range(6):
+            if step in wraps:
+                parallel = build_parallel_model(cfg, model)
+            torch.manual_seed(3 * step + rank)
+            model.zero_grad()
+            parallel(torch.randn(8, 16)).square().mean().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * parameter.grad
+        models.append(model.state_dict())
+    assert_same(*models)
+    torch.distributed.destroy_process_group()
+
+
+def test_three_processes_sum_alike_after_a_resume(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(
+        exchange, (tmp_path, setup_config("", ["MODEL.DEVICE", "cpu"])), 3, start_method="fork"
+    )
 
 
 def test_the_real_model_goes_on_to_the_bit(tiny_cfg: CfgNode, tmp_path: Path) -> None:

@@ -75,11 +75,18 @@ def build_step_trainer(
 
 
 def build_parallel_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """The model, wrapped if there are several processes."""
+    """The model, wrapped if there are several processes.
+
+    After its first step PyTorch sorts gradients anew for their exchange, unless it looks for unused
+    parameters. From three processes on, the order of a sum depends on the place, so that the first
+    step after a resume would differ in the last bits.
+    """
     return create_ddp_model(
         model,
         broadcast_buffers=False,
-        find_unused_parameters=cfg.ALIGNZEG.SOLVER.FIND_UNUSED_PARAMETERS,
+        find_unused_parameters=(
+            cfg.ALIGNZEG.SOLVER.FIND_UNUSED_PARAMETERS or comm.get_world_size() > 2
+        ),
         device_ids=[comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None,
     )
 
