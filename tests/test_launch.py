@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -159,3 +160,17 @@ def test_exit_codes_and_lines() -> None:
 def test_the_host_of_process_0() -> None:
     assert Placement(1, 2, 1, 2, "env://").host == "127.0.0.1"
     assert Placement(3, 4, 1, 2, "tcp://node7:29500").host == "node7"
+
+
+def test_an_interrupted_parent_interrupts_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "START_METHOD", "fork")
+    # Tests that run in the background may have been started deaf.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            supervision.run_processes(work, [("stuck",), ("stuck",)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - start < 20

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from alignzeg.engine import lifeline
+from alignzeg.engine import leaving, lifeline
 from alignzeg.engine.errors import (
     BUG,
     INTERRUPTED,
@@ -59,7 +59,7 @@ def launch(
     backend = "nccl" if device.startswith("cuda") else "gloo"
     if placement is not None:
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            lifeline.watch_parent(os.getppid())
+            leaving.watch_parent(os.getppid())
         run_member(main, args, placement, backend, speaks=placement.rank == 0)
     elif args.num_gpus * args.num_machines == 1:
         main(args)

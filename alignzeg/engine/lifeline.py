@@ -17,7 +17,6 @@ import os
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,18 +27,14 @@ import torch.distributed as dist
 from alignzeg.engine.errors import (
     BUG,
     NON_FINITE,
-    PEER_FAILED,
     NonFiniteError,
     explain,
     one_line,
 )
+from alignzeg.engine.leaving import LEAVE_SECONDS, POLL_SECONDS, force_exit_later, leave
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a process has to clean up after its own failure.
-LEAVE_SECONDS = 20
-# Seconds between two looks at the parent process.
-POLL_SECONDS = 1.0
 CONNECT_SECONDS = 60
 # Seconds within which the death of another process is known that made an operation fail here.
 NEWS_SECONDS = 3
@@ -265,47 +260,6 @@ def keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def watch_parent(parent: int) -> None:
-    """Ends this process soon after its parent process has ended.
-
-    Args:
-        parent: the parent's id; may have ended already.
-    """
-
-    def look() -> None:
-        while os.getppid() == parent:
-            pause.wait(POLL_SECONDS)
-        leave("the process that started this one has ended", aloud=True)
-
-    pause = threading.Event()
-    threading.Thread(target=look, name="watch-parent", daemon=True).start()
-
-
-def leave(reason: str, *, aloud: bool) -> None:
-    """Ends this process at once, whatever its main thread is doing.
-
-    Args:
-        reason: for the log.
-        aloud: also to the user.
-    """
-    # Writing may wait for a lock of the main thread, or for a full pipe.
-    threading.Thread(target=_exit_after, args=(5,), name="leave", daemon=True).start()
-    logger.error("leaving: %s", reason)
-    if aloud:
-        sys.stderr.write(f"error: {one_line(reason)}\n")
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(PEER_FAILED)
-
-
-def force_exit_later(seconds: float = LEAVE_SECONDS) -> None:
-    """Ends this process after a while, also from inside a call that never returns."""
-    # Faulthandler's clock needs neither the interpreter nor its lock.
-    with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
-
-
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
     """Ends this process if what is inside takes longer, and there are others that wait for it."""
@@ -317,8 +271,3 @@ def limited(seconds: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def _exit_after(seconds: float) -> None:
-    threading.Event().wait(seconds)
-    os._exit(PEER_FAILED)

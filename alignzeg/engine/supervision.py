@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.multiprocessing
 
-from alignzeg.engine import lifeline
+from alignzeg.engine import leaving
 from alignzeg.engine.errors import BUG, NON_FINITE, PEER_FAILED, RunFailed, exit_code, explain
 from alignzeg.engine.signals import forwarding
 
@@ -97,7 +97,7 @@ def run_processes(
 def _work(
     target: Callable[..., Any], job: tuple[Any, ...], pen: connection.Connection, parent: int
 ) -> None:
-    lifeline.watch_parent(parent)
+    leaving.watch_parent(parent)
     try:
         target(*job)
     except SystemExit as error:
@@ -118,7 +118,7 @@ def _work(
 
 def _wait(children: Sequence[Child]) -> bool:
     """Until all have ended; returns whether the user interrupted."""
-    deadline = float("inf")
+    deadline = remind = float("inf")
     interrupted = False
     while waiting := [child for child in children if child.words is None]:
         try:
@@ -127,13 +127,17 @@ def _wait(children: Sequence[Child]) -> bool:
             # The second time is an order.
             deadline = 0.0 if interrupted else time.monotonic() + PATIENCE_SECONDS
             interrupted = True
-            _signal(waiting, signal.SIGINT)
+            # A terminal interrupts them too, but it may have been this process alone.
+            remind = time.monotonic() + 2
         for child in waiting:
             if child.process.exitcode is not None:
                 child.words = _last_words(child)
                 # After a SystemExit the others may still be busy, such as with saving.
                 if child.words.code and child.words.message is not None:
                     deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
+        if time.monotonic() > remind:
+            remind = float("inf")
+            _signal(waiting, signal.SIGINT)
         if time.monotonic() > deadline:
             for child in waiting:
                 child.killed = True

@@ -1,0 +1,65 @@
+"""Ends this process, whatever it is doing."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import sys
+import threading
+
+from alignzeg.engine.errors import PEER_FAILED, one_line
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a process has to clean up after its own failure.
+LEAVE_SECONDS = 20
+# Seconds between two looks at the parent process.
+POLL_SECONDS = 1.0
+
+
+def watch_parent(parent: int) -> None:
+    """Ends this process soon after its parent process has ended.
+
+    Args:
+        parent: the parent's id; may have ended already.
+    """
+
+    def look() -> None:
+        while os.getppid() == parent:
+            pause.wait(POLL_SECONDS)
+        leave("the process that started this one has ended", aloud=True)
+
+    pause = threading.Event()
+    threading.Thread(target=look, name="watch-parent", daemon=True).start()
+
+
+def leave(reason: str, *, aloud: bool) -> None:
+    """Ends this process at once, whatever its main thread is doing.
+
+    Args:
+        reason: for the log.
+        aloud: also to the user.
+    """
+    # Writing may wait for a lock of the main thread, or for a full pipe.
+    threading.Thread(target=_exit_after, args=(5,), name="leave", daemon=True).start()
+    logger.error("leaving: %s", reason)
+    if aloud:
+        sys.stderr.write(f"error: {one_line(reason)}\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(PEER_FAILED)
+
+
+def force_exit_later(seconds: float = LEAVE_SECONDS) -> None:
+    """Ends this process after a while, also from inside a call that never returns."""
+    # Faulthandler's clock needs neither the interpreter nor its lock.
+    with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+
+
+def _exit_after(seconds: float) -> None:
+    threading.Event().wait(seconds)
+    os._exit(PEER_FAILED)
