@@ -175,13 +175,7 @@ def audit(cfg: CfgNode, steps: int) -> Iterator[tuple[str, str, str]]:
         change = Relabelling(names, seen, frozenset(start.files), folder)
         with relabelled(change, seen_labels=False):
             other = observe(cfg, steps, hidden)
-        if not change.unseen_pixels:
-            raise ValueError(
-                f"none of the {len(start.files)} images of these {steps} steps holds a pixel of an "
-                "unseen class; raise --steps"
-            )
-        what = f"other labels for {change.changed_pixels} hidden pixels"
-        what += f" ({change.unseen_pixels} of unseen classes)"
+        what = describe_change(change, len(start.files), steps)
         yield "labels", what, first_difference(start, other)
         with relabelled(change, seen_labels=True):
             other = observe(cfg, steps, hidden)
@@ -191,6 +185,23 @@ def audit(cfg: CfgNode, steps: int) -> Iterator[tuple[str, str, str]]:
                 "nothing from labels and nothing is proved; check ALIGNZEG.CRITERIA"
             )
         yield "control", "other seen labels change the losses, as they must", ""
+
+
+def describe_change(change: Relabelling, images: int, steps: int) -> str:
+    """How many hidden pixels were relabelled.
+
+    Raises:
+        ValueError: if none of them showed an unseen class.
+    """
+    if not change.unseen_pixels:
+        raise ValueError(
+            f"none of the {images} images of these {steps} steps holds a pixel of an unseen class; "
+            "raise --steps"
+        )
+    return (
+        f"other labels for {change.changed_pixels} hidden pixels "
+        f"({change.unseen_pixels} of unseen classes)"
+    )
 
 
 def parser() -> OneLineParser:

@@ -154,27 +154,40 @@ def compare(
     spans = _bootstrap(gain, n, {"level": level, "resamples": resamples, "seed": seed})
     result = {}
     for column, name in enumerate(FIGURES):
-        if name not in spans:
-            continue
-
-        def statistic(a: NDArray, b: NDArray, axis: int = -1, column: int = column) -> NDArray:
-            a, b = np.moveaxis(a, axis, -1), np.moveaxis(b, axis, -1)
-            return figures(b)[..., column] - figures(a)[..., column]
-
-        test = stats.permutation_test(
-            (np.arange(n), np.arange(n) + n),
-            statistic,
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=permutations,
-            batch=max(1, _BATCH_CELLS // (2 * n)),
-            axis=-1,
-            rng=np.random.default_rng(seed),
-        )
-        result[name] = Comparison(
-            float(values[0][column]), float(values[1][column]), spans[name], float(test.pvalue)
-        )
+        if name in spans:
+            p_value = _permutation(_gain_of(figures, column), n, permutations, seed)
+            first_value, second_value = (float(value[column]) for value in values)
+            result[name] = Comparison(first_value, second_value, spans[name], p_value)
     return result
+
+
+def _gain_of(
+    figures: Callable[[NDArray[np.integer]], NDArray[np.float64]], column: int
+) -> Callable[..., NDArray[np.float64]]:
+    """Second minus first of one figure, as a statistic for SciPy: rows of two samples."""
+
+    def statistic(a: NDArray, b: NDArray, axis: int = -1) -> NDArray:
+        a, b = np.moveaxis(a, axis, -1), np.moveaxis(b, axis, -1)
+        return figures(b)[..., column] - figures(a)[..., column]
+
+    return statistic
+
+
+def _permutation(
+    statistic: Callable[..., NDArray[np.float64]], n: int, permutations: int, seed: int
+) -> float:
+    """The p-value of swapping, image by image, rows 0..n-1 with rows n..2n-1."""
+    test = stats.permutation_test(
+        (np.arange(n), np.arange(n) + n),
+        statistic,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=permutations,
+        batch=max(1, _BATCH_CELLS // (2 * n)),
+        axis=-1,
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
 
 
 def _bootstrap(
