@@ -25,7 +25,7 @@ import torch
 import yaml
 from fuzzing import MAKERS
 from fuzzing.common import SMALL, TRAIN, Case, Source, nested
-from fuzzing.sandbox import REPOSITORY, Outcome, load_train_net, run_forked, run_started
+from fuzzing.sandbox import REPOSITORY, Outcome, load_train_net, run_forked, run_started, warm_up
 
 from alignzeg.data.zeroshapes import write_dataset
 
@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    warm_up()
     start = time.monotonic()
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     failed = 0

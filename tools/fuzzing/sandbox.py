@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from detectron2.engine import defaults
+
 from alignzeg.__main__ import main as command
 from alignzeg.engine import guarded, parse_args
+from alignzeg.engine.provenance import describe_code
 from fuzzing.common import TRAIN, Case
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -56,6 +59,13 @@ def load_train_net() -> ModuleType:
     sys.modules["train_net"] = module
     spec.loader.exec_module(module)
     return module
+
+
+def warm_up() -> None:
+    """Finds out once what every case would find out again: compilers, versions, source hashes."""
+    found = defaults.collect_env_info()
+    defaults.collect_env_info = lambda: found
+    describe_code()
 
 
 def environment(case: Case) -> dict[str, str]:
