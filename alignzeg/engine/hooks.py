@@ -36,6 +36,14 @@ class SaveHook(HookBase):
         self._period = period
         self._stop = stop
 
+    def before_train(self) -> None:
+        """Writes the final checkpoint of a run that was killed just before it."""
+        start = self.trainer.start_iter
+        if start and start == self.trainer.max_iter:
+            self.trainer.iter = start - 1
+            self._checkpointer.save("model_final", iteration=start - 1)
+            self.trainer.iter = start
+
     def after_step(self) -> None:
         """Saves if it is time.
 

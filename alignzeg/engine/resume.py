@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -38,14 +38,18 @@ def saved_seed(folder: str) -> int | None:
 
 
 def check_resumable(
-    path: str, loaded: Mapping[str, Any], config: str, data: str, allow_rescale: bool
+    path: str,
+    loaded: Mapping[str, Any],
+    changes: Sequence[str],
+    data: str,
+    allow_rescale: bool,
 ) -> None:
     """Refuses to go on where the result would not be that of the run that was stopped.
 
     Args:
         path: the checkpoint, for messages.
         loaded: what is in it.
-        config: of the run that would go on, as YAML text.
+        changes: of the config since; see `changes_since`.
         data: hash of the training data as it is now.
         allow_rescale: accept another number of processes.
 
@@ -58,7 +62,7 @@ def check_resumable(
             f"checkpoint {path!r} holds weights, but no state of a training; start from it with "
             f"MODEL.WEIGHTS {path} instead of --resume"
         )
-    for change in config_changes(about.get("config") or config, config):
+    for change in changes:
         if change.startswith(FIXED):
             raise ValueError(
                 f"checkpoint {path!r} does not fit: {change}; resume with the value it was saved "
@@ -78,10 +82,13 @@ def check_resumable(
         )
 
 
-def report_changes(path: str, loaded: Mapping[str, Any], config: str, start: int) -> None:
+def changes_since(loaded: Mapping[str, Any], config: str) -> list[str]:
+    """How a config, YAML text, differs from the one that a checkpoint was saved with."""
+    return config_changes((loaded.get(KEY) or {}).get("config") or config, config)
+
+
+def report_changes(path: str, changes: Sequence[str], start: int) -> None:
     """Logs where a run goes on and how its config differs from the one it was stopped with."""
-    before = (loaded.get(KEY) or {}).get("config") or ""
-    changes = config_changes(before, config) if before else []
     logger.info(
         "resuming from %s at iteration %d; %s",
         path,

@@ -89,6 +89,8 @@ def config_changes(before: str, now: str) -> list[str]:
     Returns:
         One line a key, in the order of the keys; "unset" where only one side has it.
     """
+    if before == now:
+        return []
     old, new = (dict(flatten(yaml.safe_load(text) or {})) for text in (before, now))
     return [
         f"{key}: was {old.get(key, 'unset')!r}, is {new.get(key, 'unset')!r}"

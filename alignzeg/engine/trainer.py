@@ -35,6 +35,7 @@ from alignzeg.engine.optim import (
     build_optimizer,
 )
 from alignzeg.engine.resume import (
+    changes_since,
     check_resumable,
     rank_state,
     report_changes,
@@ -179,10 +180,11 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             return
         loaded = self.checkpointer.load(path, checkpointables=[])
-        config, data = self.checkpointer.config, self.checkpointer.about["data"]
+        changes = changes_since(loaded, self.checkpointer.config)
+        data = self.checkpointer.about["data"]
         now = {"trainer": self.state_dict(), "ranks": [rank_state(self.data_loader)]}
         check_kinds(path, loaded, now)
-        check_resumable(path, loaded, config, data, allow_rescale)
+        check_resumable(path, loaded, changes, data, allow_rescale)
         try:
             self.load_state_dict(loaded["trainer"])
         except (LookupError, TypeError, RuntimeError, AttributeError, ValueError) as error:
@@ -191,14 +193,17 @@ class Trainer(DefaultTrainer):
                 f"({type(error).__name__} {error}); resume with the config it was saved with"
             ) from error
         self.start_iter = self.iter + 1
-        report_changes(path, loaded, config, self.start_iter)
+        report_changes(path, changes, self.start_iter)
         self._rng = restore_rank(self.data_loader, loaded, self.cfg.SEED, self.start_iter)
 
     def before_train(self) -> None:
-        """Lets the hooks prepare; the random generators then stand where the checkpoint says."""
+        """Lets the hooks prepare; the random generators stand where the checkpoint says."""
+        if self._rng is None:
+            super().before_train()
+            return
+        set_rng_state(self._rng)
         super().before_train()
-        if self._rng is not None:
-            set_rng_state(self._rng)
+        set_rng_state(self._rng)
 
     def after_train(self) -> None:
         """Lets the hooks finish; after a failure nothing is evaluated, and the others are told."""
