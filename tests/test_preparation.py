@@ -322,10 +322,17 @@ def slow(value):
 
 def test_ctrl_c_ends_the_workers_and_the_rest_follows(tmp_path):
     tasks = [Task(str(tmp_path / f"out/{i}"), slow, (i,)) for i in range(200)]
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+
+    def interrupt():
+        while not any((tmp_path / "out").glob("[0-9]*")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         work.run_tasks(tasks, 2, "test")
+    thread.join()
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert 0 < len(written) < 200
     assert not any(name.startswith(work.TEMPORARY) for name in written)

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from numpy.typing import NDArray
 from PIL import Image
 
-import alignzeg.data.catalog as catalog
+from alignzeg.data.catalog import register_all
 from alignzeg.data.checks import picture_size
 from alignzeg.data.labels import (
     get_vocabulary,
@@ -99,7 +99,8 @@ def check(name: str, workers: int, counts: bool = True) -> Findings:
 
 def _examine(name: str, pair: tuple[str, str]) -> NDArray[np.int64] | str:
     """Pixels of each class and of none, or what is wrong with this pair."""
-    catalog.register_all()  # a worker starts with an empty catalog
+    if name not in DatasetCatalog:  # a worker that was not forked starts with an empty catalog
+        register_all()
     image, label = pair
     try:
         labels = read_labels(label, name)

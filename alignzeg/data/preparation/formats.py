@@ -87,6 +87,8 @@ def apply_table(values: NDArray, table: NDArray, path: str) -> NDArray:
     Raises:
         ValueError: if a value is outside the table.
     """
+    if values.dtype == table.dtype == np.uint8 and len(table) == 256:
+        return cv2.LUT(values, table)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= len(table):
         raise ValueError(
