@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from alignzeg.config import add_alignzeg_config
-from alignzeg.data import catalog, zeroshapes
+from alignzeg.data import catalog, labels, zeroshapes
 
 SPLIT = {
     "name": "toy",
@@ -236,3 +236,28 @@ def test_training_sets_must_agree(tmp_path, clean_catalog):
         catalog.training_vocabulary(config("toy_train", "toy2_train"))
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
         catalog.training_vocabulary(config())
+
+
+def test_a_class_of_another_data_set_is_seen_if_training_had_it_under_any_name():
+    cfg = config("coco_stuff171_train")
+    voc = labels.asked_vocabulary(cfg, "voc20_val")
+    assert voc.names == catalog.get_vocabulary("voc20_val").names
+    # "sofa; couch" is COCO's couch, "airplane; aeroplane" its airplane; all 20 are known to it.
+    assert all(voc.seen)
+    ade = labels.asked_vocabulary(cfg, "ade20k_150_val")
+    seen = dict(zip(ade.names, ade.seen, strict=True))
+    assert seen["bed"] and seen["tree"]
+    assert not seen["fireplace"] and not seen["chandelier"]
+    assert ade.prompts == catalog.get_vocabulary("ade20k_150_val").prompts
+
+
+@pytest.mark.parametrize("hold_out", ["", "pseudo_unseen"])
+@pytest.mark.parametrize("name", ["voc2012", "voc2012_k4", "coco_stuff", "context59", "context60"])
+def test_the_classes_asked_for_are_those_of_the_benchmark(name, hold_out):
+    asked = labels.asked_vocabulary(config(f"{name}_train", hold_out=hold_out), f"{name}_val")
+    assert asked == catalog.get_vocabulary(f"{name}_val", hold_out)
+
+
+def test_what_a_test_set_calls_unseen_stays_unseen():
+    asked = labels.asked_vocabulary(config("coco_stuff171_train"), "voc2012_val")
+    assert asked.unseen_ids == catalog.get_vocabulary("voc2012_val").unseen_ids

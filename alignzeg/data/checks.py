@@ -16,6 +16,8 @@ from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
 logger = logging.getLogger(__name__)
 
 _THREADS = 8
+# Absent classes that are listed before the rest is only counted.
+_SHOWN = 10
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 
@@ -36,8 +38,9 @@ def check_files(name: str, limit: int = -1, training: bool = False) -> int:
             size than its picture; if training, also if no pixel has a seen class.
     """
     records = [r for r in DatasetCatalog.get(name) if "sem_seg_file_name" in r]
-    if 0 <= limit < len(records):
-        records = records[:: -(-len(records) // limit)] if limit else []
+    total = len(records)
+    if 0 <= limit < total:
+        records = records[:: -(-total // limit)] if limit else []
     if not records:
         return 0
     vocabulary = get_vocabulary(name)
@@ -52,10 +55,10 @@ def check_files(name: str, limit: int = -1, training: bool = False) -> int:
             "nothing to learn from"
         )
     absent = [vocabulary.names[i] for i in np.flatnonzero(counts == 0)]
-    if absent:
-        logger.warning(
-            "data set %s: no pixel of %d label files is %s", name, len(records), ", ".join(absent)
-        )
+    if absent and len(records) == total:
+        more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+        shown = ", ".join(absent[:_SHOWN]) + more
+        logger.warning("data set %s: no pixel of %d label files is %s", name, total, shown)
     return len(records)
 
 

@@ -114,6 +114,33 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary:
     return vocabularies[0]
 
 
+def asked_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
+    """The classes of a test set, each seen if the data set says so and training had such a class.
+
+    For another data set than that of the training, a class counts as seen if one of its names, or
+    one of its synonyms, is that of a class in training.
+
+    Raises:
+        ValueError: as `get_vocabulary` and `training_vocabulary`.
+    """
+    vocabulary = get_vocabulary(dataset_name, cfg.ALIGNZEG.DATA.HOLD_OUT)
+    trained = training_vocabulary(cfg)
+    if set(trained.names) <= set(vocabulary.names):
+        known = set(trained.names)
+        seen = [name in known for name in vocabulary.names]
+    else:
+        words = {word for names in _words(trained) for word in names}
+        seen = [bool(names & words) for names in _words(vocabulary)]
+    both = tuple(a and b for a, b in zip(seen, vocabulary.seen, strict=True))
+    return Vocabulary(vocabulary.names, both, vocabulary.prompts)
+
+
+def _words(vocabulary: Vocabulary) -> list[set[str]]:
+    """What each class is called: its name, and the synonyms in its prompt."""
+    pairs = zip(vocabulary.names, vocabulary.synonyms(), strict=True)
+    return [{name, *synonyms} for name, synonyms in pairs]
+
+
 def ignore_value(vocabulary: Vocabulary) -> int:
     """The id that means "no label" beside the ids of this vocabulary: 255, or 65535 if K > 255."""
     return IGNORE_LABEL if len(vocabulary) <= IGNORE_LABEL else WIDE_IGNORE_LABEL

@@ -120,6 +120,8 @@ def _clashes(names: Sequence[str], unseen: Sequence[str]) -> list[str]:
 
 def _cut_off(prompts: Sequence[str], vlm: Any) -> list[str]:
     """Names that the text encoder reads only the beginning of."""
+    if not hasattr(vlm, "token_counts"):
+        return []
     words = list(dict.fromkeys(word for prompt in prompts for word in _synonyms(prompt)))
     limit = vlm.context_length
     return [

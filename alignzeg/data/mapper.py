@@ -12,7 +12,7 @@ from detectron2.data import transforms as T  # noqa: N812 (Detectron2's own alia
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from alignzeg.data.labels import (
-    get_vocabulary,
+    asked_vocabulary,
     ignore_value,
     label_lookup,
     read_labels,
@@ -64,9 +64,7 @@ class ZeroShotMapper:
         if is_train:
             vocabularies = dict.fromkeys(names, training_vocabulary(cfg))
         else:
-            vocabularies = {
-                name: get_vocabulary(name, cfg.ALIGNZEG.DATA.HOLD_OUT) for name in names
-            }
+            vocabularies = {name: asked_vocabulary(cfg, name) for name in names}
         return {
             "is_train": is_train,
             "vocabularies": vocabularies,

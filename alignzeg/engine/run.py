@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
+from alignzeg.data.lint import validate_names
 from alignzeg.engine.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.provenance import record_run
 from alignzeg.engine.trainer import Trainer
@@ -46,6 +48,9 @@ def train(
     trainer = Trainer(cfg)
     trainer.checkpointer.trust_pickle = trust_pickle
     trainer.resume_or_load(resume=resume, allow_rescale=allow_rescale)
+    vlm = getattr(getattr(trainer.model, "module", trainer.model), "vlm", None)
+    if vlm is not None and comm.is_main_process():
+        validate_names(cfg, vlm)
     first = trainer.start_iter
     record_run(cfg, trainer.model, action="train", iteration=first, resumed=resume and first > 0)
     return trainer.train()

@@ -19,8 +19,8 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
-from alignzeg.data.catalog import get_vocabulary
 from alignzeg.data.fingerprint import data_hash, fingerprint
+from alignzeg.data.labels import asked_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine import lifeline
 from alignzeg.engine.checkpoint import AlignZegCheckpointer
@@ -140,7 +140,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             first.append(LossCurve(self.cfg.OUTPUT_DIR))
         best, hold_out = self.cfg.ALIGNZEG.CHECKPOINT.BEST, self.cfg.ALIGNZEG.DATA.HOLD_OUT
-        tested = [get_vocabulary(name, hold_out) for name in self.cfg.DATASETS.TEST]
+        tested = [asked_vocabulary(self.cfg, name) for name in self.cfg.DATASETS.TEST]
         if best and selects_on_the_test(best, tested, hold_out):
             logger.warning(
                 "ALIGNZEG.CHECKPOINT.BEST %s chooses the checkpoint on unseen classes: that is "
@@ -275,7 +275,7 @@ class Trainer(DefaultTrainer):
         hold_out = cfg.ALIGNZEG.DATA.HOLD_OUT
         return ZeroShotEvaluator(
             dataset_name,
-            get_vocabulary(dataset_name, hold_out),
+            asked_vocabulary(cfg, dataset_name),
             os.path.join(cfg.OUTPUT_DIR, "inference"),
             recall=cfg.ALIGNZEG.TEST.RECALL,
             hold_out=hold_out,
