@@ -404,3 +404,20 @@ def test_workers_outlive_the_signals_that_a_scheduler_sends_to_all() -> None:
         os.kill(worker.pid, number)
     assert [next(batches)[0]["position"] for _ in range(5)] == [2, 4, 6, 8, 10]
     assert worker.is_alive()
+
+
+def leave_a_worker() -> None:
+    loader = TrainLoader([{}] * 5, dict, images=2, seed=1, workers=1)
+    batches = iter(loader)
+    next(batches)
+    # Something may still hold the loader when a process ends, such as a traceback.
+    leave_a_worker.held = batches
+
+
+def test_a_process_ends_though_its_workers_heed_no_signal() -> None:
+    process = multiprocessing.get_context("fork").Process(target=leave_a_worker)
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert ended == 0

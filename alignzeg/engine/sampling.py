@@ -6,8 +6,10 @@ loading workers, the number of processes and the places where the run was interr
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import util
 from typing import Any
 
 import torch
@@ -80,6 +82,9 @@ class TrainLoader:
     def _samples(self) -> Iterator[dict[str, Any]]:
         order = _Order(self.seed, len(self._data), self._rank, self._world_size)
         order.position, order.waiting = self._position, tuple(self._waiting)
+        if self._workers:
+            # When this process ends, it would wait for workers that do not heed SIGTERM.
+            util.Finalize(None, _kill_workers, exitpriority=0)
         common = {
             "num_workers": self._workers,
             "worker_init_fn": _start_worker,
@@ -181,6 +186,12 @@ class _Samples(Dataset):
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _start_worker(_: int) -> None:
