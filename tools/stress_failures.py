@@ -108,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for case in cases(args):
         outcomes = []
         for number in range(args.rounds):
-            outcomes.append(attempt(case, folder / f"{case.launcher}-{case.kind}-{number}"))
+            outcomes.append(
+                attempt(case, folder / f"{case.launcher}-{case.kind}-{case.rank}-{number}")
+            )
         problems = [outcome.problem for outcome in outcomes if outcome.problem]
         wrong += len(problems)
         slowest = max(outcome.seconds for outcome in outcomes)

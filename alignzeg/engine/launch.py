@@ -19,6 +19,7 @@ from alignzeg.engine import leaving, lifeline
 from alignzeg.engine.errors import (
     BUG,
     INTERRUPTED,
+    NON_FINITE,
     RunFailed,
     exit_code,
     explain,
@@ -168,5 +169,8 @@ def _complain(error: Exception) -> int:
     code = exit_code(error)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
         hint = "; a fault of the program: --debug shows where" if code == BUG else ""
-        sys.stderr.write(f"error: {explain(error)}{hint}\n")
+        # What all processes agree on names them itself.
+        one_of_many = comm.get_world_size() > 1 and code != NON_FINITE
+        who = f"process {comm.get_rank()}: " if one_of_many else ""
+        sys.stderr.write(f"error: {who}{explain(error)}{hint}\n")
     return code
