@@ -428,6 +428,7 @@ def test_the_truth_about_zeroshapes_is_perfect(tmp_path, monkeypatch):
     catalog.register_all()
     cfg = get_cfg()
     add_alignzeg_config(cfg)
+    cfg.DATASETS.TRAIN = ("zeroshapes_train",)
     cfg.DATASETS.TEST = ("zeroshapes_val",)
     cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.DATALOADER.NUM_WORKERS = 0

@@ -50,7 +50,7 @@ def labels_case(source: Source, folder: Path, rng: random.Random) -> Case:
         with Image.open(path) as picture:
             picture.load()
         buffer, changed = io.BytesIO(), other_picture(picture, rng)
-        changed.save(buffer, "TIFF" if changed.mode == "F" else rng.choice(("PNG", "TIFF")))
+        changed.save(buffer, "TIFF" if changed.mode in "FI" else rng.choice(("PNG", "TIFF")))
         path.write_bytes(buffer.getvalue())
     elif how == "value":
         with Image.open(path) as picture:
