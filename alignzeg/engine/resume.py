@@ -10,14 +10,13 @@ import yaml
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from alignzeg.engine.checkpoint import KEY
+from alignzeg.engine.checkpoint import KEY, POINTER
 from alignzeg.engine.reading import find_newest, read_checkpoint
 from alignzeg.engine.sampling import TrainLoader
 from alignzeg.engine.state import config_changes, rng_state
 
 logger = logging.getLogger(__name__)
 
-POINTER = "last_checkpoint"
 # Config keys without which the saved state has no meaning.
 FIXED = ("ALIGNZEG.SOLVER.OPTIMIZER:", "MODEL.META_ARCHITECTURE:")
 
