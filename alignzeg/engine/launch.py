@@ -61,7 +61,7 @@ def launch(
     if placement is not None:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             leaving.watch_parent(os.getppid())
-        run_member(main, args, placement, backend, speaks=placement.rank == 0)
+        run_member(main, args, placement, backend, speaks=True)
     elif args.num_gpus * args.num_machines == 1:
         main(args)
     else:
@@ -107,7 +107,7 @@ def run_member(
         args: its argument.
         placement: of this process.
         backend: "nccl" or "gloo".
-        speaks: whether to tell the user if this process leaves because of another one.
+        speaks: whether to tell the user why the processes leave; not if their parent will.
     """
     join_group(placement, backend)
     several = placement.world_size > placement.local_world_size

@@ -57,10 +57,11 @@ class Lifeline:
             rank: of this process.
             peers: connection to process 0, or, on process 0, nothing yet.
             listener: where the others will connect, on process 0.
-            speaks: whether this process tells the user why it leaves.
+            speaks: whether one of the processes tells the user why they leave.
         """
         self.rank = rank
         self._speaks = speaks
+        self._speaker = 0
         self._peers = peers
         self._listener = listener
         self._done: set[int] = set()
@@ -142,6 +143,8 @@ class Lifeline:
             return True
         rank = self._peers.pop(peer, None)
         if rank is not None and rank not in self._done:
+            # One process speaks for all: process 0, and where that has gone, process 1.
+            self._speaker = int(rank == 0)
             self._abort(
                 f"process {rank} died without a word: killed from outside, out of memory, or a "
                 "crash in compiled code"
@@ -181,7 +184,7 @@ class Lifeline:
             self._send({"failed": reason})
             if self.leaving:
                 return
-            leave(reason, aloud=self._speaks)
+            leave(reason, aloud=self._speaks and self.rank == self._speaker)
 
 
 _current: Lifeline | None = None
@@ -193,8 +196,8 @@ def connect(host: str, *, several_machines: bool, speaks: bool) -> Lifeline | No
     Args:
         host: name or address of process 0's machine.
         several_machines: whether to listen beyond this machine.
-        speaks: whether a process that leaves because of another one writes an error to the user;
-            it always writes one to the log.
+        speaks: whether one of the processes that leave because of another one writes an error to
+            the user; they all write one to the log.
 
     Returns:
         This process's end; None if process 0 cannot be reached, which is logged: then a dead
