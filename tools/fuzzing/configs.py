@@ -68,12 +68,12 @@ def config_case(source: Source, folder: Path, rng: random.Random) -> Case:
     keys = [key for key in flat_keys(default_config()) if key.startswith(SECTIONS)]
     defaults = dict(flatten(default_config()))
     changes = {
-        key: rng.choice(CALM.get(key, likely(defaults[key]) if rng.random() < 0.6 else VALUES))
+        key: rng.choice(CALM.get(key, likely(defaults[key]) if rng.random() < 0.85 else VALUES))
         for key in rng.sample(keys, rng.choice((1, 1, 1, 2, 3)))
     }
     base = {"_BASE_": str(source.config), **nested(SMALL)}
     words: list[str] = []
-    how = rng.choice(("value", "value", "value", "option", "text", "line", "words"))
+    how = rng.choice(("value",) * 6 + ("option", "option", "text", "line", "words"))
     if how == "value":
         base = {"_BASE_": str(source.config), **nested({**SMALL, **changes})}
     text = yaml.safe_dump(base, allow_unicode=True)
