@@ -66,7 +66,12 @@ CONFIG_READERS = (
 )
 
 # Builders by another name.
-OTHER_READERS = {"training_vocabulary", "asked_vocabulary", "training_augmentations", "test_augmentations"}
+OTHER_READERS = {
+    "training_vocabulary",
+    "asked_vocabulary",
+    "training_augmentations",
+    "test_augmentations",
+}
 
 
 def module_name(path: Path) -> str:

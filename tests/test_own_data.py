@@ -16,8 +16,9 @@ from PIL import Image
 import alignzeg
 from alignzeg.data import catalog
 from alignzeg.data.checks import check_files, picture_size
-from alignzeg.data.labels import read_picture
+from alignzeg.data.labels import read_picture, training_vocabulary
 from alignzeg.engine import setup_config, validate
+from alignzeg.inference.predictor import _provide_seen
 
 OWN = "ALIGNZEG.DATA.OWN."
 ALIGNZEG = CONFIGS / "own" / "alignzeg.yaml"
@@ -111,6 +112,16 @@ def test_a_shipped_name_is_not_replaced(folder: Path) -> None:
     with pytest.raises(ValueError, match="'zeroshapes_train' is already registered"):
         alignzeg.register_folder("zeroshapes", folder)
     assert MetadataCatalog.get("zeroshapes_train").benchmark.root is None
+
+
+def test_a_checkpoint_keeps_its_classes_though_the_folder_has_others(folder: Path) -> None:
+    cfg = config(folder)
+    _provide_seen(cfg, ["sky", "red car"])
+    assert tuple(cfg.DATASETS.TRAIN) == ("mine_train",)
+    (folder / "classes.txt").write_text("sky\nred car\nold dog\ncow\n")
+    cfg = config(folder)
+    _provide_seen(cfg, ["sky", "red car"])
+    assert training_vocabulary(cfg).names == ("sky", "red car")
 
 
 def put(file: str, value: np.ndarray) -> Callable[[Path], object]:

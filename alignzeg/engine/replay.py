@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from alignzeg.data.own import setup_own_data
 from alignzeg.engine.checkpoint import KEY, verify
 from alignzeg.engine.crash import BUNDLE, from_plain
 from alignzeg.engine.errors import NON_FINITE
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     facts = content[BUNDLE]
     sys.stdout.write(f"then: {facts['reason']}\n")
     cfg = config_from_yaml(content[KEY]["config"], args.opts)
+    setup_own_data(cfg)
     model = rebuild(cfg, args.bundle, content)
     found = replay(model, facts, cfg.MODEL.DEVICE)
     sys.stdout.write(f"now:  {found or 'everything is finite'}\n")

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
-from alignzeg.data.catalog import get_vocabulary
+from alignzeg.data.catalog import get_vocabulary, training_vocabulary
 from alignzeg.data.mapper import test_augmentations
 from alignzeg.engine.checkpoint import KEY, AlignZegCheckpointer, read_checkpoint
 from alignzeg.engine.settings import config_from_yaml
@@ -135,8 +135,7 @@ def _provide_seen(cfg: CfgNode, seen: Sequence[str]) -> None:
 
     The set that a user trained on need not be registered where the weights are used.
     """
-    names = cfg.DATASETS.TRAIN
-    if names and all(name in DatasetCatalog for name in names):
+    if _knows(cfg, seen):
         return
     name = f"classes_of_a_checkpoint_{zlib.crc32(repr(tuple(seen)).encode()):08x}"
     if name not in DatasetCatalog:
@@ -149,6 +148,17 @@ def _provide_seen(cfg: CfgNode, seen: Sequence[str]) -> None:
     get_vocabulary(name)
     cfg.DATASETS.TRAIN = (name,)
     cfg.ALIGNZEG.DATA.HOLD_OUT = ""
+
+
+def _knows(cfg: CfgNode, seen: Sequence[str]) -> bool:
+    """Whether the training sets of the config are here, with these seen classes."""
+    names = cfg.DATASETS.TRAIN
+    if not names or any(name not in DatasetCatalog for name in names):
+        return False
+    try:
+        return training_vocabulary(cfg).names == tuple(seen)
+    except ValueError:
+        return False
 
 
 def _surest(answer: dict[str, Any], count: int) -> ProposalSet:
