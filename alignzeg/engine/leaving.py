@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import multiprocessing
 import os
 import sys
 import threading
@@ -47,10 +48,18 @@ def leave(reason: str, *, aloud: bool) -> None:
     logger.error("leaving: %s", reason)
     if aloud:
         sys.stderr.write(f"error: {one_line(reason)}\n")
+    exit_now(PEER_FAILED)
+
+
+def exit_now(code: int) -> None:
+    """Ends this process and its workers without tidying up, which may wait for what has gone."""
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(OSError, ValueError):
+            worker.kill()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(PEER_FAILED)
+    os._exit(code)
 
 
 def force_exit_later(seconds: float = LEAVE_SECONDS) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -109,11 +108,7 @@ def _work(
     else:
         return
     pen.send(words)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    # Tidying up may wait for a process that has gone.
-    os._exit(words.code)
+    leaving.exit_now(words.code)
 
 
 def _wait(children: Sequence[Child]) -> bool:
