@@ -243,7 +243,7 @@ def _add_checkpoint(node: CfgNode) -> None:
     # How many of the checkpoints written every SOLVER.CHECKPOINT_PERIOD stay, the newest first; 0
     # keeps all. model_final and model_best are not counted.
     checkpoint.KEEP = 0
-    # Also keep the best checkpoint by this figure, as model_best.pth: "sem_seg/sIoU", or with several
+    # Also keep the best checkpoint by this figure, as model_best.pth: "sem_seg/sIoU"; with several
     # test sets "NAME/sem_seg/sIoU". A choice by a figure of unseen classes is one on the test.
     checkpoint.BEST = ""
     # Seconds between SIGTERM or SIGUSR1 and the end of the step, after which the process is ended
