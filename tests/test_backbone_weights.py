@@ -62,7 +62,9 @@ def msra(weights: dict[str, np.ndarray]) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("layout", "statistics"), [(converted_torchvision, True), (msra, False)], ids=lambda x: str(x)
+    ("layout", "statistics"),
+    [(converted_torchvision, True), (msra, False)],
+    ids=["torchvision", "msra"],
 )
 def test_an_image_encoder_is_filled_and_nothing_else(
     layout, statistics: bool, model: nn.Module, tmp_path: Path
