@@ -264,6 +264,7 @@ def stress(args: argparse.Namespace, root: Path) -> Tally:
             sys.stderr.write(f"{where} differs\n")
         tally.different += bool(where)
         shutil.rmtree(folder)
+        sys.stderr.write(f"{json.dumps(asdict(tally))}\n")
     return tally
 
 
