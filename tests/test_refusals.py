@@ -79,9 +79,19 @@ def test_a_value_of_another_kind_is_named(key: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["_BASE_: c.yaml\n", "_BASE_: [a]\n", "- 1\n", "3\n", "a: \udcad\n", "_BASE_: 3\n"]
+    "text",
+    [
+        "_BASE_: b.yaml\nSEED: {}\n",
+        "_BASE_: c.yaml\n",
+        "_BASE_: [a]\n",
+        "- 1\n",
+        "3\n",
+        "a: \udcad\n",
+        "_BASE_: 3\n",
+    ],
 )
 def test_a_damaged_config_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "b.yaml").write_text("SEED: 1\n")
     file = tmp_path / "c.yaml"
     file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"c\.yaml"):

@@ -24,6 +24,8 @@ from alignzeg.data.own import setup_own_data
 logger = logging.getLogger(__name__)
 
 PLUGINS_KEY = "ALIGNZEG.PLUGINS"
+# What Detectron2 raises on a `_BASE_` that is no file name, or a section where that has a value.
+_BAD_BASE = (TypeError, AttributeError, AssertionError)
 # Whole numbers from here on are no floating-point numbers any more.
 _LARGEST = 2**1023
 
@@ -106,8 +108,7 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
         raise ValueError(
             f"config file {str(config_file)!r} is not plain YAML: {' '.join(str(error).split())}"
         ) from error
-    except (OSError, UnicodeError, RecursionError, TypeError, AttributeError) as error:
-        # The last three come from a `_BASE_` that leads back to itself or is no file name.
+    except (OSError, UnicodeError, RecursionError, *_BAD_BASE) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"config file {str(config_file)!r} cannot be read: {reason}") from error
     if not isinstance(loaded, dict):
