@@ -92,8 +92,35 @@ def test_the_published_addresses_need_no_word_of_trust(monkeypatch, zeroshapes) 
         own = [*NARROW[:2], *NARROW[4:6], "ALIGNZEG.VLM.WEIGHTS", ""]
         data = ["DATASETS.TRAIN", "zeroshapes_train", "DATASETS.TEST", "zeroshapes_val"]
         cfg = setup_config(path, [*own, *data])
-        assert cfg.MODEL.WEIGHTS.startswith("detectron2://ImageNetPretrained/torchvision/R-")
+        assert cfg.MODEL.WEIGHTS.startswith("detectron2://ImageNetPretrained/")
+        # The publisher's own order of channels and scale.
+        msra = "MSRA" in cfg.MODEL.WEIGHTS
+        assert cfg.INPUT.FORMAT == ("BGR" if msra else "RGB")
+        assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 == msra
+        assert (cfg.MODEL.PIXEL_STD == [1.0] * 3) == msra
         validate(cfg)
+
+
+def test_an_encoder_for_bgr_sees_bgr_and_the_vlm_rgb(zeroshapes) -> None:
+    opts = [*NARROW, "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]", "DATASETS.TRAIN", "zeroshapes_train"]
+    path = CONFIGS / "voc2012" / "alignzeg_R50.yaml"
+    mean = {"RGB": "[1.0, 2.0, 3.0]", "BGR": "[3.0, 2.0, 1.0]"}
+    answers = {}
+    for order in mean:
+        torch.manual_seed(0)
+        more = ["INPUT.FORMAT", order, "MODEL.PIXEL_MEAN", mean[order]]
+        built = build_model(setup_config(path, [*opts, *more])).eval()
+        stem = built.backbone.bottom_up.stem.conv1.weight
+        if order == "BGR":
+            stem.data.copy_(stem.data.flip(1))
+        image = torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(1))
+        item = {"image": image.to(torch.uint8), "vocabulary": built.seen}
+        with torch.inference_mode():
+            answers[order] = built([item])[0]
+    torch.testing.assert_close(answers["RGB"]["mask_logits"], answers["BGR"]["mask_logits"])
+    torch.testing.assert_close(answers["RGB"]["class_probs"], answers["BGR"]["class_probs"])
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT is 'L'"):
+        build_model(setup_config(path, [*opts, "INPUT.FORMAT", "L"]))
 
 
 def test_a_file_from_anywhere_needs_it(model: nn.Module, tmp_path: Path) -> None:

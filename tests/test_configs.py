@@ -145,7 +145,7 @@ def test_every_zero_shot_benchmark_has_its_configs() -> None:
             if cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone":
                 trained.setdefault(key[0], set()).add(key[1:])
                 assert cfg.ALIGNZEG.VLM.MODEL == "ViT-B-16-quickgelu"
-                assert cfg.MODEL.WEIGHTS.endswith(f"R-{cfg.MODEL.RESNETS.DEPTH}.pkl")
+                assert cfg.MODEL.WEIGHTS.endswith(f"/R-{cfg.MODEL.RESNETS.DEPTH}.pkl")
     wanted = {
         (name, depth)
         for name in ("PlainExtractor", "MutuallyRefinedExtractor")

@@ -50,6 +50,7 @@ class AlignZeg(nn.Module):
         fold: dict[str, Any],
         naming: Naming | None = None,
         views: ViewPlan | None = None,
+        input_format: str = "RGB",
     ) -> None:
         """Takes the parts, each by the contract of its registry.
 
@@ -59,7 +60,7 @@ class AlignZeg(nn.Module):
             matcher: assigns proposals to masks.
             criteria: see CRITERION_REGISTRY.
             seen: the classes that have training masks.
-            pixel_mean: of the image encoder's input, RGB in 0..255.
+            pixel_mean: of the image encoder's input, in 0..255 and its order of channels.
             pixel_std: likewise.
             ensemble: exponents of the frozen VLM's score for seen and for unseen classes.
             copy_iou: IoU from which two proposals share one vote; above 1 each has its own.
@@ -67,6 +68,11 @@ class AlignZeg(nn.Module):
             naming: what is said for each class; None: its prompt.
             views: scales, flips and windows to look at in a test; None looks once, at the whole
                 picture as it comes.
+            input_format: order of channels that the image encoder was trained with; the pictures
+                themselves are RGB.
+
+        Raises:
+            ValueError: if that is neither "RGB" nor "BGR".
         """
         super().__init__()
         self.backbone = backbone
@@ -79,6 +85,9 @@ class AlignZeg(nn.Module):
         self.fold = fold
         self.naming = naming or Naming()
         self.views = views or ViewPlan()
+        if input_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {input_format!r}; it can be 'RGB' or 'BGR'")
+        self.bgr = input_format == "BGR"
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -104,6 +113,7 @@ class AlignZeg(nn.Module):
             },
             "naming": build_naming(cfg),
             "views": build_view_plan(cfg),
+            "input_format": cfg.INPUT.FORMAT,
         }
 
     @property
@@ -154,7 +164,8 @@ class AlignZeg(nn.Module):
 
     def outputs(self, images: ImageList, vocabulary: Vocabulary) -> Outputs:
         """Proposals and scores of a batch of padded RGB images in 0..255."""
-        features = self.backbone((images.tensor - self.pixel_mean) / self.pixel_std)
+        pixels = images.tensor.flip(1) if self.bgr else images.tensor
+        features = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
         text, sizes = self.text(vocabulary)
         seen_text, _ = self.text(self.seen, single=True)
         outputs = self.head(images.tensor, features, text, seen_text)
