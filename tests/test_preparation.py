@@ -339,10 +339,15 @@ def test_ctrl_c_ends_the_workers_and_the_rest_follows(tmp_path):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A process started in the background of a script ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        work.run_tasks(tasks, 2, "test")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work.run_tasks(tasks, 2, "test")
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert 0 < len(written) < 200
