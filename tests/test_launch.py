@@ -31,7 +31,7 @@ def test_all_leave_and_name_the_cause() -> None:
 
 
 def test_all_leave_where_nobody_watches_them() -> None:
-    stress("--launchers", "variables", "--ranks", "0", "--kinds", "gradient,kill,evaluation-exit")
+    stress("--launchers", "variables", "--ranks", "0", "--kinds", "gradient,exit")
 
 
 def test_nobody_is_left_when_the_parent_is_killed() -> None:
