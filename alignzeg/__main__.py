@@ -14,7 +14,10 @@ COMMANDS = {
     "doctor": ("alignzeg.doctor", "check versions, devices, CLIP weights and data sets"),
     "export": ("alignzeg.export", "write the weights of a checkpoint as safetensors"),
     "predict": ("alignzeg.inference", "segment pictures into any classes"),
-    "replay": ("alignzeg.engine.replay", "make a failed training step again, from its bundle"),
+    "replay": (
+        "alignzeg.engine.failures.replay",
+        "make a failed training step again, from its bundle",
+    ),
     "significance": ("alignzeg.significance", "intervals and paired tests of evaluations"),
     "vocabulary": ("alignzeg.vocabulary", "warn of duplicate, close, long or clashing class names"),
 }
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {problem}; it can be one of {sorted(COMMANDS)}\n")
         return 2
     # Imported late, so that --help needs nothing heavy.
-    from alignzeg.engine.launch import guarded
+    from alignzeg.engine.processes.launch import guarded
 
     code = 0
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from alignzeg.data.changed import Relabelling, hidden_names, relabelled, renamed
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.engine import Trainer, setup_config, validate
-from alignzeg.engine.placement import OneLineParser
-from alignzeg.engine.trainer import build_step_trainer
+from alignzeg.engine.processes.placement import OneLineParser
+from alignzeg.engine.training.trainer import build_step_trainer
 
 CLEAN, LEAK = 0, 1
 # What a model may raise on targets that it must never see; looked at only if there are such.

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from alignzeg.data.catalog import dataset_root, registered_names
-from alignzeg.engine.settings import setup_config
+from alignzeg.engine.settings.reading import setup_config
 from alignzeg.registries import build_vlm
 
 OLDEST_PYTHON = (3, 10)

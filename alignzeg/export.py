@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from alignzeg.engine.checkpoint import KEY
-from alignzeg.engine.files import write_atomically
-from alignzeg.engine.reading import read_checkpoint
+from alignzeg.engine.checkpoints.checkpoint import KEY
+from alignzeg.engine.checkpoints.files import write_atomically
+from alignzeg.engine.checkpoints.reading import read_checkpoint
 
 SUFFIX = ".safetensors"
 

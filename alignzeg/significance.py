@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alignzeg.engine.placement import OneLineParser
+from alignzeg.engine.processes.placement import OneLineParser
 from alignzeg.evaluation.per_image import FILE_PATTERN, PerImage, load_per_image
 from alignzeg.evaluation.uncertainty import Comparison, Interval, compare, intervals
 

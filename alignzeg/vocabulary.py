@@ -8,8 +8,8 @@ from pathlib import Path
 
 from alignzeg.data.labels import get_vocabulary, registered_names
 from alignzeg.data.lint import lint, spoken
-from alignzeg.engine.placement import OneLineParser
-from alignzeg.engine.settings import setup_config
+from alignzeg.engine.processes.placement import OneLineParser
+from alignzeg.engine.settings.reading import setup_config
 from alignzeg.registries import build_vlm
 from alignzeg.structures import SYNONYM_SEPARATOR
 

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine import Trainer
-from alignzeg.engine.trainer import build_step_trainer
+from alignzeg.engine.training.trainer import build_step_trainer
 
 IMAGES = 8
 

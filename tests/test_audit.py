@@ -13,7 +13,7 @@ from alignzeg.__main__ import main
 from alignzeg.data.changed import Relabelling, hidden_names, relabelled, renamed
 from alignzeg.data.labels import read_labels, training_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
-from alignzeg.engine import trainer
+from alignzeg.engine.training import trainer
 from alignzeg.registries import CRITERION_REGISTRY
 
 CONFIG = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
@@ -26,7 +26,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from alignzeg.data.labels import get_vocabulary, read_labels
 from alignzeg.data.mapper import ZeroShotMapper
-from alignzeg.engine import trainer
+from alignzeg.engine.training import trainer
 from alignzeg.registries import CRITERION_REGISTRY
 from alignzeg.losses.criteria import MaskCriterion
 """

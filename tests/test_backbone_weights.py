@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from alignzeg.engine import setup_config, validate
-from alignzeg.engine.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 
 NARROW = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "ALIGNZEG.VLM.MODEL", "alignzeg-tiny"),

@@ -24,11 +24,11 @@ from conftest import REPOSITORY
 from torch import nn
 
 from alignzeg.__main__ import main
-from alignzeg.engine import files, reading
-from alignzeg.engine.checkpoint import AlignZegCheckpointer
-from alignzeg.engine.files import aside, damage, write_atomically
-from alignzeg.engine.hooks import KeepBest, selects_on_the_test
-from alignzeg.engine.reading import find_newest, prune, read_checkpoint, require_trust
+from alignzeg.engine.checkpoints import files, reading
+from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.checkpoints.files import aside, damage, write_atomically
+from alignzeg.engine.checkpoints.reading import find_newest, prune, read_checkpoint, require_trust
+from alignzeg.engine.training.hooks import KeepBest, selects_on_the_test
 from alignzeg.structures import Vocabulary
 
 

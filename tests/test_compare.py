@@ -14,8 +14,8 @@ from detectron2.config import CfgNode
 
 from alignzeg.__main__ import main
 from alignzeg.engine import guarded, parse_args, read_checkpoint, setup_config, start_run, train
-from alignzeg.engine.curve import LossCurve, read_curve
-from alignzeg.engine.provenance import (
+from alignzeg.engine.records.curve import LossCurve, read_curve
+from alignzeg.engine.records.provenance import (
     append_entry,
     describe_git,
     hash_sources,
@@ -235,7 +235,7 @@ def test_git_is_described(tmp_path):
 def test_a_wrapped_model_is_recorded(tiny_cfg: CfgNode) -> None:
     from torch import nn
 
-    from alignzeg.engine.provenance import describe_run
+    from alignzeg.engine.records.provenance import describe_run
 
     class Wrapped(nn.Module):
         def __init__(self) -> None:

@@ -26,20 +26,20 @@ from alignzeg.engine import (
     start_run,
     validate,
 )
-from alignzeg.engine.errors import NonFiniteError
-from alignzeg.engine.launch import guarded
-from alignzeg.engine.muon import MuonWithAdamW
-from alignzeg.engine.optim import (
+from alignzeg.engine.processes.errors import NonFiniteError
+from alignzeg.engine.processes.launch import guarded
+from alignzeg.engine.processes.placement import find_placement, parse_args, slurm_url, world_size
+from alignzeg.engine.settings.reading import default_config, flat_keys
+from alignzeg.engine.solver.muon import MuonWithAdamW
+from alignzeg.engine.solver.optim import (
     build_lr_scheduler,
     build_optimizer,
     parameter_groups,
     scaled_lr,
 )
-from alignzeg.engine.placement import find_placement, parse_args, slurm_url, world_size
-from alignzeg.engine.settings import default_config, flat_keys
 from alignzeg.engine.start import run_line
-from alignzeg.engine.step import StepTrainer
-from alignzeg.engine.trainer import build_step_trainer
+from alignzeg.engine.training.step import StepTrainer
+from alignzeg.engine.training.trainer import build_step_trainer
 from alignzeg.structures import Vocabulary
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"

@@ -17,12 +17,12 @@ from torch import nn
 from alignzeg.__main__ import main as alignzeg
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine import Trainer, setup_config, validate
-from alignzeg.engine.crash import Batch, CrashWriter, from_plain, to_plain
-from alignzeg.engine.errors import NonFiniteError
-from alignzeg.engine.finite import is_finite, names_in, naming_images, trace
-from alignzeg.engine.reading import read_checkpoint
-from alignzeg.engine.state import rng_state
-from alignzeg.engine.step import StepTrainer
+from alignzeg.engine.checkpoints.reading import read_checkpoint
+from alignzeg.engine.checkpoints.state import rng_state
+from alignzeg.engine.failures.crash import Batch, CrashWriter, from_plain, to_plain
+from alignzeg.engine.failures.finite import is_finite, names_in, naming_images, trace
+from alignzeg.engine.processes.errors import NonFiniteError
+from alignzeg.engine.training.step import StepTrainer
 from alignzeg.structures import Targets, Vocabulary
 
 NAN = float("nan")

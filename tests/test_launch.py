@@ -14,9 +14,9 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from alignzeg.engine import errors, lifeline, supervision
-from alignzeg.engine.errors import NonFiniteError, RunFailed, exit_code, explain
-from alignzeg.engine.placement import Placement
+from alignzeg.engine.processes import errors, lifeline, supervision
+from alignzeg.engine.processes.errors import NonFiniteError, RunFailed, exit_code, explain
+from alignzeg.engine.processes.placement import Placement
 
 STRESS = [sys.executable, str(REPOSITORY / "tools" / "stress_failures.py"), "--rounds", "1"]
 

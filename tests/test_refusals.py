@@ -13,9 +13,9 @@ from conftest import CONFIGS
 from detectron2.config import CfgNode
 
 from alignzeg.engine import setup_config, validate
-from alignzeg.engine.likeness import check_kinds, misfit
-from alignzeg.engine.ranges import RANGES, Range, validate_ranges
-from alignzeg.engine.settings import default_config, flat_keys
+from alignzeg.engine.checkpoints.likeness import check_kinds, misfit
+from alignzeg.engine.settings.ranges import RANGES, Range, validate_ranges
+from alignzeg.engine.settings.reading import default_config, flat_keys
 from alignzeg.engine.start import LOGGERS, hide_tracebacks
 
 

@@ -22,18 +22,18 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from alignzeg.engine import (
-    Trainer,
-    launch,
-    parse_args,
-    read_checkpoint,
-    setup_config,
-    start_run,
+from alignzeg.engine import Trainer, parse_args, read_checkpoint, setup_config, start_run
+from alignzeg.engine.checkpoints.state import (
+    config_changes,
+    own_randomness,
+    plain,
+    rng_state,
+    set_rng_state,
 )
-from alignzeg.engine.sampling import TrainLoader
-from alignzeg.engine.signals import EXIT_SAVED
-from alignzeg.engine.state import config_changes, own_randomness, plain, rng_state, set_rng_state
-from alignzeg.engine.trainer import build_parallel_model
+from alignzeg.engine.processes import launch
+from alignzeg.engine.processes.signals import EXIT_SAVED
+from alignzeg.engine.training.sampling import TrainLoader
+from alignzeg.engine.training.trainer import build_parallel_model
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
 PLUGIN = Path(__file__).parent / "toy_plugin.py"

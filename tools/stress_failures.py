@@ -141,7 +141,7 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
 def prepare(root: Path) -> None:
     """A few scenes, and everything imported that a run needs, once for all of them."""
     from alignzeg.data.zeroshapes import write_dataset
-    from alignzeg.engine import supervision
+    from alignzeg.engine.processes import supervision
 
     write_dataset(root, "train", 4, size=64, workers=1)
     write_dataset(root, "val", 5, size=64, workers=1)

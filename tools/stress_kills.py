@@ -35,8 +35,8 @@ from detectron2.utils.logger import setup_logger
 
 from alignzeg import engine
 from alignzeg.data.zeroshapes import write_dataset
-from alignzeg.engine.files import aside
-from alignzeg.engine.reading import find_newest
+from alignzeg.engine.checkpoints.files import aside
+from alignzeg.engine.checkpoints.reading import find_newest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "zeroshapes" / "alignzeg.yaml"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from alignzeg.engine.checkpoint import AlignZegCheckpointer, read_checkpoint
-from alignzeg.engine.launch import guarded, launch
-from alignzeg.engine.placement import parse_args, world_size
+from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer, read_checkpoint
+from alignzeg.engine.processes.launch import guarded, launch
+from alignzeg.engine.processes.placement import parse_args, world_size
 from alignzeg.engine.run import evaluate, train
-from alignzeg.engine.settings import config_from_yaml, import_plugin, setup_config
+from alignzeg.engine.settings.reading import config_from_yaml, import_plugin, setup_config
+from alignzeg.engine.settings.validation import validate
 from alignzeg.engine.start import start_run
-from alignzeg.engine.trainer import Trainer
-from alignzeg.engine.validation import validate
+from alignzeg.engine.training.trainer import Trainer
 
 __all__ = [
     "AlignZegCheckpointer",

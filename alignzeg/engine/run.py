@@ -8,9 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from alignzeg.data.lint import validate_names
-from alignzeg.engine.checkpoint import AlignZegCheckpointer
-from alignzeg.engine.provenance import record_run
-from alignzeg.engine.trainer import Trainer
+from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.records.provenance import record_run
+from alignzeg.engine.training.trainer import Trainer
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:

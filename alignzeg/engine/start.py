@@ -14,9 +14,9 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from alignzeg.engine.errors import explain
-from alignzeg.engine.optim import scaled_lr
-from alignzeg.engine.resume import saved_seed
+from alignzeg.engine.checkpoints.resume import saved_seed
+from alignzeg.engine.processes.errors import explain
+from alignzeg.engine.solver.optim import scaled_lr
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from detectron2.engine import defaults
 
 from alignzeg.__main__ import main as command
 from alignzeg.engine import guarded, parse_args
-from alignzeg.engine.provenance import describe_code
+from alignzeg.engine.records.provenance import describe_code
 from fuzzing.common import TRAIN, Case
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

@@ -10,9 +10,9 @@ from typing import Any
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
-from alignzeg.engine.checkpoint import AlignZegCheckpointer
-from alignzeg.engine.signals import EXIT_SAVED, StopRequest
-from alignzeg.engine.state import own_randomness
+from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.checkpoints.state import own_randomness
+from alignzeg.engine.processes.signals import EXIT_SAVED, StopRequest
 from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
-from alignzeg.engine.muon import MuonWithAdamW
+from alignzeg.engine.solver.muon import MuonWithAdamW
 
 __all__ = [
     "AMP_DTYPES",

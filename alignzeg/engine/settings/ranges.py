@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from alignzeg.engine.settings import flatten
+from alignzeg.engine.settings.reading import flatten
 
 # More loading workers than this in one process is a slip of the finger.
 MOST_WORKERS = 512

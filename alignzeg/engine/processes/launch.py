@@ -15,8 +15,8 @@ import torch.distributed as dist
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from alignzeg.engine import leaving, lifeline
-from alignzeg.engine.errors import (
+from alignzeg.engine.processes import leaving, lifeline
+from alignzeg.engine.processes.errors import (
     BUG,
     INTERRUPTED,
     NON_FINITE,
@@ -24,8 +24,8 @@ from alignzeg.engine.errors import (
     exit_code,
     explain,
 )
-from alignzeg.engine.placement import Placement, find_placement
-from alignzeg.engine.supervision import run_processes
+from alignzeg.engine.processes.placement import Placement, find_placement
+from alignzeg.engine.processes.supervision import run_processes
 
 # Processes of one run may start this far apart, on machines of different speed.
 START_TIMEOUT = timedelta(minutes=5)

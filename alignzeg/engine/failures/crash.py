@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignzeg.engine.checkpoint import KEY, describe
-from alignzeg.engine.files import check_room, damage, write_atomically
-from alignzeg.engine.state import PRIMITIVES, rng_state, tensor_bytes
+from alignzeg.engine.checkpoints.checkpoint import KEY, describe
+from alignzeg.engine.checkpoints.files import check_room, damage, write_atomically
+from alignzeg.engine.checkpoints.state import PRIMITIVES, rng_state, tensor_bytes
 from alignzeg.structures import Targets, Vocabulary
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
-from alignzeg.engine.state import own_randomness
+from alignzeg.engine.checkpoints.state import own_randomness
 
 # Signals that a scheduler sends to every process of a job; the training process acts on them, and
 # needs its workers to finish the step.

@@ -15,14 +15,14 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from alignzeg.data.own import setup_own_data
-from alignzeg.engine.checkpoint import KEY, verify
-from alignzeg.engine.crash import BUNDLE, from_plain
-from alignzeg.engine.errors import NON_FINITE
-from alignzeg.engine.finite import names_in, trace
-from alignzeg.engine.placement import OneLineParser
-from alignzeg.engine.reading import read_checkpoint
-from alignzeg.engine.settings import config_from_yaml
-from alignzeg.engine.state import set_rng_state
+from alignzeg.engine.checkpoints.checkpoint import KEY, verify
+from alignzeg.engine.checkpoints.reading import read_checkpoint
+from alignzeg.engine.checkpoints.state import set_rng_state
+from alignzeg.engine.failures.crash import BUNDLE, from_plain
+from alignzeg.engine.failures.finite import names_in, trace
+from alignzeg.engine.processes.errors import NON_FINITE
+from alignzeg.engine.processes.placement import OneLineParser
+from alignzeg.engine.settings.reading import config_from_yaml
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,10 +10,10 @@ import yaml
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from alignzeg.engine.checkpoint import KEY, POINTER
-from alignzeg.engine.reading import find_newest, read_checkpoint
-from alignzeg.engine.sampling import TrainLoader
-from alignzeg.engine.state import config_changes, rng_state
+from alignzeg.engine.checkpoints.checkpoint import KEY, POINTER
+from alignzeg.engine.checkpoints.reading import find_newest, read_checkpoint
+from alignzeg.engine.checkpoints.state import config_changes, rng_state
+from alignzeg.engine.training.sampling import TrainLoader
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 
-from alignzeg.engine.errors import PEER_FAILED, one_line
+from alignzeg.engine.processes.errors import PEER_FAILED, one_line
 
 logger = logging.getLogger(__name__)
 

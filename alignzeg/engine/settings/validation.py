@@ -13,9 +13,9 @@ from detectron2.utils.registry import Registry
 from alignzeg.data.catalog import registered_names
 from alignzeg.data.checks import check_files
 from alignzeg.data.own import is_own
-from alignzeg.engine.optim import AMP_DTYPES, LR_SCHEDULERS, OPTIMIZERS
-from alignzeg.engine.ranges import validate_ranges
-from alignzeg.engine.reading import require_trust
+from alignzeg.engine.checkpoints.reading import require_trust
+from alignzeg.engine.settings.ranges import validate_ranges
+from alignzeg.engine.solver.optim import AMP_DTYPES, LR_SCHEDULERS, OPTIMIZERS
 from alignzeg.registries import (
     BIAS_CORRECTOR_REGISTRY,
     CLASSIFIER_REGISTRY,

@@ -15,11 +15,11 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alignzeg.engine import lifeline
-from alignzeg.engine.crash import Batch
-from alignzeg.engine.errors import NonFiniteError
-from alignzeg.engine.finite import Watch, names_in, trace
-from alignzeg.engine.state import rng_state, set_rng_state
+from alignzeg.engine.checkpoints.state import rng_state, set_rng_state
+from alignzeg.engine.failures.crash import Batch
+from alignzeg.engine.failures.finite import Watch, names_in, trace
+from alignzeg.engine.processes import lifeline
+from alignzeg.engine.processes.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)
 

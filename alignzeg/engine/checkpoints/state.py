@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from alignzeg.engine.settings import flatten
+from alignzeg.engine.settings.reading import flatten
 
 # Detectron2's augmentations draw from the global generators, so these are what must be kept.
 PRIMITIVES = (bool, int, float, str, bytes, type(None))

@@ -14,9 +14,16 @@ from typing import Any
 
 import torch.multiprocessing
 
-from alignzeg.engine import leaving
-from alignzeg.engine.errors import BUG, NON_FINITE, PEER_FAILED, RunFailed, exit_code, explain
-from alignzeg.engine.signals import forwarding
+from alignzeg.engine.processes import leaving
+from alignzeg.engine.processes.errors import (
+    BUG,
+    NON_FINITE,
+    PEER_FAILED,
+    RunFailed,
+    exit_code,
+    explain,
+)
+from alignzeg.engine.processes.signals import forwarding
 
 # CUDA does not survive a fork.
 START_METHOD = "spawn"

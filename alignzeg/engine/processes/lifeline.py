@@ -24,14 +24,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from alignzeg.engine.errors import (
+from alignzeg.engine.processes.errors import (
     BUG,
     NON_FINITE,
     NonFiniteError,
     explain,
     one_line,
 )
-from alignzeg.engine.leaving import LEAVE_SECONDS, POLL_SECONDS, force_exit_later, leave
+from alignzeg.engine.processes.leaving import LEAVE_SECONDS, POLL_SECONDS, force_exit_later, leave
 
 logger = logging.getLogger(__name__)
 

@@ -22,29 +22,29 @@ from torch import nn
 from alignzeg.data.fingerprint import data_hash, fingerprint
 from alignzeg.data.labels import asked_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
-from alignzeg.engine import lifeline
-from alignzeg.engine.checkpoint import AlignZegCheckpointer
-from alignzeg.engine.crash import CrashWriter
-from alignzeg.engine.curve import LossCurve
-from alignzeg.engine.finite import naming_images
-from alignzeg.engine.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
-from alignzeg.engine.likeness import check_kinds
-from alignzeg.engine.optim import (
-    AMP_DTYPES,
-    build_lr_scheduler,
-    build_optimizer,
-)
-from alignzeg.engine.resume import (
+from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.checkpoints.likeness import check_kinds
+from alignzeg.engine.checkpoints.resume import (
     changes_since,
     check_resumable,
     rank_state,
     report_changes,
     restore_rank,
 )
-from alignzeg.engine.sampling import TrainLoader
-from alignzeg.engine.signals import StopRequest
-from alignzeg.engine.state import set_rng_state
-from alignzeg.engine.step import StepTrainer
+from alignzeg.engine.checkpoints.state import set_rng_state
+from alignzeg.engine.failures.crash import CrashWriter
+from alignzeg.engine.failures.finite import naming_images
+from alignzeg.engine.processes import lifeline
+from alignzeg.engine.processes.signals import StopRequest
+from alignzeg.engine.records.curve import LossCurve
+from alignzeg.engine.solver.optim import (
+    AMP_DTYPES,
+    build_lr_scheduler,
+    build_optimizer,
+)
+from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
+from alignzeg.engine.training.sampling import TrainLoader
+from alignzeg.engine.training.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
 
 logger = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See `alignzeg.engine.optim.build_optimizer`."""
+        """See `alignzeg.engine.solver.optim.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod

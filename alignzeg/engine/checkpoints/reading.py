@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from alignzeg.engine.files import aside, damage
+from alignzeg.engine.checkpoints.files import aside, damage
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from alignzeg.engine.errors import USER_ERRORS, explain
+from alignzeg.engine.processes.errors import USER_ERRORS, explain
 
 # Seconds in which the other processes reach the same point, if this one has something bad to say.
 AGREE_SECONDS = 20

@@ -30,7 +30,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from alignzeg.data.fingerprint import fingerprint
-from alignzeg.engine.files import write_atomically
+from alignzeg.engine.checkpoints.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

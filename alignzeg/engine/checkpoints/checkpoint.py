@@ -12,15 +12,15 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from alignzeg.engine.files import check_room, write_atomically
-from alignzeg.engine.reading import (
+from alignzeg.engine.checkpoints.files import check_room, write_atomically
+from alignzeg.engine.checkpoints.reading import (
     check_written,
     find_newest,
     prune,
     read_checkpoint,
     require_trust,
 )
-from alignzeg.engine.state import plain, tensor_bytes
+from alignzeg.engine.checkpoints.state import plain, tensor_bytes
 
 __all__ = ["FORMAT_VERSION", "KEY", "AlignZegCheckpointer", "describe", "read_checkpoint", "verify"]
 

@@ -1,0 +1,1 @@
+"""Steps that fail: noticed, traced to their origin, and made again."""

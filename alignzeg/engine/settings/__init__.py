@@ -1,0 +1,1 @@
+"""From YAML and KEY VALUE pairs to one checked config."""

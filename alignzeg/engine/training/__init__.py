@@ -1,0 +1,1 @@
+"""The training loop: samples, steps, hooks, and the trainer around them."""
