@@ -13,56 +13,17 @@ Shapes as in `alignzeg.structures`; n rows of masks, P places (cells or points).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 from torch.nn import functional as F
 
+from alignzeg.losses.functional.numeric import full_precision, softplus
+
 # Elements of one tile of a cost matrix's temporaries: 4 MiB in float32.
 _TILE_ELEMENTS = 2**20
 # Masks brought to the prediction grid at once, which bounds the full-size float temporary.
 _MASKS_AT_ONCE = 8
-
-
-def full_precision(values: Tensor) -> Tensor:
-    """Half-precision values as float32; float32 and float64 unchanged."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def no_loss(*tensors: Tensor) -> Tensor:
-    """A zero that stays connected to the graph of the tensors, whatever they hold.
-
-    Distributed training waits for a gradient of every parameter, also where nothing is to learn.
-    An empty slice, unlike a product with 0, gives 0 for infinite and NaN entries too.
-    """
-    return torch.stack([full_precision(tensor).flatten()[:0].sum() for tensor in tensors]).sum()
-
-
-class _Softplus(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.save_for_backward(values)
-        return values.abs().neg_().exp_().add_(1).log_().add_(values.clamp(min=0))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (values,) = ctx.saved_tensors
-        return grad * values.sigmoid()
-
-
-def softplus(values: Tensor) -> Tensor:
-    """log(1 + exp(x)) as log(1 + exp(-|x|)) + max(x, 0), several times as fast on CPU as log1p.
-
-    Args:
-        values: any shape, any real value.
-
-    Returns:
-        The same shape. The absolute error is that of rounding 1 + exp(-|x|): 1e-7 in float32.
-        The gradient is the sigmoid, also at 0.
-    """
-    return _Softplus.apply(values)
 
 
 def _stride(area: Tensor, size: tuple[int, int]) -> tuple[int, int]:
@@ -256,24 +217,3 @@ def sample_uncertain_points(
         torch.cat([chosen_coords, more_coords], dim=1),
         torch.cat([pixels.gather(1, chosen), more_pixels], dim=1),
     )
-
-
-def prototype_diversity(prototypes: Tensor, margin: float) -> Tensor:
-    """Mean over pairs m != m' of relu(cosine - margin); 0 for a single prototype.
-
-    Args:
-        prototypes: (M, D) unit length.
-        margin: cosine up to which two prototypes do not repel each other.
-
-    Returns:
-        Scalar in [0, 1 - margin].
-
-    Source: AlignZeg (arXiv 2404.05667) asks for diverse background prototypes; this form is ours.
-    """
-    count = len(prototypes)
-    if count < 2:
-        return no_loss(prototypes)
-    prototypes = full_precision(prototypes)
-    excess = (prototypes @ prototypes.T - margin).relu()
-    others = ~torch.eye(count, dtype=torch.bool, device=prototypes.device)
-    return excess[others].sum() / (count * (count - 1))

@@ -1,0 +1,27 @@
+"""Losses as pure functions: of masks, of embeddings, and the numerics below both."""
+
+from alignzeg.losses.functional.embeddings import prototype_diversity
+from alignzeg.losses.functional.masks import (
+    cell_shares,
+    grid_targets,
+    logits_at,
+    mask_losses,
+    pairwise_mask_costs,
+    sample_points,
+    sample_uncertain_points,
+)
+from alignzeg.losses.functional.numeric import full_precision, no_loss, softplus
+
+__all__ = [
+    "cell_shares",
+    "full_precision",
+    "grid_targets",
+    "logits_at",
+    "mask_losses",
+    "no_loss",
+    "pairwise_mask_costs",
+    "prototype_diversity",
+    "sample_points",
+    "sample_uncertain_points",
+    "softplus",
+]
