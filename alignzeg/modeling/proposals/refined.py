@@ -19,6 +19,9 @@ SEED_STRIDE = 8
 # Logits that learning may add to or take from likeness, whose own range is about +-8: only what is
 # learned with near certainty overrules it. [ours]
 LEARNED_REACH = 12.0
+# Likeness is scale * (cosine - threshold): the middle of each, and how far a query moves it. [ours]
+SCALE, SCALE_REACH = 12, 4
+THRESHOLD, THRESHOLD_REACH = 0.3, 0.15
 
 
 def at_grid_points(level: Tensor, side: int) -> Tensor:
@@ -161,7 +164,9 @@ class MutuallyRefinedExtractor(PlainExtractor):
             prototypes = shares @ pixels.frozen.flatten(2).transpose(1, 2)
         cosines = F.normalize(prototypes, dim=-1) @ pixels.frozen.flatten(2)
         scale, threshold = self.likeness(learned.embeds).tanh().unsqueeze(-1).unbind(2)
-        likeness = (12 + 4 * scale) * (cosines - 0.3 - 0.15 * threshold)
+        likeness = (SCALE + SCALE_REACH * scale) * (
+            cosines - THRESHOLD - THRESHOLD_REACH * threshold
+        )
         bounded = LEARNED_REACH * (learned.mask_logits / LEARNED_REACH).tanh()
         return Proposals(learned.embeds, bounded + likeness.reshape(bounded.shape))
 
