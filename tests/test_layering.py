@@ -37,6 +37,7 @@ LAYERS = {
     "alignzeg.modeling.vlm.weights": (1, "weights"),
     "alignzeg.losses": (2, ""),
     "alignzeg.losses.functional": (1, "functional"),
+    "alignzeg.losses.mmd": (1, "mmd"),
     "alignzeg.losses.criteria.base": (1, "criteria.base"),
     "alignzeg.data": (2, ""),
     "alignzeg.data.catalog": (2, "catalog"),
