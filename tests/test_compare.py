@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, TINY_OPTS
+from conftest import CONFIGS, REPOSITORY, TINY_OPTS
 from detectron2.config import CfgNode
 
 from alignzeg.__main__ import main
@@ -65,6 +65,8 @@ def test_everything_is_recorded(runs: Path) -> None:
     assert entry["data"]["zeroshapes_train"]["images"] == 8
     assert entry["environment"]["torch"] and entry["environment"]["detectron2"]
     assert entry["git"] is None or len(entry["git"]["commit"]) == 40
+    # All of the package, not a part of it.
+    assert entry["source"] == hash_sources(REPOSITORY / "alignzeg")
     assert not list(runs.rglob("*.tmp"))
 
 

@@ -29,6 +29,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+import alignzeg
 from alignzeg.data.fingerprint import fingerprint
 from alignzeg.engine.checkpoints.files import write_atomically
 
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "provenance.json"
 FORMAT = 1
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(alignzeg.__file__).resolve().parent
 # Packages whose version can change a number.
 VERSIONED = (
     "torch",
