@@ -63,7 +63,7 @@ KILLS ?= 200
 FAILURES ?= 20
 soak: setup
 	OMP_NUM_THREADS=1 $(PY) tools/stress_kills.py --kills $(KILLS)
-	$(PY) tools/stress_failures.py --rounds $(FAILURES)
+	OMP_NUM_THREADS=1 $(PY) tools/stress_failures.py --rounds $(FAILURES)
 	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
 
 # Damaged inputs of every kind: each must run or end with one line. About 10 minutes.

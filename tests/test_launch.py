@@ -6,40 +6,39 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+import stress_failures
+from forks import forked
 
 from alignzeg.engine.processes import errors, lifeline, supervision
 from alignzeg.engine.processes.errors import NonFiniteError, RunFailed, exit_code, explain
 from alignzeg.engine.processes.placement import Placement
 
-STRESS = [sys.executable, str(REPOSITORY / "tools" / "stress_failures.py"), "--rounds", "1"]
 
-
-def stress(*words: str) -> None:
-    done = subprocess.run([*STRESS, *words], capture_output=True, text=True, timeout=580)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-
-
-def test_all_leave_and_name_the_cause() -> None:
-    stress("--launchers", "num-gpus", "--ranks", "1", "--kinds", "cost,raise,kill,evaluation-raise")
-
-
-def test_all_leave_where_nobody_watches_them() -> None:
-    stress("--launchers", "variables", "--ranks", "0", "--kinds", "gradient,exit")
-
-
-def test_nobody_is_left_when_the_parent_is_killed() -> None:
-    stress("--launchers", "num-gpus", "--kinds", "parent")
-
-
-def test_all_leave_under_torchrun() -> None:
-    stress("--launchers", "torchrun", "--kinds", "raise", "--ranks", "1")
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ["num-gpus/cost/1", "num-gpus/kill/0", "num-gpus/evaluation-raise/1", "num-gpus/parent/0"],
+        ["variables/gradient/0", "variables/exit/1", "torchrun/raise/1", "torchrun/parent/0"],
+    ],
+)
+def test_all_leave_and_name_the_cause(tmp_path: Path, cases: list[str]) -> None:
+    """A few of the ways to fail; `make soak` goes through all of them."""
+    words = ["--rounds", "1", "--cases", ",".join(cases)]
+    pid = forked(lambda: stress_failures.main(words), tmp_path / "stress")
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    lines = (tmp_path / "stress.stdout").read_text().splitlines()
+    assert code == 0, (lines, (tmp_path / "stress.stderr").read_text())
+    assert [line.split()[0] for line in lines] == cases
 
 
 @pytest.fixture

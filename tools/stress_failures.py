@@ -12,25 +12,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
+import fnmatch
+import itertools
 import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from forks import MARKER, finish, forked, living
+from forks import LAUNCHERS, forked, living
+
+from alignzeg.__main__ import main as alignzeg
+from alignzeg.data.zeroshapes import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TRAIN_NET = REPOSITORY / "tools" / "train_net.py"
+# From the fault until all processes have gone; and to reach the fault, which nobody promises.
 LIMIT_SECONDS = 60
-RUN_SECONDS = 300
+START_SECONDS = 500
 OPTS = {
     "MODEL.DEVICE": "cpu",
     "MODEL.META_ARCHITECTURE": "FaultyAlignZeg",
@@ -66,17 +68,27 @@ EXPECTED = {
         f"evaluation-{kind}": text + (r".*the last image was .*\.png" if kind == "raise" else "")
         for kind, text in ENDS.items()
     },
-    "parent": "",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A way to fail: what, in which process, and who started the processes."""
+    """A way to fail: who started the processes, what happens, and in which of them."""
 
+    launcher: str
     kind: str
     rank: int
-    launcher: str
+
+    def __str__(self) -> str:
+        """As in --cases."""
+        return f"{self.launcher}/{self.kind}/{self.rank}"
+
+
+CASES = [
+    *(Case(*parts) for parts in itertools.product(LAUNCHERS, EXPECTED, (0, 1))),
+    # By variables nobody has started the processes.
+    *(Case(launcher, "parent", 0) for launcher in LAUNCHERS if launcher != "variables"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,33 +103,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs all rounds and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--kinds", default=",".join(EXPECTED))
-    parser.add_argument("--ranks", default="0,1")
     parser.add_argument(
-        "--launchers",
-        default="num-gpus,variables",
-        help="num-gpus, variables (of torchrun, set by hand), torchrun (slow)",
+        "--cases",
+        default="*",
+        help=f"comma-separated patterns of LAUNCHER/KIND/PROCESS, such as {CASES[0]} or */parent/*",
     )
     args = parser.parse_args(argv)
+    patterns = args.cases.split(",")
+    chosen = [case for case in CASES if any(fnmatch.fnmatch(str(case), p) for p in patterns)]
+    if not chosen:
+        parser.error(f"--cases {args.cases} matches none of {[str(case) for case in CASES]}")
     folder = Path(tempfile.mkdtemp(prefix="alignzeg-stress-"))
     os.environ.update(
         DETECTRON2_DATASETS=str(folder / "data"), OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"
     )
-    prepare(folder / "data")
+    write_dataset(folder / "data", "train", 4, size=64, workers=1)
+    write_dataset(folder / "data", "val", 5, size=64, workers=1)
     wrong = 0
-    for case in cases(args):
-        outcomes = []
-        for number in range(args.rounds):
-            outcomes.append(
-                attempt(case, folder / f"{case.launcher}-{case.kind}-{case.rank}-{number}")
-            )
+    for case in chosen:
+        begin = time.monotonic()
+        outcomes = [
+            attempt(case, folder / str(case) / str(number)) for number in range(args.rounds)
+        ]
         problems = [outcome.problem for outcome in outcomes if outcome.problem]
         wrong += len(problems)
         slowest = max(outcome.seconds for outcome in outcomes)
         sys.stdout.write(
-            f"{case.launcher:9} {case.kind:16} process {case.rank}: "
-            f"{len(outcomes) - len(problems)} of {len(outcomes)}, gone after at most "
-            f"{slowest:.1f} s{'; ' if problems else ''}{'; '.join(problems[:3])}\n"
+            f"{str(case):32} {len(outcomes) - len(problems)} of {len(outcomes)}, gone after at "
+            f"most {slowest:.1f} s, {(time.monotonic() - begin) / len(outcomes):.0f} s a run"
+            f"{'; ' if problems else ''}{'; '.join(problems[:3])}\n"
         )
         sys.stdout.flush()
     if not wrong:
@@ -125,43 +139,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(wrong > 0)
 
 
-def cases(args: argparse.Namespace) -> Iterator[Case]:
-    """All combinations that make sense."""
-    for launcher in args.launchers.split(","):
-        for kind in args.kinds.split(","):
-            if kind == "parent":
-                # With variables set by hand nobody has started the processes.
-                if launcher != "variables":
-                    yield Case(kind, 0, launcher)
-                continue
-            for rank in args.ranks.split(","):
-                yield Case(kind, int(rank), launcher)
-
-
-def prepare(root: Path) -> None:
-    """A few scenes, and everything imported that a run needs, once for all of them."""
-    from alignzeg.data.zeroshapes import write_dataset
-    from alignzeg.engine.processes import supervision
-
-    write_dataset(root, "train", 4, size=64, workers=1)
-    write_dataset(root, "val", 5, size=64, workers=1)
-    # Nothing has been computed here, so that a fork is as good as a new process, and faster.
-    supervision.START_METHOD = "fork"
-
-
 def command_line(case: Case, output: Path) -> list[str]:
     """The words after `train_net.py`."""
     opts = {
         **OPTS,
         "OUTPUT_DIR": str(output),
-        "ALIGNZEG.VLM.CACHE_DIR": str(output.parent / "text"),
+        "ALIGNZEG.VLM.CACHE_DIR": str(output.parents[3] / "text"),
         "FAULT.KIND": case.kind,
         "FAULT.RANK": str(case.rank),
     }
     if case.kind == "parent":
         opts |= {"FAULT.KIND": "", "SOLVER.MAX_ITER": "100000"}
     words = ["--config-file", str(REPOSITORY / "configs" / "zeroshapes" / "alignzeg.yaml")]
-    words += ["--num-gpus", "2"] if case.launcher == "num-gpus" else []
     return [*words, *(word for pair in opts.items() for word in pair)]
 
 
@@ -169,10 +158,8 @@ def attempt(case: Case, output: Path) -> Outcome:
     """One run, and everything that must be true of it."""
     output.mkdir(parents=True)
     words = command_line(case, output)
-    mark = f"{case.kind}{case.rank}{time.time()}"
-    session = start(case, words, output, mark)
-    fault, gone, code = observe(case, session, output, mark)
-    text = (output / "stderr").read_text("utf-8", "replace")
+    session = forked(lambda: LAUNCHERS[case.launcher](words), output / "run")
+    fault, gone, code = observe(case, session, output)
     problem = ""
     if fault is None:
         problem = "the fault did not happen"
@@ -183,7 +170,7 @@ def attempt(case: Case, output: Path) -> Outcome:
     elif code == 0:
         problem = "exit code 0"
     elif case.kind != "parent":
-        problem = check_report(case, text)
+        problem = check_report(case, output)
     if problem:
         problem += f" (see {output})"
     else:
@@ -191,8 +178,9 @@ def attempt(case: Case, output: Path) -> Outcome:
     return Outcome(problem, (gone or time.time()) - (fault or time.time()))
 
 
-def check_report(case: Case, text: str) -> str:
+def check_report(case: Case, output: Path) -> str:
     """What is wrong with what the user saw."""
+    text = (output / "run.stderr").read_text("utf-8", "replace")
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     pattern = EXPECTED[case.kind].replace("{rank}", str(case.rank))
     found = next(filter(None, (re.search(pattern, line) for line in errors)), None)
@@ -200,78 +188,19 @@ def check_report(case: Case, text: str) -> str:
         return f"the report does not name the cause: {errors or text[-300:]!r}"
     if case.kind not in VALUES:
         return ""
-    again = Path(found.group(1)).parent.parent / "again"
-    pid = forked(lambda: replay(found.group(1)), again)
+    pid = forked(lambda: alignzeg(["replay", found.group(1)]), output / "again")
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    seen = (again.with_suffix(".stdout")).read_text("utf-8")
+    seen = (output / "again.stdout").read_text("utf-8")
     if code != 3 or not re.search("now: .*" + VALUES[case.kind], seen):
         return f"the replay gave exit code {code}: {seen[-300:]!r}"
     return ""
 
 
-def replay(bundle: str) -> int:
-    """`python -m alignzeg replay`."""
-    from alignzeg.__main__ import main as alignzeg
-
-    return alignzeg(["replay", bundle])
-
-
-def train(words: Sequence[str]) -> int:
-    """`tools/train_net.py`."""
-    from alignzeg import engine
-
-    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return engine.guarded(lambda: module.start(engine.parse_args(words)))
-
-
-def start(case: Case, words: Sequence[str], output: Path, mark: str) -> int:
-    """Starts a run in a session of its own; returns the session's id."""
-    logs = output / "run"
-    if case.launcher == "num-gpus":
-        pid = forked(lambda: train(words), logs)
-    elif case.launcher == "variables":
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = str(server.getsockname()[1])
-        pid = forked(lambda: by_variables(words, port), logs)
-    else:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        with logs.with_suffix(".stdout").open("w") as out, (output / "stderr").open("w") as err:
-            process = subprocess.Popen(
-                [*torchrun, "--nproc-per-node", "2", str(TRAIN_NET), *words],
-                env={**os.environ, MARKER: mark},
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
-        return process.pid
-    (output / "stderr").symlink_to(logs.with_suffix(".stderr"))
-    return pid
-
-
-def by_variables(words: Sequence[str], port: str) -> int:
-    """Two processes whose places are in variables, as torchrun sets them; nobody watches them."""
-    pids = []
-    for rank in range(2):
-        pid = os.fork()
-        if pid == 0:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-            finish(lambda: train(words))
-        pids.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    return 0 if 0 in codes else 1
-
-
-def observe(
-    case: Case, session: int, output: Path, mark: str
-) -> tuple[float | None, float | None, int]:
+def observe(case: Case, session: int, output: Path) -> tuple[float | None, float | None, int]:
     """When the fault happened, when the last process had gone, and the exit code."""
     fault: float | None = None
     code: int | None = None
-    limit = time.time() + RUN_SECONDS
+    limit = time.time() + START_SECONDS
     while time.time() < limit:
         if code is None:
             pid, status = os.waitpid(session, os.WNOHANG)
@@ -281,13 +210,14 @@ def observe(
             if curve.exists() and curve.read_text().count("\n") > 1:
                 fault = time.time()
                 os.kill(session, signal.SIGKILL)
+                limit = fault + 2 * LIMIT_SECONDS
         elif fault is None and (output / "fault").exists():
             fault = float((output / "fault").read_text() or time.time())
             limit = fault + 2 * LIMIT_SECONDS
-        if code is not None and not living(session, mark):
+        if code is not None and not living(session):
             return fault, time.time(), code
         time.sleep(0.1)
-    for pid in living(session, mark):
+    for pid in living(session):
         os.kill(pid, signal.SIGKILL)
     return fault, None, code or 0
 

@@ -53,12 +53,13 @@ def leave(reason: str, *, aloud: bool) -> None:
 
 def exit_now(code: int) -> None:
     """Ends this process and its workers without tidying up, which may wait for what has gone."""
-    for worker in multiprocessing.active_children():
-        with contextlib.suppress(OSError, ValueError):
-            worker.kill()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    # Last, as threads of this process may complain that their workers are gone.
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(OSError, ValueError):
+            worker.kill()
     os._exit(code)
 
 

@@ -25,8 +25,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 class StopRequest:
     """Whether any process of the run has been asked to stop by SIGTERM or SIGUSR1.
 
-    The first signal lets the step end. A second SIGTERM ends the process at once, and so does a
-    step (or an evaluation) that takes longer than the grace time: its peers may be gone.
+    The first signal lets the step end. Others change nothing: a process manager may send one to
+    this process and to its parent, which hands it on. A step (or an evaluation) that takes longer
+    than the grace time ends the process without saving: its peers may be gone.
 
     Attributes:
         received: name of the signal that this process has received, or empty.
@@ -63,8 +64,6 @@ class StopRequest:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received:
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
             return
         self.received = signal.Signals(number).name
         self._timer = threading.Timer(self.grace_s, os._exit, (128 + number,))
