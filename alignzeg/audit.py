@@ -22,10 +22,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from alignzeg.arguments import OneLineParser
 from alignzeg.data.changed import Relabelling, hidden_names, relabelled, renamed
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.engine import Trainer, setup_config, validate
-from alignzeg.engine.processes.placement import OneLineParser
 from alignzeg.engine.training.trainer import build_step_trainer
 
 CLEAN, LEAK = 0, 1
@@ -213,7 +213,9 @@ def parser() -> OneLineParser:
     )
     result.add_argument("config", metavar="CONFIG")
     result.add_argument("--steps", type=int, default=3, help="training steps of each trial")
-    result.add_argument("opts", nargs="*", metavar="KEY VALUE", help="on top of the config")
+    result.add_argument(
+        "opts", nargs="*", default=[], metavar="KEY VALUE", help="on top of the config"
+    )
     return result
 
 

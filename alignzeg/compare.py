@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from alignzeg.engine.processes.placement import OneLineParser
+from alignzeg.arguments import OneLineParser
 from alignzeg.engine.records.curve import FILE_NAME as CURVE_FILE
 from alignzeg.engine.records.curve import read_curve
 from alignzeg.engine.records.provenance import FILE_NAME, last_training, read_history
@@ -222,13 +222,17 @@ def compare_runs(run: str, reference: str, tolerance: float = 0.0) -> list[Part]
     """Compares two runs, part by part, in the order in which one causes the next.
 
     Raises:
-        ValueError: if one of the folders is none of a run, or the tolerance is not in [0, 1).
+        ValueError: if one of the folders is none of a run, if there is nothing that both have
+            recorded, or if the tolerance is not in [0, 1).
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"--tolerance is {tolerance}; it must be in [0, 1), such as 1e-5")
     ours, theirs = read_entries(run), read_entries(reference)
     parts = [compare_part(name, read, ours, theirs) for name, read in PARTS]
-    return [*parts, compare_losses(Path(run), Path(reference), tolerance)]
+    parts.append(compare_losses(Path(run), Path(reference), tolerance))
+    if not any(part.known for part in parts):
+        raise ValueError(f"{run!r} and {reference!r} have recorded nothing that can be compared")
+    return parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from alignzeg.arguments import OneLineParser
 from alignzeg.data.catalog import dataset_root, registered_names
 from alignzeg.engine.settings.reading import setup_config
 from alignzeg.registries import build_vlm
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 if a required check failed, 2 if the config cannot be read.
     """
-    parser = argparse.ArgumentParser("alignzeg doctor", description=__doc__)
+    parser = OneLineParser(prog="python -m alignzeg doctor", description=__doc__)
     parser.add_argument("--config-file", default="", help="also check what this config needs")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args(argv)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+from alignzeg.arguments import OneLineParser
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.files import write_atomically
 from alignzeg.engine.checkpoints.reading import read_checkpoint
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: see `export`.
     """
-    parser = argparse.ArgumentParser(prog="python -m alignzeg export", description=__doc__)
+    parser = OneLineParser(prog="python -m alignzeg export", description=__doc__)
     parser.add_argument("weights", help="a checkpoint, such as output/model_final.pth")
     parser.add_argument("output", nargs="?", help="by default beside it, with .safetensors")
     args = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alignzeg.engine.processes.placement import OneLineParser
+from alignzeg.arguments import OneLineParser
 from alignzeg.evaluation.per_image import FILE_PATTERN, PerImage, load_per_image
 from alignzeg.evaluation.uncertainty import Comparison, Interval, compare, intervals
 
@@ -41,6 +42,11 @@ def find_files(place: str) -> dict[str, Path]:
     path = Path(place)
     if path.is_file():
         return {path.name: path}
+    if not path.exists():
+        raise ValueError(
+            f"{place!r} does not exist; give a run's folder, evaluated with "
+            "ALIGNZEG.TEST.SAVE_PER_IMAGE True"
+        )
     pattern = FILE_PATTERN.format("*")
     found = {p.name: p for folder in (path, path / "inference") for p in folder.glob(pattern)}
     if not found:
@@ -94,6 +100,26 @@ def comparison_table(title: str, found: dict[str, Comparison], level: float) -> 
     return table
 
 
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """The same command line, if it makes sense.
+
+    Raises:
+        ValueError: naming the first word that does not.
+    """
+    if len(args.evaluations) > 2:
+        raise ValueError(f"give one or two evaluations, not {len(args.evaluations)}")
+    if not 0 < args.level < 1:
+        raise ValueError(f"--level is {args.level}; it must be between 0 and 1, such as 0.95")
+    for name in ("resamples", "permutations"):
+        if getattr(args, name) < 100:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be 100 or more")
+    if args.seed < 0:
+        raise ValueError(f"--seed is {args.seed}; it must be 0 or more")
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).parent.is_dir()):
+        raise ValueError(f"--json is {args.json!r}; it must be a file in a folder that exists")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the intervals or the comparison.
 
@@ -104,18 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; whether a difference is significant is not an exit code.
 
     Raises:
-        ValueError: on missing or unlike evaluations, or a level that is no probability.
+        ValueError: on missing or unlike evaluations, or a command line that makes no sense.
     """
-    args = parser().parse_args(argv)
-    if len(args.evaluations) > 2:
-        raise ValueError(f"give one or two evaluations, not {len(args.evaluations)}")
-    if not 0 < args.level < 1:
-        raise ValueError(f"--level is {args.level}; it must be between 0 and 1, such as 0.95")
-    for name in ("resamples", "permutations"):
-        if getattr(args, name) < 100:
-            raise ValueError(f"--{name} is {getattr(args, name)}; it must be 100 or more")
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}; it must be 0 or more")
+    args = checked(parser().parse_args(argv))
     how = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
     console = Console(highlight=False, soft_wrap=True)
     report: dict[str, dict[str, object]] = {}

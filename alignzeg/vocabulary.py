@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignzeg.arguments import OneLineParser
 from alignzeg.data.labels import get_vocabulary, registered_names
 from alignzeg.data.lint import lint, spoken
-from alignzeg.engine.processes.placement import OneLineParser
 from alignzeg.engine.settings.reading import setup_config
 from alignzeg.registries import build_vlm
 from alignzeg.structures import SYNONYM_SEPARATOR

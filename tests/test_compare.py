@@ -196,13 +196,16 @@ def test_a_curve_with_kills_and_restarts(tmp_path):
     assert list(read_curve(path)) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("wrong", ["none", "empty", "damaged", "tolerance"])
+@pytest.mark.parametrize("wrong", ["none", "empty", "damaged", "unlike", "tolerance"])
 def test_what_is_no_run_is_one_line(runs, tmp_path, capsys, wrong):
     folder, words = tmp_path / "run", ()
     if wrong != "none":
         folder.mkdir()
     if wrong == "damaged":
         (folder / "provenance.json").write_text("[]")
+    if wrong == "unlike":
+        # Nothing but losses, of other iterations.
+        (folder / "losses.jsonl").write_text('{"iteration": 99, "total_loss": 1.0}\n')
     if wrong == "tolerance":
         folder, words = runs / "one", ("--tolerance", "-1")
     assert compare(folder, runs / "one", words=words) == 2

@@ -52,6 +52,7 @@ LAYERS = {
     "alignzeg.structures": (0, "structures"),
     "alignzeg.registries": (0, "registries"),
     "alignzeg.config": (0, "config"),
+    "alignzeg.arguments": (0, "arguments"),
 }
 # Layer 5 may lean on each other, and only there: a tool needs the trainer and its settings.
 TOP = 5

@@ -221,6 +221,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "B - A" in capsys.readouterr().out
     row = json.loads(target.read_text())["per_image_toy_val.npz"]["hIoU"]
     assert row["difference"]["low"] > 0 and row["p_value"] < 0.01
-    for wrong in (["--level", "2"], ["--resamples", "1"], ["x", "y"], ["--seed", "-1"]):
+    for wrong in (
+        ["--level", "2"],
+        ["--resamples", "1"],
+        ["x", "y"],
+        ["--seed", "-1"],
+        ["--json", "none/x"],
+    ):
         assert main(["significance", str(tmp_path / "a"), *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+    assert main(["significance", str(tmp_path / "c")]) == 2
+    assert "does not exist" in capsys.readouterr().err

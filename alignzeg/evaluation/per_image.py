@@ -120,6 +120,8 @@ def load_per_image(path: str | Path) -> PerImage:
         ValueError: if it is missing, damaged or no such file.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive of arrays")
         with np.load(path, allow_pickle=False) as file:
             found = PerImage(
                 tuple(str(name) for name in file["classes"]),

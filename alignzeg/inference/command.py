@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from alignzeg.arguments import OneLineParser
 from alignzeg.inference.pictures import read_rgb
 from alignzeg.inference.predictor import Predictor, parse_classes
 from alignzeg.structures import Vocabulary
@@ -17,9 +17,9 @@ from alignzeg.structures import Vocabulary
 _PROPOSALS = 24
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OneLineParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = OneLineParser(
         prog="python -m alignzeg predict",
         description="Names every pixel of pictures among any class names.",
     )

@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from alignzeg.arguments import OneLineParser
 from alignzeg.data.own import setup_own_data
 from alignzeg.engine.checkpoints.checkpoint import KEY, verify
 from alignzeg.engine.checkpoints.reading import read_checkpoint
@@ -21,7 +22,6 @@ from alignzeg.engine.checkpoints.state import set_rng_state
 from alignzeg.engine.failures.crash import BUNDLE, from_plain
 from alignzeg.engine.failures.finite import names_in, trace
 from alignzeg.engine.processes.errors import NON_FINITE
-from alignzeg.engine.processes.placement import OneLineParser
 from alignzeg.engine.settings.reading import config_from_yaml
 
 
@@ -43,12 +43,14 @@ def main(argv: Sequence[str]) -> int:
         "tensor that is not finite. Exit code 3 if it failed again, 0 if not.",
     )
     parser.add_argument("bundle", help="OUTPUT_DIR/crash/iteration_..._process_....pth")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs, such as MODEL.DEVICE cpu")
+    parser.add_argument(
+        "opts", nargs="*", default=[], help="KEY VALUE pairs, such as MODEL.DEVICE cpu"
+    )
     args = parser.parse_args(argv)
     content = read_checkpoint(args.bundle)
-    if BUNDLE not in content:
+    facts = content.get(BUNDLE)
+    if not isinstance(facts, Mapping) or "reason" not in facts:
         raise ValueError(f"{args.bundle!r} is no crash bundle, as a failed training leaves them")
-    facts = content[BUNDLE]
     sys.stdout.write(f"then: {facts['reason']}\n")
     cfg = config_from_yaml(content[KEY]["config"], args.opts)
     setup_own_data(cfg)

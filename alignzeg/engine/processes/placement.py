@@ -7,18 +7,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from detectron2.engine import default_argument_parser
 
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose error is raised, for `guarded` to report on one line."""
-
-    def error(self, message: str) -> Any:
-        """Lets `guarded` report a wrong command line like every other user error."""
-        raise ValueError(f"{message}; see --help")
+from alignzeg.arguments import OneLineParser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,10 +25,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         allow_rescale, trust_pickle, opts.
 
     Raises:
-        ValueError: on a wrong word, or a --flag after the KEY VALUE pairs, which would be lost.
+        ValueError: on a wrong word. A --flag after the KEY VALUE pairs is one of the `opts`, which
+            `setup_config` refuses.
     """
     parser = OneLineParser(
-        parents=[_without_help(default_argument_parser(epilog=" "))],
+        parents=[default_argument_parser(epilog=" ")],
+        # It has come with the parent.
+        add_help=False,
         description="Trains, or evaluates with --eval-only. KEY VALUE pairs come last.",
     )
     parser.set_defaults(dist_url="auto")
@@ -52,21 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="read .pkl weights from anywhere, though they may run code",
     )
-    args = parser.parse_args(argv)
-    for word in args.opts:
-        if word.startswith("--"):
-            raise ValueError(
-                f"{word} comes after the KEY VALUE pairs and would be ignored; put it before them"
-            )
-    return args
-
-
-def _without_help(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    # A parent parser must not bring its own -h.
-    for option in ("-h", "--help"):
-        del parser._option_string_actions[option]
-    parser._remove_action(next(a for a in parser._actions if a.dest == "help"))
-    return parser
+    return parser.parse_args(argv)
 
 
 @dataclass(frozen=True)

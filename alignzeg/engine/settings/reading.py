@@ -108,7 +108,11 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
         raise ValueError(
             f"config file {str(config_file)!r} is not plain YAML: {' '.join(str(error).split())}"
         ) from error
-    except (OSError, UnicodeError, RecursionError, *_BAD_BASE) as error:
+    except _BAD_BASE as error:
+        raise ValueError(
+            f"config file {str(config_file)!r} is empty, or does not fit its _BASE_"
+        ) from error
+    except (OSError, UnicodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"config file {str(config_file)!r} cannot be read: {reason}") from error
     if not isinstance(loaded, dict):
