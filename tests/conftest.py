@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from detectron2.utils.env import seed_all_rng
 
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.engine import setup_config
+from alignzeg.engine.start import LOGGERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
@@ -35,6 +37,13 @@ TINY_OPTS = [
 def seed() -> None:
     """The same random numbers in every test, in whatever order they run."""
     seed_all_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def loud() -> None:
+    """Logs reach `caplog` also after a test that has set up the logging of a run."""
+    for name in LOGGERS:
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -175,6 +175,30 @@ def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "model_0000001.pth").read_bytes() == before
 
 
+def save_in_two(rank: int, folder: Path) -> None:
+    """What each of two processes does: the disk of the first one, which writes, is full once."""
+    meet = f"file://{folder / 'meet'}"
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    saver = checkpointer(folder / "run", of_rank=lambda: {"rank": rank})
+    saver.save("model_0000001")
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 0:
+            inject(patch, "fsync", Faulty(open, 1, errno.ENOSPC, forever=True))
+        with pytest.raises(OSError, match="cannot write .*No space left on device.*untouched"):
+            saver.save("model_0000002")
+    saver.save("model_0000003")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_full_disk_is_an_error_in_every_process(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    torch.multiprocessing.start_processes(save_in_two, (tmp_path,), 2, start_method="fork")
+    assert names(tmp_path / "run") == ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
+    newest = find_newest(str(tmp_path / "run"), "last_checkpoint")
+    assert newest.endswith("3.pth")
+    assert read_checkpoint(newest)["ranks"] == [{"rank": 0}, {"rank": 1}]
+
+
 def test_room_is_looked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("U", (), {"free": 2**20}))
     with pytest.raises(OSError, match=r"no room for a checkpoint in .*: it takes 1.0 MiB and 1.0"):

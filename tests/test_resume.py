@@ -30,7 +30,8 @@ from alignzeg.engine.checkpoints.state import (
     rng_state,
     set_rng_state,
 )
-from alignzeg.engine.processes import launch
+from alignzeg.engine.processes import supervision
+from alignzeg.engine.processes.launch import launch
 from alignzeg.engine.processes.signals import EXIT_SAVED
 from alignzeg.engine.training.sampling import TrainLoader
 from alignzeg.engine.training.trainer import build_parallel_model
@@ -133,6 +134,8 @@ def test_stopped_after_every_step(
 
 def pair(args: argparse.Namespace) -> None:
     """What each of two processes does."""
+    # Threads do not survive the fork.
+    torch.set_num_threads(1)
     whole = run(config(args.output / "whole"))
     pieces = []
     for _ in range(STEPS):
@@ -144,7 +147,10 @@ def pair(args: argparse.Namespace) -> None:
     assert sorted(positions[0] + positions[1]) == list(range(STEPS * 4))
 
 
-def test_two_processes_stopped_after_every_step(zeroshapes: Path, tmp_path: Path) -> None:
+def test_two_processes_stopped_after_every_step(
+    zeroshapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "START_METHOD", "fork")
     args = parse_args(["--num-gpus", "2"])
     args.output = tmp_path
     launch(pair, args, "cpu")
@@ -299,6 +305,16 @@ def test_an_evaluation_leaves_no_trace_and_is_made_up_for(
         assert_same(states[0][key], states[1][key])
     assert states[1]["trainer"]["hooks"]["EvaluationHook"]["done"] == 4
     assert (tmp_path / "with" / "model_best.pth").exists()
+
+
+def test_a_choice_on_unseen_classes_is_warned_of(
+    zeroshapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for figure, warned in (("hIoU", True), ("sIoU", False)):
+        opts = ["DATASETS.TEST", "zeroshapes_val", "ALIGNZEG.CHECKPOINT.BEST", f"sem_seg/{figure}"]
+        caplog.clear()
+        Trainer(config(tmp_path / figure, *opts))
+        assert ("selection on the test" in caplog.text) == warned
 
 
 def test_the_seed_decides_and_a_random_one_is_kept(zeroshapes: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from detectron2.config import CfgNode
 
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.engine import guarded, parse_args, read_checkpoint
-from alignzeg.engine.processes import launch
 from alignzeg.engine.processes.errors import RunFailed
+from alignzeg.engine.processes.launch import launch
 
 TRAIN_NET = REPOSITORY / "tools" / "train_net.py"
 ALIGNZEG = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")

@@ -56,7 +56,7 @@ def check_resumable(
         ValueError: saying what differs and what to do.
     """
     about, ranks = loaded.get(KEY) or {}, loaded.get("ranks")
-    if "trainer" not in loaded:
+    if "trainer" not in loaded or not ranks:
         raise ValueError(
             f"checkpoint {path!r} holds weights, but no state of a training; start from it with "
             f"MODEL.WEIGHTS {path} instead of --resume"
@@ -67,7 +67,7 @@ def check_resumable(
                 f"checkpoint {path!r} does not fit: {change}; resume with the value it was saved "
                 f"with, or start a new run from it with MODEL.WEIGHTS {path}"
             )
-    if ranks and len(ranks) != comm.get_world_size() and not allow_rescale:
+    if len(ranks) != comm.get_world_size() and not allow_rescale:
         raise ValueError(
             f"checkpoint {path!r} was saved by {len(ranks)} processes, now there are "
             f"{comm.get_world_size()}; use as many, or add --allow-rescale, which goes on "
@@ -99,30 +99,23 @@ def report_changes(path: str, changes: Sequence[str], start: int) -> None:
 
 
 def restore_rank(
-    loader: TrainLoader, loaded: Mapping[str, Any], seed: int, start: int
-) -> Mapping[str, Any] | None:
+    loader: TrainLoader, ranks: Sequence[Mapping[str, Any]], seed: int, start: int
+) -> Mapping[str, Any]:
     """Puts the data loader where it was.
 
     Args:
         loader: of this process.
-        loaded: the checkpoint.
+        ranks: what `rank_state` gave in every process that saved.
         seed: of the run; with another number of processes than before the random generators start
             from it, the iteration and the rank.
         start: the first iteration to come.
 
     Returns:
-        The state of the random generators to start with; None leaves them as they are.
+        The state of the random generators to start with.
 
     Raises:
         ValueError: if the training data has another number of pictures now.
     """
-    ranks = loaded.get("ranks")
-    if not ranks:
-        logger.warning(
-            "the checkpoint does not say where it was in the data, nor the state of the random "
-            "generators: the run goes on, but not as if it had never been stopped"
-        )
-        return None
     if len(ranks) == comm.get_world_size():
         mine = ranks[comm.get_rank()]
         loader.load_state_dict(mine["loader"])

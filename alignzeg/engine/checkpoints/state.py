@@ -14,12 +14,13 @@ from torch import Tensor
 
 from alignzeg.engine.settings.reading import flatten
 
-# Detectron2's augmentations draw from the global generators, so these are what must be kept.
 PRIMITIVES = (bool, int, float, str, bytes, type(None))
 
 
 def rng_state() -> dict[str, Any]:
     """The global random generators of this process, as tensors and plain values.
+
+    Detectron2's augmentations draw from these.
 
     Returns:
         "torch", "numpy", "python" and "cuda" (None where there is none).

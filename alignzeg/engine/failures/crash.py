@@ -6,14 +6,15 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alignzeg.engine.checkpoints.checkpoint import KEY, describe
-from alignzeg.engine.checkpoints.files import check_room, damage, write_atomically
+from alignzeg.engine.checkpoints.files import check_room, write_atomically
+from alignzeg.engine.checkpoints.reading import check_written
 from alignzeg.engine.checkpoints.state import PRIMITIVES, rng_state, tensor_bytes
 from alignzeg.structures import Targets, Vocabulary
 
@@ -107,20 +108,10 @@ class CrashWriter:
         try:
             os.makedirs(self.folder, exist_ok=True)
             check_room(self.folder, tensor_bytes(content))
-            write_atomically(path, lambda file: torch.save(content, file), _check)
-            text = json.dumps(dict(facts), indent=1)
-            write_atomically(path.removesuffix(".pth") + ".json", _writer(text))
+            write_atomically(path, lambda file: torch.save(content, file), check_written)
+            text = json.dumps(dict(facts), indent=1).encode()
+            write_atomically(path.removesuffix("pth") + "json", lambda file: file.write(text))
         except OSError as error:
             logger.error("no crash bundle: %s", error)
             return ""
         return path
-
-
-def _writer(text: str) -> Callable[[Any], Any]:
-    return lambda file: file.write(text.encode())
-
-
-def _check(path: str) -> None:
-    problem = damage(path)
-    if problem:
-        raise OSError(problem)

@@ -83,7 +83,8 @@ RANGES: Mapping[str, Range] = {
             *(f"{_A}LOSS.{key}_WEIGHT" for key in ("SYNTHETIC", "DIVERSITY", "INDICATOR")),
             *(f"{_A}LOSS.{key}" for key in ("NUM_POINTS", "COPY_IOU")),
             *(f"{_A}SOLVER.{key}" for key in ("REFERENCE_BATCH", "BACKBONE_MULTIPLIER")),
-            f"{_A}SOLVER.WEIGHT_DECAY_EMBED",
+            *(f"{_A}SOLVER.{key}" for key in ("WEIGHT_DECAY_EMBED", "MAX_SKIPPED_STEPS")),
+            *(f"{_A}CHECKPOINT.{key}" for key in ("KEEP", "GRACE")),
             *(f"{_A}VLM.{key}" for key in ("REGION_BLOCKS", "IMAGE_SIZE")),
             *(f"{_A}TEST.{key}" for key in ("COPY_IOU", "REJECT_BELOW")),
             *(f"{_A}{key}" for key in ("DATA.CROP_SIZE", "SYNTHESIZER.RATIO")),
@@ -129,10 +130,8 @@ def validate_ranges(cfg: CfgNode) -> None:
     """
     values = dict(flatten(cfg))
     for key, allowed in RANGES.items():
-        value = values.get(key, allowed.low)
+        value = values[key]
         if key == "SOLVER.STEPS" and cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
-            continue
-        if key not in values:
             continue
         if not allowed.holds(value):
             raise ValueError(f"{key} is {value!r}; it must be {allowed}")

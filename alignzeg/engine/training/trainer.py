@@ -194,7 +194,8 @@ class Trainer(DefaultTrainer):
             ) from error
         self.start_iter = self.iter + 1
         report_changes(path, changes, self.start_iter)
-        self._rng = restore_rank(self.data_loader, loaded, self.cfg.SEED, self.start_iter)
+        ranks = loaded["ranks"]
+        self._rng = restore_rank(self.data_loader, ranks, self.cfg.SEED, self.start_iter)
 
     def before_train(self) -> None:
         """Lets the hooks prepare; the random generators stand where the checkpoint says."""
