@@ -13,6 +13,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import CONFIGS, REPOSITORY, TINY_OPTS
 from detectron2.config import CfgNode
 
@@ -117,6 +118,22 @@ def test_another_class_list_is_refused(
     assert here(words) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "seen classes" in error and "HOLD_OUT" in error
+
+
+def test_another_number_of_processes_has_to_be_allowed(
+    trained: Path, zeroshapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    saved = read_checkpoint(str(trained / "model_final.pth"))
+    # As if two processes had shared the work.
+    torch.save({**saved, "ranks": saved["ranks"] * 2}, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    words = ["--config-file", ALIGNZEG, *tiny(tmp_path), "SOLVER.MAX_ITER", "3"]
+    words += ["DATASETS.TEST", "()"]
+    assert here(["--resume", *words]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "saved by 2 processes, now there are 1; use as many, or add --allow-rescale" in error
+    assert here(["--resume", "--allow-rescale", *words]) == 0
+    assert read_checkpoint(str(tmp_path / "model_final.pth"))["iteration"] == 2
 
 
 @pytest.mark.parametrize(
