@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,17 @@ def test_another_number_of_processes_has_to_be_allowed(
     assert "saved by 2 processes, now there are 1; use as many, or add --allow-rescale" in error
     assert here(["--resume", "--allow-rescale", *words]) == 0
     assert read_checkpoint(str(tmp_path / "model_final.pth"))["iteration"] == 2
+
+
+def test_another_model_is_not_gone_on_with(
+    trained: Path, zeroshapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(trained / "model_final.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    wider = ["SOLVER.MAX_ITER", "3", "ALIGNZEG.EXTRACTOR.HIDDEN_DIM", "64"]
+    assert here(["--resume", "--config-file", ALIGNZEG, *tiny(tmp_path), *wider]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "do not fit the model of this config" in error and "of another shape" in error
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ class AlignZegCheckpointer(DetectionCheckpointer):
             model: may be wrapped for several processes.
             save_dir: folder to save to.
             config: the whole config as YAML text, stored in every checkpoint.
-            strict: refuse a file whose weights do not cover the model exactly, as in evaluation.
+            strict: refuse a file whose weights do not cover the model exactly.
             trust_pickle: read .pkl files from anywhere, though they may run code.
             keep: numbered checkpoints to keep; 0 keeps all.
             of_rank: what every process adds under "ranks"; `save` is then to be called in all.

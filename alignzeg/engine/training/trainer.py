@@ -172,13 +172,15 @@ class Trainer(DefaultTrainer):
             allow_rescale: go on also if another number of processes has saved it.
 
         Raises:
-            ValueError: if none of the checkpoints is intact, or the VLM, the classes, the training
-                data or (unless allowed) the number of processes is another one.
+            ValueError: if none of the checkpoints is intact, or the model, the VLM, the classes,
+                the training data or (unless allowed) the number of processes is another one.
         """
         path = self.checkpointer.get_checkpoint_file() if resume else ""
         if not path:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             return
+        # A weight that the file does not have would otherwise stay as it was drawn.
+        self.checkpointer.strict = True
         loaded = self.checkpointer.load(path, checkpointables=[])
         changes = changes_since(loaded, self.checkpointer.config)
         data = self.checkpointer.about["data"]
