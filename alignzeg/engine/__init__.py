@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer, read_checkpoint
+from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.processes.launch import guarded, launch
 from alignzeg.engine.processes.placement import parse_args, world_size
 from alignzeg.engine.run import evaluate, train

@@ -18,7 +18,8 @@ from torch import nn
 
 from alignzeg.data.catalog import get_vocabulary, training_vocabulary
 from alignzeg.data.mapper import test_augmentations
-from alignzeg.engine.checkpoints.checkpoint import KEY, AlignZegCheckpointer, read_checkpoint
+from alignzeg.engine.checkpoints.checkpoint import KEY, AlignZegCheckpointer
+from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.settings.reading import config_from_yaml
 from alignzeg.inference.pictures import as_rgb, read_rgb
 from alignzeg.inference.prediction import Prediction, ProposalSet

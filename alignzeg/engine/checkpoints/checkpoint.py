@@ -22,8 +22,6 @@ from alignzeg.engine.checkpoints.reading import (
 )
 from alignzeg.engine.checkpoints.state import plain, tensor_bytes
 
-__all__ = ["FORMAT_VERSION", "KEY", "AlignZegCheckpointer", "describe", "read_checkpoint", "verify"]
-
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1

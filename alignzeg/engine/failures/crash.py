@@ -43,7 +43,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(to_plain, value)) if type(value) in (list, tuple) else list(value)
+        items = [to_plain(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
     kind = type(value).__name__
     if _KINDS.get(kind) is type(value):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -19,8 +19,9 @@ from alignzeg.data.own import setup_own_data
 from alignzeg.engine.checkpoints.checkpoint import KEY, verify
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.checkpoints.state import set_rng_state
+from alignzeg.engine.failures.batches import names_in
 from alignzeg.engine.failures.crash import BUNDLE, from_plain
-from alignzeg.engine.failures.finite import names_in, trace
+from alignzeg.engine.failures.finite import trace
 from alignzeg.engine.processes.errors import NON_FINITE
 from alignzeg.engine.settings.reading import config_from_yaml
 

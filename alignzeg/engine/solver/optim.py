@@ -16,16 +16,6 @@ from torch import nn
 
 from alignzeg.engine.solver.muon import MuonWithAdamW
 
-__all__ = [
-    "AMP_DTYPES",
-    "LR_SCHEDULERS",
-    "OPTIMIZERS",
-    "build_lr_scheduler",
-    "build_optimizer",
-    "parameter_groups",
-    "scaled_lr",
-]
-
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 LR_SCHEDULERS = [
     "WarmupPolyLR",

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alignzeg.engine.checkpoints.state import rng_state, set_rng_state
+from alignzeg.engine.failures.batches import names_in
 from alignzeg.engine.failures.crash import Batch
-from alignzeg.engine.failures.finite import Watch, names_in, trace
+from alignzeg.engine.failures.finite import Watch, trace
 from alignzeg.engine.processes import lifeline
 from alignzeg.engine.processes.errors import NonFiniteError
 

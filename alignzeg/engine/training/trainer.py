@@ -32,8 +32,8 @@ from alignzeg.engine.checkpoints.resume import (
     restore_rank,
 )
 from alignzeg.engine.checkpoints.state import set_rng_state
+from alignzeg.engine.failures.batches import naming_images
 from alignzeg.engine.failures.crash import CrashWriter
-from alignzeg.engine.failures.finite import naming_images
 from alignzeg.engine.processes import lifeline
 from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.records.curve import LossCurve
