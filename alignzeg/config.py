@@ -246,6 +246,6 @@ def _add_checkpoint(node: CfgNode) -> None:
     # Also keep the best checkpoint by this figure, as model_best.pth: "sem_seg/sIoU"; with several
     # test sets "NAME/sem_seg/sIoU". A choice by a figure of unseen classes is one on the test.
     checkpoint.BEST = ""
-    # Seconds between SIGTERM or SIGUSR1 and the end of the step, after which the process is ended
-    # without saving.
+    # Seconds between SIGTERM or SIGUSR1 and the end of the step or evaluation, after which the
+    # process is ended without saving, with exit code 128 + the signal's number.
     checkpoint.GRACE = 30.0

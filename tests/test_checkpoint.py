@@ -394,8 +394,10 @@ def test_export_can_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 # ---- SLURM
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (3, False)])
-def test_a_saved_job_goes_back_into_the_queue(tmp_path: Path, code: int, requeued: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(75, True), (138, True), (143, True), (0, False), (3, False)]
+)
+def test_a_stopped_job_goes_back_into_the_queue(tmp_path: Path, code: int, requeued: bool) -> None:
     for name, lines in (
         ("srun", 'shift; exec "$@"'),
         ("scontrol", f'echo "$@" > {tmp_path}/scontrol.txt'),

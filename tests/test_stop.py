@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
+import pytest
 from conftest import CONFIGS, REPOSITORY, TINY_OPTS
 
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
 from forks import LAUNCHERS, forked
 from stress_kills import difference, final
+
+from alignzeg.engine.processes.signals import StopRequest
 
 # In its third step the run is sent a signal; then it takes its time, for the signal to arrive.
 PLUGIN = f"""
@@ -86,3 +91,26 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_bit(zeroshapes: Path, tmp_pat
         last = step
     assert run("num-gpus", pieces, NEVER) == 0
     assert difference(final(whole), final(pieces)) == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "saving", "code"),
+    [(signal.SIGTERM, False, 143), (signal.SIGUSR1, False, 138), (signal.SIGTERM, True, 0)],
+)
+def test_a_step_has_the_grace_time_and_a_save_all_it_needs(
+    tmp_path: Path, number: int, saving: bool, code: int
+) -> None:
+    def step() -> int:
+        stop = StopRequest(grace_s=0.2)
+        with stop.listening():
+            os.kill(os.getpid(), number)
+            assert stop.agreed()
+            if saving:
+                stop.disarm()
+            time.sleep(0.6 if saving else 60)
+        return 0
+
+    start = time.monotonic()
+    pid = forked(step, tmp_path / "step")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    assert time.monotonic() - start < 30

@@ -27,7 +27,8 @@ class StopRequest:
 
     The first signal lets the step end. Others change nothing: a process manager may send one to
     this process and to its parent, which hands it on. A step (or an evaluation) that takes longer
-    than the grace time ends the process without saving: its peers may be gone.
+    than the grace time ends the process without saving, with exit code 128 + the signal's number:
+    its peers may be gone.
 
     Attributes:
         received: name of the signal that this process has received, or empty.
