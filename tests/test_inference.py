@@ -14,11 +14,11 @@ from detectron2.utils.env import seed_all_rng
 from numpy.typing import NDArray
 from PIL import Image
 
+from alignzeg.data.pictures import read_rgb
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.inference import Prediction, Predictor, ProposalSet, main, parse_classes
 from alignzeg.inference.command import distinct_stems
-from alignzeg.inference.pictures import read_rgb
 from alignzeg.structures import Vocabulary
 
 CLASSES = ["red star", "brick", "my own thing"]
@@ -147,8 +147,15 @@ def test_files(tmp_path: Path) -> None:
 
 def test_sheet_without_proposals() -> None:
     made = hand_made()
-    with pytest.raises(ValueError, match="proposals=True|proposals"):
+    with pytest.raises(ValueError, match="ask for some: proposals="):
         Prediction(made.labels, made.vocabulary, made.picture).proposal_sheet()
+
+
+def test_a_class_may_have_several_names(predictor: Predictor) -> None:
+    prediction = predictor(np.zeros((9, 8, 3), np.uint8), ["brick; brickwork", "my thing"])
+    assert prediction.names == ("brick", "my thing")
+    assert prediction.vocabulary.seen == (True, False)
+    assert prediction.vocabulary.synonyms()[0] == ("brick", "brickwork")
 
 
 def test_pictures_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ LAYERS = {
     "alignzeg.data.zeroshapes.textures": (1, "textures"),
     "alignzeg.data.benchmark": (1, "benchmark"),
     "alignzeg.data.labels": (1, "labels"),
+    "alignzeg.data.pictures": (0, "pictures"),
     "alignzeg.structures": (0, "structures"),
     "alignzeg.registries": (0, "registries"),
     "alignzeg.config": (0, "config"),

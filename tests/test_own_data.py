@@ -15,8 +15,10 @@ from PIL import Image
 
 import alignzeg
 from alignzeg.data import catalog
-from alignzeg.data.checks import check_files, picture_size
-from alignzeg.data.labels import read_picture, training_vocabulary
+from alignzeg.data.checks import check_files
+from alignzeg.data.labels import training_vocabulary
+from alignzeg.data.mapper import ZeroShotMapper
+from alignzeg.data.pictures import picture_size, read_rgb
 from alignzeg.engine import setup_config, validate
 from alignzeg.inference.predictor import _provide_seen
 
@@ -223,7 +225,21 @@ def test_a_turned_photograph_has_the_size_that_is_read(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(np.zeros((4, 9, 3), np.uint8)).save(tmp_path / "phone.jpg", exif=exif)
     assert picture_size(str(tmp_path / "phone.jpg")) == (9, 4)
-    assert read_picture(str(tmp_path / "phone.jpg")).shape[:2] == (9, 4)
+    assert read_rgb(str(tmp_path / "phone.jpg")).shape[:2] == (9, 4)
+
+
+def test_training_sees_what_prediction_sees(folder: Path) -> None:
+    """Sixteen bits and transparency are no other picture in training."""
+    deep = np.linspace(0, 65535, 37 * 50).reshape(37, 50).astype(np.uint16)
+    clear = np.zeros((64, 41, 4), np.uint8)
+    clear[:9] = (10, 200, 30, 255)
+    for stem, array in (("a", deep), ("sub/b", clear)):
+        (folder / f"images/val/{stem}.jpg").unlink()
+        write(folder / f"images/val/{stem}.png", array)
+    mapper = ZeroShotMapper(config(folder, "INPUT.MIN_SIZE_TEST", "0"), is_train=False)
+    seen = [mapper(record)["image"].permute(1, 2, 0) for record in DatasetCatalog.get("mine_val")]
+    assert np.array_equal(seen[0][..., 1], np.round(deep / 257).astype(np.uint8))
+    assert (seen[1][0, 0].tolist(), seen[1][-1, -1].tolist()) == ([10, 200, 30], [255, 255, 255])
 
 
 def test_files_are_checked_up_to_the_limit(folder: Path) -> None:

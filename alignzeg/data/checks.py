@@ -7,19 +7,17 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
-from PIL import Image
 
-from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
+from alignzeg.data.labels import get_vocabulary, label_lookup, read_record_labels
+from alignzeg.data.pictures import picture_size
 
 logger = logging.getLogger(__name__)
 
 _THREADS = 8
 # Absent classes that are listed before the rest is only counted.
 _SHOWN = 10
-_EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
 
 
 def check_files(name: str, limit: int = -1, training: bool = False) -> int:
@@ -47,7 +45,7 @@ def check_files(name: str, limit: int = -1, training: bool = False) -> int:
     lookup = label_lookup(name, vocabulary)
     counts = np.zeros(len(vocabulary), dtype=np.int64)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for found in pool.map(lambda record: _check_pair(record, name, lookup), records):
+        for found in pool.map(lambda record: count_classes(record, lookup), records):
             counts += found[: len(counts)]
     if training and not counts[list(vocabulary.seen_ids)].sum():
         raise ValueError(
@@ -62,37 +60,11 @@ def check_files(name: str, limit: int = -1, training: bool = False) -> int:
     return len(records)
 
 
-def _check_pair(record: Mapping[str, str], name: str, lookup: NDArray) -> NDArray[np.int64]:
-    """Pixels of every class, after all checks of one pair."""
-    file = record["sem_seg_file_name"]
-    try:
-        labels = read_labels(file, name)
-    except ValueError as error:
-        benchmark = MetadataCatalog.get(name).get("benchmark")
-        if benchmark is None or benchmark.root is None or "out of range" not in str(error):
-            raise
-        raise ValueError(
-            f"{error}; a value is the class's position in the list of names, from 0"
-        ) from error
-    size = picture_size(record["file_name"])
-    if labels.shape != size:
-        raise ValueError(
-            f"image {record['file_name']} has {size[0]} x {size[1]} pixels (height x width) but "
-            f"its label file {file} has {labels.shape[0]} x {labels.shape[1]}"
-        )
-    return np.bincount(lookup[labels].ravel(), minlength=int(np.iinfo(lookup.dtype).max) + 1)
-
-
-def picture_size(file_name: str) -> tuple[int, int]:
-    """Height and width of a picture as `read_picture` returns it, from the file's header alone.
+def count_classes(record: Mapping[str, str], lookup: NDArray) -> NDArray[np.int64]:
+    """Pixels of every id that a table (`label_lookup`) gives, after all checks of one pair.
 
     Raises:
-        ValueError: if the file cannot be read; the message names it.
+        ValueError: if a file is unreadable, a label is out of range, or the sizes differ.
     """
-    try:
-        with Image.open(file_name) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image file {file_name}: {error}") from error
-    return (width, height) if turned else (height, width)
+    labels = read_record_labels(record, picture_size(record["file_name"]))
+    return np.bincount(lookup[labels].ravel(), minlength=int(np.iinfo(lookup.dtype).max) + 1)

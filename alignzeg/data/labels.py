@@ -5,32 +5,19 @@ Everything here reads only what `alignzeg.data.catalog` left in Detectron2's `Me
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 
+from alignzeg.data.pictures import read_values
 from alignzeg.structures import IGNORE_LABEL, Vocabulary
 
 HOLD_OUTS = ("", "pseudo_unseen")
 # Ids that do not fit into uint8 (a vocabulary of more than 255 names) are written as uint16.
 WIDE_IGNORE_LABEL = 65535
-
-# What Pillow raises on files that are missing, truncated, or no pictures at all.
-_READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def registered_names() -> list[str]:
@@ -178,22 +165,6 @@ def label_lookup(dataset_name: str, vocabulary: Vocabulary) -> np.ndarray:
     return table
 
 
-def read_picture(file_name: str, kind: str = "image") -> np.ndarray:
-    """Reads a picture as (H, W, 3) uint8 RGB, or a label file as it is.
-
-    Args:
-        file_name: the file; EXIF orientation is applied.
-        kind: "image", or "label" for any integer (H, W) array.
-
-    Raises:
-        ValueError: if the file cannot be read; the message names it.
-    """
-    try:
-        return read_image(file_name, "RGB" if kind == "image" else None)
-    except _READ_ERRORS as error:
-        raise ValueError(f"cannot read {kind} file {file_name}: {error}") from error
-
-
 def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
     """Reads one label file of a registered data set and checks every value in it.
 
@@ -205,7 +176,7 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
             neither a class nor "unlabelled"; the message names the file and the values.
     """
     metadata = _metadata(dataset_name)
-    labels = read_picture(file_name, "label")
+    labels = read_values(file_name)
     if labels.dtype == bool:
         labels = labels.astype(np.uint8)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
@@ -222,12 +193,35 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
         counts = np.bincount(labels.ravel(), minlength=size)
         found = [int(value) for value in np.flatnonzero(counts) if int(value) not in allowed]
     if found:
+        ids = metadata["raw_ids"]
+        places = ids == tuple(range(len(ids)))
         raise ValueError(
             f"label file {file_name} holds {found[:10]}, out of range for data set "
             f"{dataset_name!r}; allowed are {_ranges(allowed - {metadata['ignore_label']})} "
             f"and {metadata['ignore_label']} (unlabelled)"
+            + ("; a value is the class's position in the list of names, from 0" if places else "")
         )
     return labels.astype(np.uint8 if size == 256 else np.uint16, copy=False)
+
+
+def read_record_labels(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Reads the label file of a record, as `read_labels`, and compares it with its picture.
+
+    Args:
+        record: `file_name`, `sem_seg_file_name` and `dataset_name`.
+        size: height and width of the picture.
+
+    Raises:
+        ValueError: as `read_labels`, and if the sizes differ.
+    """
+    labels = read_labels(record["sem_seg_file_name"], record["dataset_name"])
+    if labels.shape != size:
+        raise ValueError(
+            f"image {record['file_name']} has {size[0]} x {size[1]} pixels (height x width) but "
+            f"its label file {record['sem_seg_file_name']} has {labels.shape[0]} x "
+            f"{labels.shape[1]}"
+        )
+    return labels
 
 
 def _table_size(metadata: dict) -> int:

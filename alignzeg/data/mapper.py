@@ -15,10 +15,10 @@ from alignzeg.data.labels import (
     asked_vocabulary,
     ignore_value,
     label_lookup,
-    read_labels,
-    read_picture,
+    read_record_labels,
     training_vocabulary,
 )
+from alignzeg.data.pictures import read_rgb
 from alignzeg.structures import IGNORE_LABEL, Targets, Vocabulary
 
 
@@ -96,7 +96,7 @@ class ZeroShotMapper:
                 f"{record['file_name']} belongs to data set {dataset_name!r}, but this mapper was "
                 f"built for {sorted(self.vocabularies)}"
             )
-        image = read_picture(record["file_name"])
+        image = read_rgb(record["file_name"])
         height, width = image.shape[:2]
         sample: dict[str, Any] = {
             "vocabulary": self.vocabularies[dataset_name],
@@ -105,7 +105,7 @@ class ZeroShotMapper:
             "width": width,
         }
         if self.is_train:
-            inputs = T.AugInput(image, sem_seg=self._labels(record, dataset_name, (height, width)))
+            inputs = T.AugInput(image, sem_seg=self._labels(record, (height, width)))
             self.augmentations(inputs)
             sample["targets"] = build_targets(
                 inputs.sem_seg,
@@ -121,17 +121,8 @@ class ZeroShotMapper:
         sample["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
         return sample
 
-    def _labels(
-        self, record: Mapping[str, Any], dataset_name: str, size: tuple[int, int]
-    ) -> np.ndarray:
-        file_name = record["sem_seg_file_name"]
-        raw = read_labels(file_name, dataset_name)
-        if raw.shape != size:
-            raise ValueError(
-                f"image {record['file_name']} has {size[0]} x {size[1]} pixels (height x width) "
-                f"but its label file {file_name} has {raw.shape[0]} x {raw.shape[1]}"
-            )
-        labels = self._lookups[dataset_name][raw]
+    def _labels(self, record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+        labels = self._lookups[record["dataset_name"]][read_record_labels(record, size)]
         # Detectron2 resizes anything but uint8 through torch, which knows no uint16.
         return labels if labels.dtype == np.uint8 else labels.astype(np.float32)
 

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from alignzeg.data.catalog import dataset_root, get_vocabulary, label_lookup, read_labels
+from alignzeg.data.pictures import read_rgb
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.demo.plan import LABELS, Plan, write_json
 from alignzeg.demo.training import DONE, train_all
 from alignzeg.engine import setup_config
 from alignzeg.inference import Predictor
-from alignzeg.inference.pictures import read_rgb
 from alignzeg.report import About, RunResult, Sample, read_run, write_report
 from alignzeg.structures import Vocabulary
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from alignzeg.arguments import OneLineParser
-from alignzeg.inference.pictures import read_rgb
+from alignzeg.data.pictures import read_rgb
 from alignzeg.inference.predictor import Predictor, parse_classes
 from alignzeg.structures import Vocabulary
 

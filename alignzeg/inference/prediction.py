@@ -166,7 +166,7 @@ class Prediction:
             ValueError: if the proposals were not asked for.
         """
         if self.proposals is None:
-            raise ValueError("this prediction holds no proposals; ask for them with proposals=True")
+            raise ValueError("this prediction holds no proposals; ask for some: proposals=24")
         colors = palette(len(self.names))
         count = min(count, len(self.proposals.scores))
         columns = max(1, min(_SHEET_COLUMNS, count))

@@ -16,14 +16,14 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
-from alignzeg.data.catalog import get_vocabulary, training_vocabulary
+from alignzeg.data.catalog import training_vocabulary
 from alignzeg.data.mapper import test_augmentations
+from alignzeg.data.pictures import as_rgb, read_rgb
 from alignzeg.engine.checkpoints.checkpoint import KEY, AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.settings.reading import config_from_yaml
-from alignzeg.inference.pictures import as_rgb, read_rgb
 from alignzeg.inference.prediction import Prediction, ProposalSet
-from alignzeg.structures import Vocabulary
+from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
 
 def parse_classes(text: str) -> list[str]:
@@ -59,7 +59,8 @@ class Predictor:
 
         Args:
             weights: a checkpoint written by this package.
-            classes: what to look for unless a call says otherwise.
+            classes: what to look for unless a call says otherwise; "sofa; couch" is sofa, which
+                may also be called a couch.
             device: such as "cpu" or "cuda:0"; by default that of the config where it is there.
             opts: KEY VALUE pairs over the checkpoint's config, in turn.
 
@@ -127,8 +128,8 @@ def _describe(weights: str) -> dict[str, Any]:
 def _vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:
     if isinstance(classes, str):
         raise ValueError(f"class names must be a list; got the text {classes!r}")
-    known = set(seen)
-    return Vocabulary(tuple(classes), tuple(name in known for name in classes))
+    names = tuple(given.split(SYNONYM_SEPARATOR)[0] for given in classes)
+    return Vocabulary(names, tuple(name in seen for name in names), tuple(classes))
 
 
 def _provide_seen(cfg: CfgNode, seen: Sequence[str]) -> None:
@@ -146,7 +147,6 @@ def _provide_seen(cfg: CfgNode, seen: Sequence[str]) -> None:
             stuff_classes=list(seen),
             pseudo_unseen=(),
         )
-    get_vocabulary(name)
     cfg.DATASETS.TRAIN = (name,)
     cfg.ALIGNZEG.DATA.HOLD_OUT = ""
 

@@ -2,7 +2,8 @@
 
 Source: Zhou et al., CVPR 2017. The challenge's label files (0 other, 1 to 150) are used as they
 are. Of the full set, version 2021_17_01, the validation pictures are made as in MaskFormer: the
-short side is at most 512 pixels, and files hold 0 to 846 and 65535 (any other object).
+short side is at most 512 pixels, reduced by OpenCV (bilinear; labels to the nearest), and files
+hold 0 to 846 and 65535 (any other object).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import json
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.labels import read_picture
+from alignzeg.data.pictures import read_rgb, read_values
 from alignzeg.data.preparation.formats import encode_tiff
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, need
 
@@ -65,13 +67,14 @@ def plan_847(request: Request) -> Plan:
 
 def convert_picture(source: str) -> bytes:
     """The picture with a short side of at most 512 pixels; a small one byte by byte."""
-    with Image.open(source) as picture:
-        size = reduced(picture.size)
-        if size == picture.size:
-            return Path(source).read_bytes()
-        stream = io.BytesIO()
-        small = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    small.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    picture = read_rgb(source)
+    height, width = picture.shape[:2]
+    size = reduced((width, height))
+    if size == (width, height):
+        return Path(source).read_bytes()
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    stream = io.BytesIO()
+    Image.fromarray(small).save(stream, "JPEG", quality=_JPEG_QUALITY)
     return stream.getvalue()
 
 
@@ -81,14 +84,14 @@ def convert_847(source: str) -> bytes:
     Raises:
         ValueError: if the file is unreadable or holds no colours.
     """
-    colours = read_picture(source, "label")
+    colours = read_values(source)
     if colours.ndim != 3 or colours.shape[2] < 3 or colours.dtype != np.uint8:
         raise ValueError(f"{source} has shape {colours.shape}; a _seg.png holds RGB colours")
     ids = colours[..., 0].astype(np.int32) // 10 * 256 + colours[..., 1]
     height, width = ids.shape
     size = reduced((width, height))
     if size != (width, height):
-        ids = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
+        ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
     return encode_tiff(table_847()[ids])
 
 

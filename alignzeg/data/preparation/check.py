@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alignzeg.data.catalog import register_all
-from alignzeg.data.checks import picture_size
+from alignzeg.data.checks import count_classes
 from alignzeg.data.labels import (
     get_vocabulary,
     ignore_value,
     label_lookup,
     read_labels,
-    read_picture,
 )
+from alignzeg.data.pictures import read_rgb
 from alignzeg.data.preparation.work import each
 from alignzeg.visualize import blend, colorize, palette
 
@@ -83,9 +83,8 @@ def check(name: str, workers: int, counts: bool = True) -> Findings:
         found.problems.append(f"{len(records)} pictures, officially {expected}")
     vocabulary = get_vocabulary(name)
     pixels = np.zeros(len(vocabulary) + 1, np.int64)
-    pairs = [(record["file_name"], record["sem_seg_file_name"]) for record in records]
     wrong = []
-    for result in each(partial(_examine, name), pairs, workers, f"checking {name}"):
+    for result in each(partial(_examine, name), records, workers, f"checking {name}"):
         if isinstance(result, str):
             wrong.append(result)
         else:
@@ -97,22 +96,17 @@ def check(name: str, workers: int, counts: bool = True) -> Findings:
     return found
 
 
-def _examine(name: str, pair: tuple[str, str]) -> NDArray[np.int64] | str:
+def _examine(name: str, record: dict[str, str]) -> NDArray[np.int64] | str:
     """Pixels of each class and of none, or what is wrong with this pair."""
     if name not in DatasetCatalog:  # a worker that was not forked starts with an empty catalog
         register_all()
-    image, label = pair
+    vocabulary = get_vocabulary(name)
     try:
-        labels = read_labels(label, name)
-        size = picture_size(image)
+        counts = count_classes(record, label_lookup(name, vocabulary))
     except ValueError as error:
         return str(error)
-    if labels.shape != size:
-        return f"{image} is {size}, but its label file {label} is {labels.shape} (height, width)"
-    vocabulary = get_vocabulary(name)
-    ids = label_lookup(name, vocabulary)[labels]
     length = len(vocabulary)
-    return np.bincount(np.minimum(ids, length).ravel(), minlength=length + 1)
+    return np.append(counts[:length], counts[length:].sum())
 
 
 def contact_sheet(name: str, path: Path) -> None:
@@ -125,7 +119,7 @@ def contact_sheet(name: str, path: Path) -> None:
     sheet = Image.new("RGB", (_COLUMNS * 2 * _TILE, -(-len(chosen) // _COLUMNS) * _TILE), "white")
     for index, record in enumerate(chosen):
         labels = lookup[read_labels(record["sem_seg_file_name"], name)]
-        picture = read_picture(record["file_name"])
+        picture = read_rgb(record["file_name"])
         labelled = labels != ignore_value(vocabulary)
         drawn = colorize(labels, colours)
         if picture.shape[:2] == labels.shape:

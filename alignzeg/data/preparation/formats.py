@@ -14,7 +14,7 @@ from pycocotools import mask as run_length
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from alignzeg.data.labels import read_picture
+from alignzeg.data.pictures import read_values
 
 
 def read_index_picture(path: str) -> NDArray:
@@ -23,7 +23,7 @@ def read_index_picture(path: str) -> NDArray:
     Raises:
         ValueError: if the file cannot be read or holds colours.
     """
-    values = read_picture(path, "label")
+    values = read_values(path)
     if values.ndim != 2:
         raise ValueError(
             f"label file {path} holds colours, shape {values.shape}; it must hold class ids "

@@ -1,4 +1,4 @@
-"""Reading whatever picture a user has as 8-bit RGB."""
+"""Reading picture files: pictures as 8-bit RGB, label files as the numbers they hold."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from detectron2.data.detection_utils import read_image
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-# What Pillow raises on files that are truncated, or no pictures at all.
+# What Pillow raises on files that are missing, truncated, or no pictures at all.
 _READ_ERRORS = (
     OSError,
     SyntaxError,
@@ -20,6 +21,8 @@ _READ_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
 
 
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:
@@ -29,16 +32,44 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     16 bits become 8. Of an animation, the first frame is taken.
 
     Raises:
-        ValueError: if there is no such file, or it is not a complete picture.
+        ValueError: if the file is missing or no complete picture; the message names it.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"no picture {str(path)!r}")
     try:
         with Image.open(path) as image:
             image.load()
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except _READ_ERRORS as error:
-        raise ValueError(f"cannot read picture {str(path)!r}: {error}") from error
+        raise ValueError(f"cannot read image file {path}: {error}") from error
+
+
+def read_values(path: str | Path) -> NDArray:
+    """Reads a label file as it is: its numbers, or the indices of its palette.
+
+    Returns:
+        (H, W), or (H, W, C) if it holds colours, of the file's dtype; EXIF orientation is applied.
+
+    Raises:
+        ValueError: if the file is missing or no complete picture; the message names it.
+    """
+    try:
+        return read_image(path)
+    except _READ_ERRORS as error:
+        raise ValueError(f"cannot read label file {path}: {error}") from error
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of a picture as `read_rgb` returns it, from the file's header alone.
+
+    Raises:
+        ValueError: if the file cannot be read; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+    except _READ_ERRORS as error:
+        raise ValueError(f"cannot read image file {path}: {error}") from error
+    return (width, height) if turned else (height, width)
 
 
 def as_rgb(array: NDArray) -> NDArray[np.uint8]:
