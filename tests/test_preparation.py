@@ -15,57 +15,29 @@ import time
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
+import official_trees
 import pytest
 from conftest import REPOSITORY
-from detectron2.data import DatasetCatalog
+from official_trees import (
+    RECIPES,
+    SIZE,
+    TREES,
+    VOC_MAP,
+    blocks,
+    coloured_palette,
+    grey,
+    lines,
+    pack,
+)
 from PIL import Image
-from pycocotools import mask as run_length
 from scipy.io import savemat
 
-from alignzeg.data import catalog
-from alignzeg.data.preparation import ade20k, coco_stuff, context, formats, voc, work
+from alignzeg.data.preparation import ade20k, archives, coco_stuff, context, formats, voc, work
 from alignzeg.data.preparation.archives import unpack
 from alignzeg.data.preparation.command import prepare
 from alignzeg.data.preparation.recipe import Archive, Task
-
-SIZE = (6, 8)
-RECIPES = (
-    voc.RECIPE,
-    context.RECIPE,
-    coco_stuff.RECIPE,
-    ade20k.RECIPE_150,
-    ade20k.RECIPE_847,
-)
-
-
-def blocks(*rows):
-    """(6, 8) map of 3 x 2 equal blocks: rows of two values."""
-    return np.kron(np.array(rows), np.ones((2, 4), int))
-
-
-def picture(path, size=SIZE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-
-
-def grey(path, values):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(values, np.uint8)).save(path)
-
-
-def coloured_palette(path, values):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.asarray(values, np.uint8)).convert("P")
-    image.putdata(np.asarray(values).ravel().tolist())
-    image.putpalette(np.random.default_rng(7).integers(0, 256, 768).tolist())
-    image.save(path)
-
-
-def lines(path, *names):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{name}\n" for name in names))
 
 
 def snapshot(root):
@@ -77,221 +49,43 @@ def snapshot(root):
     }
 
 
-def labels_of(name, monkeypatch, root):
-    """The label maps of a registered data set as ids of its own vocabulary."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    catalog.register_all()
-    table = catalog.label_lookup(name, catalog.get_vocabulary(name))
-    return {
-        Path(record["file_name"]).stem: table[
-            catalog.read_labels(record["sem_seg_file_name"], name)
-        ]
-        for record in DatasetCatalog.get(name)
-    }
-
-
-# ------------------------------------------------------------------------------------- tiny trees
-VOC_MAP = blocks([0, 1], [15, 20], [16, 255])
-SBD_MAP = blocks([0, 3], [16, 0], [20, 20])
-
-
 @pytest.fixture
 def voc_tree(tmp_path):
-    """VOC 2012 with a train and a val picture; SBD with the val one again and one more."""
-    base = tmp_path / "VOCdevkit/VOC2012"
-    for name in ("2007_000032", "2007_000033", "2008_000015", "2009_000001"):
-        picture(base / f"JPEGImages/{name}.jpg")
-    lines(base / "ImageSets/Segmentation/train.txt", "2007_000032")
-    lines(base / "ImageSets/Segmentation/val.txt", "2007_000033")
-    for name in ("2007_000032", "2007_000033"):
-        coloured_palette(base / f"SegmentationClass/{name}.png", VOC_MAP)
-    sbd = tmp_path / "benchmark_RELEASE/dataset"
-    lines(sbd / "train.txt", "2008_000015", "2007_000032")
-    lines(sbd / "val.txt", "2007_000033")
-    (sbd / "cls").mkdir()
-    content = {"Segmentation": SBD_MAP.astype(np.uint8), "Boundaries": np.zeros((20, 1))}
-    for name in ("2008_000015", "2007_000033", "2007_000032"):
-        savemat(sbd / f"cls/{name}.mat", {"GTcls": content}, do_compression=True)
-    return tmp_path
-
-
-CONTEXT_MAP = blocks([0, 2], [427, 431], [98, 397])
+    return official_trees.voc_tree(tmp_path)
 
 
 @pytest.fixture
 def context_tree(tmp_path):
-    base = tmp_path / "VOCdevkit/VOC2010"
-    for name in ("2008_000002", "2008_000003", "2007_009999"):
-        picture(base / f"JPEGImages/{name}.jpg")
-    lines(base / "ImageSets/Main/train.txt", "2007_009999")
-    (base / "trainval").mkdir()
-    for name in ("2008_000002", "2007_009999"):
-        savemat(base / f"trainval/{name}.mat", {"LabelMap": CONTEXT_MAP.astype(np.uint16)})
-    return tmp_path
-
-
-def rle(mask, compressed):
-    coded = run_length.encode(np.asfortranarray(mask.astype(np.uint8)))
-    if compressed:
-        return {"size": coded["size"], "counts": coded["counts"].decode()}
-    flat = mask.ravel(order="F").astype(int)
-    edges = np.flatnonzero(np.diff(np.concatenate([[1 - flat[0]], flat, [-1]])))
-    counts = np.diff(edges).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+    return official_trees.context_tree(tmp_path)
 
 
 @pytest.fixture
-def context_json_tree(context_tree):
-    """The same label maps as masks; an early one is painted over."""
-    base = context_tree / "VOCdevkit/VOC2010"
-    for path in (base / "trainval").iterdir():
-        path.unlink()
-    (base / "trainval").rmdir()
-    images, annotations = [], []
-    for key, (name, phase) in enumerate((("2008_000002", "val"), ("2007_009999", "train"))):
-        images.append(
-            {
-                "file_name": f"{name}.jpg",
-                "image_id": key,
-                "phase": phase,
-                "height": SIZE[0],
-                "width": SIZE[1],
-            }
-        )
-        values = [284, *(value for value in np.unique(CONTEXT_MAP) if value)]
-        for value in values:
-            mask = CONTEXT_MAP == value if value != 284 else CONTEXT_MAP > 0
-            coded = rle(mask, compressed=bool(key))
-            annotations.append({"image_id": key, "category_id": int(value), "segmentation": coded})
-    content = {"images": images, "annos_segmentation": annotations}
-    (base / "trainval_merged.json").write_text(json.dumps(content))
-    return context_tree
-
-
-@pytest.fixture
-def ade_full_tree(tmp_path):
-    """Object 2978 (wall, 0), 312 (building, 1), 3148 (adding machine, 846) and 5, no class."""
-    folder = tmp_path / "ADE20K_2021_17_01/images/ADE/validation/urban/street"
-    ids = np.array([[2978, 312], [3148, 5]]).repeat(3, 0).repeat(4, 1)
-    for number, scale in ((1, 1), (2, 172)):
-        large = ids.repeat(scale, 0).repeat(scale, 1)
-        picture(folder / f"ADE_val_0000000{number}.jpg", large.shape)
-        colours = np.stack([large // 256 * 10, large % 256, np.full_like(large, 3)], -1)
-        grey(folder / f"ADE_val_0000000{number}_seg.png", colours)
-        grey(folder / f"ADE_val_0000000{number}_parts_1.png", colours)
-    return tmp_path
-
-
-TREES = [
-    pytest.param(voc.RECIPE, "voc_tree", [], 3, id="voc"),
-    pytest.param(context.RECIPE, "context_tree", ["--full", "--partial"], 3, id="context-mat"),
-    pytest.param(context.RECIPE, "context_json_tree", ["--partial"], 2, id="context-json"),
-    pytest.param(ade20k.RECIPE_847, "ade_full_tree", [], 4, id="ade-847"),
-]
-
-
-# ------------------------------------------------------------------------------------------ pixels
-def test_voc_pixels(voc_tree, monkeypatch):
-    assert prepare(voc.RECIPE, ["--root", str(voc_tree), "--workers", "1"]) == 0
-    train = labels_of("voc2012_train", monkeypatch, voc_tree)
-    assert sorted(train) == ["2007_000032", "2008_000015"]  # not SBD's copy of the val picture
-    expected = blocks([255, 0], [14, 19], [15, 255])
-    np.testing.assert_array_equal(train["2007_000032"], expected)  # VOC's own, not SBD's
-    np.testing.assert_array_equal(train["2008_000015"], blocks([255, 2], [15, 255], [19, 19]))
-    for name, background in (("voc2012_val", 255), ("voc20_val", 255)):
-        found = labels_of(name, monkeypatch, voc_tree)
-        assert list(found) == ["2007_000033"]
-        np.testing.assert_array_equal(
-            found["2007_000033"], blocks([background, 0], [14, 19], [15, 255])
-        )
-    for name in ("voc2012_k4_val", "pas21_val"):
-        found = labels_of(name, monkeypatch, voc_tree)["2007_000033"]
-        np.testing.assert_array_equal(found, VOC_MAP)
-    found = labels_of("pas20b_val", monkeypatch, voc_tree)["2007_000033"]
-    np.testing.assert_array_equal(found, blocks([20, 0], [14, 19], [15, 255]))
-
-
-@pytest.mark.parametrize("tree", ["context_tree", "context_json_tree"])
-def test_context_pixels(tree, request, monkeypatch):
-    root = request.getfixturevalue(tree)
-    full = [] if "json" in tree else ["--full"]
-    assert prepare(context.RECIPE, ["--root", str(root), "--partial", *full]) == 0
-    for split, name in (("val", "2008_000002"), ("train", "2007_009999")):
-        found = labels_of(f"context59_{split}", monkeypatch, root)
-        assert list(found) == [name]
-        np.testing.assert_array_equal(found[name], blocks([255, 0], [54, 255], [19, 49]))
-        found = labels_of(f"context60_k2_{split}", monkeypatch, root)
-        np.testing.assert_array_equal(found[name], blocks([0, 1], [55, 0], [20, 50]))
-    if full:
-        found = labels_of("context459_val", monkeypatch, root)["2008_000002"]
-        np.testing.assert_array_equal(found, blocks([65535, 1], [426, 430], [97, 396]))
-        file = root / "VOCdevkit/VOC2010/annotations_context459/val/2008_000002.tif"
-        assert Image.open(file).mode == "I;16"
-
-
-def test_ade_847_pixels(ade_full_tree, monkeypatch):
-    assert prepare(ade20k.RECIPE_847, ["--root", str(ade_full_tree)]) == 0
-    found = labels_of("ade20k_847_val", monkeypatch, ade_full_tree)
-    expected = np.array([[0, 1], [846, 65535]]).repeat(3, 0).repeat(4, 1)
-    np.testing.assert_array_equal(found["ADE_val_00000001"], expected)
-    # 1032 x 1376 becomes 512 x 683; nearest neighbours keep the four corners.
-    assert found["ADE_val_00000002"].shape == (512, 683)
-    np.testing.assert_array_equal(
-        found["ADE_val_00000002"][[0, 0, -1, -1], [0, -1, 0, -1]], [0, 1, 846, 65535]
-    )
-    images = ade_full_tree / "ADE20K_2021_17_01/images_detectron2/validation"
-    source = next(ade_full_tree.rglob("street/ADE_val_00000001.jpg"))
-    assert (images / "ADE_val_00000001.jpg").read_bytes() == source.read_bytes()
-    assert Image.open(images / "ADE_val_00000002.jpg").size == (683, 512)
-
-
-def test_coco_stuff_pixels(tmp_path, monkeypatch):
-    values = blocks([0, 12], [20, 181], [255, 171])
-    for split in ("train2017", "val2017"):
-        picture(tmp_path / f"coco/{split}/000000000139.jpg")
-        grey(tmp_path / f"coco/stuffthingmaps/{split}/000000000139.png", values)
-    before = snapshot(tmp_path)
-    assert prepare(coco_stuff.RECIPE, ["--root", str(tmp_path)]) == 0
-    assert snapshot(tmp_path) == before
-    for name in ("coco_stuff_train", "coco_stuff171_val"):
-        (found,) = labels_of(name, monkeypatch, tmp_path).values()
-        np.testing.assert_array_equal(found, blocks([0, 11], [19, 170], [255, 160]))
-    grey(tmp_path / "coco/stuffthingmaps/val2017/000000000139.png", blocks([0, 11], [0, 0], [0, 0]))
-    with pytest.raises(ValueError, match=r"139\.png holds \[11\], out of range"):
-        labels_of("coco_stuff_val", monkeypatch, tmp_path)
-
-
-def test_ade_150_pixels(tmp_path, monkeypatch):
-    for split in ("training", "validation"):
-        picture(tmp_path / f"ADEChallengeData2016/images/{split}/a.jpg")
-        values = blocks([0, 1], [150, 13], [8, 8])
-        grey(tmp_path / f"ADEChallengeData2016/annotations/{split}/a.png", values)
-    assert prepare(ade20k.RECIPE_150, ["--root", str(tmp_path)]) == 0
-    (found,) = labels_of("ade20k_150_val", monkeypatch, tmp_path).values()
-    np.testing.assert_array_equal(found, blocks([255, 0], [149, 12], [7, 7]))
+def context_json_tree(tmp_path):
+    return official_trees.context_json_tree(tmp_path)
 
 
 # ---------------------------------------------------------------------------- running it repeatedly
-@pytest.mark.parametrize(("recipe", "tree", "options", "files"), TREES)
-def test_a_second_run_changes_nothing(recipe, tree, options, files, request, capsys):
-    root = request.getfixturevalue(tree)
-    command = ["--root", str(root), "--workers", "1", *options]
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_a_second_run_changes_nothing(tree, tmp_path, capsys):
+    root = tree.build(tmp_path)
+    command = ["--root", str(root), "--workers", "1", *tree.options]
     original = snapshot(root)
-    assert prepare(recipe, [*command, "--dry-run"]) == 0
-    assert f"{files} of {files} files to write" in capsys.readouterr().out
+    assert prepare(tree.recipe, [*command, "--dry-run"]) == 0
+    assert f"{tree.files} of {tree.files} files to write" in capsys.readouterr().out
     assert snapshot(root) == original
-    assert prepare(recipe, command) == 0
+    assert prepare(tree.recipe, command) == 0
     first = snapshot(root)
-    assert len(first) == len(original) + files
-    assert prepare(recipe, command) == 0
+    assert len(first) == len(original) + tree.files
+    assert prepare(tree.recipe, command) == 0
     assert snapshot(root) == first
-    assert "0 written now" in capsys.readouterr().out
+    assert ("0 written now" if tree.files else "used as they are") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("recipe", "tree", "options", "files"), TREES)
-def test_an_interrupted_run_completes(recipe, tree, options, files, request, monkeypatch, capsys):
-    root = request.getfixturevalue(tree)
-    command = ["--root", str(root), "--workers", "1", *options]
+@pytest.mark.parametrize("name", [name for name, tree in TREES.items() if tree.files])
+def test_an_interrupted_run_completes(name, tmp_path, monkeypatch, capsys):
+    tree = TREES[name]
+    root, recipe, files = tree.build(tmp_path), tree.recipe, tree.files
+    command = ["--root", str(root), "--workers", "1", *tree.options]
     before = snapshot(root)
     write, done = work.write_atomically, []
 
@@ -361,6 +155,13 @@ def fail(value):
     raise ValueError(f"source {value} is wrong")
 
 
+def test_workers_start_after_opencv_has_threads(tmp_path):
+    cv2.setNumThreads(4)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1000, 1000))
+    tasks = [Task(str(tmp_path / f"{i}"), bytes_of, (i,)) for i in range(40)]
+    assert work.run_tasks(tasks, 2, "test") == 40
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_wrong_source_is_one_error(tmp_path, workers):
     tasks = [Task(str(tmp_path / f"{i}"), fail if i == 20 else slow, (i,)) for i in range(40)]
@@ -385,6 +186,21 @@ def test_check_tells_counts_classes_and_draws(voc_tree, capsys):
     assert "PROBLEM: 2 pictures, officially 10582" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_check_accepts_and_draws_every_benchmark(tree, tmp_path, capsys):
+    command = ["--root", str(tree.build(tmp_path)), "--workers", "1", *tree.options]
+    assert prepare(tree.recipe, command) == 0
+    assert prepare(tree.recipe, [*dict.fromkeys([*command, "--check", "--partial"])]) == 0
+    text = capsys.readouterr().out
+    benchmarks = [*tree.recipe.benchmarks]
+    if "--full" in tree.options:
+        benchmarks += tree.recipe.full_benchmarks
+    for benchmark in benchmarks:
+        assert f"{benchmark}_val: " in text
+        sheet = Image.open(tmp_path / f"contact_sheets/{benchmark}_val.png")
+        assert len(sheet.convert("RGB").getcolors(1 << 20)) > 5
+
+
 def test_check_finds_what_is_wrong(voc_tree, capsys):
     command = ["--root", str(voc_tree), "--workers", "1", "--splits", "train"]
     prepare(voc.RECIPE, command)
@@ -395,7 +211,7 @@ def test_check_finds_what_is_wrong(voc_tree, capsys):
     assert prepare(voc.RECIPE, [*command, "--check", "--partial"]) == 1
     text = capsys.readouterr().out
     assert "2007_000032.png holds [77], out of range" in text
-    assert "2008_000015.jpg is (6, 8), but its label file" in text
+    assert "2008_000015.jpg has 6 x 8 pixels (height x width) but its label file" in text
     (voc_tree / "VOCdevkit/VOC2012/JPEGImages/2008_000015.jpg").unlink()
     assert prepare(voc.RECIPE, [*command, "--check", "--partial"]) == 1
     assert "2008_000015.png has no image file" in capsys.readouterr().out
@@ -485,7 +301,7 @@ def test_a_mask_of_another_size_names_its_picture(context_json_tree, capsys):
     content["images"][0]["height"] = 7
     path.write_text(json.dumps(content))
     assert prepare(context.RECIPE, ["--root", str(context_json_tree), "--partial"]) == 1
-    assert "2008_000002.jpg: a mask of category" in capsys.readouterr().err
+    assert "2007_009999.jpg: a mask of category" in capsys.readouterr().err
     path.write_text("{}")
     assert prepare(context.RECIPE, ["--root", str(context_json_tree), "--partial"]) == 1
     assert "lacks 'images' or 'annos_segmentation'" in capsys.readouterr().err
@@ -500,21 +316,66 @@ def tar_of(path, *members, kind=tarfile.REGTYPE):
             packed.addfile(info, io.BytesIO(content))
 
 
-def test_archives_are_unpacked_once_and_only_what_is_wanted(voc_tree, tmp_path_factory, capsys):
-    downloads, root = tmp_path_factory.mktemp("downloads"), tmp_path_factory.mktemp("root")
-    for archive, top in ((voc.VOC_ARCHIVE, "VOCdevkit"), (voc.SBD_ARCHIVE, "benchmark_RELEASE")):
-        (voc_tree / top / "unwanted").mkdir()
-        (voc_tree / top / "unwanted/file").write_text("x")
-        with tarfile.open(downloads / archive.name, "w:gz") as packed:
-            packed.add(voc_tree / top, top)
-    command = ["--root", str(root), "--archives", str(downloads), "--workers", "1"]
-    assert prepare(voc.RECIPE, command) == 0
-    first = snapshot(root)
-    assert len(list(root.rglob("annotations_raw/*/*.png"))) == 3
-    assert not list(root.rglob("unwanted"))
-    assert prepare(voc.RECIPE, command) == 0
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+def test_official_archives_become_the_same_files(tree, tmp_path, capsys):
+    """Only what is needed is unpacked; what goes missing comes back, and nothing is done twice."""
+    folders = [tmp_path / name for name in ("unpacked", "downloads", "root")]
+    for folder in folders:
+        folder.mkdir()
+    unpacked, downloads, root = folders
+    tree.build(unpacked)
+    for place in tree.archives:
+        if (unpacked / place).is_dir():
+            (unpacked / place / "unwanted").mkdir()
+            (unpacked / place / "unwanted/file.txt").write_text("x")
+    pack(tree, unpacked, downloads)
+    by_hand = ["--root", str(unpacked), "--workers", "1", *tree.options]
+    command = ["--root", str(root), "--archives", str(downloads), "--workers", "1", *tree.options]
+    assert prepare(tree.recipe, [*command, "--dry-run"]) == 0
+    assert "would unpack" in capsys.readouterr().out
+    assert not snapshot(root)
+    assert prepare(tree.recipe, by_hand) == 0
+    assert prepare(tree.recipe, command) == 0
+    first, wanted = snapshot(root), snapshot(unpacked)
+    made = {name for name in wanted if "annotations_" in name or "images_detectron2" in name}
+    assert len(made) == tree.files
+    assert made <= first.keys() <= wanted.keys()
+    assert all(content == wanted[name][0] for name, (content, _) in first.items())
+    if all(inside.startswith(("VOC", "bench", "ADE")) for _, inside in tree.archives.values()):
+        assert not [name for name in first if "unwanted" in name]
+    capsys.readouterr()
+    assert prepare(tree.recipe, command) == 0
     assert snapshot(root) == first
-    assert "0 files unpacked" in capsys.readouterr().out
+    assert " 0 files unpacked" in capsys.readouterr().out
+    lost = root / min(name for name in first if name.endswith(".jpg"))
+    lost.unlink()
+    assert prepare(tree.recipe, command) == 0
+    assert lost.read_bytes() == first[lost.relative_to(root).as_posix()][0]
+
+
+def test_interrupted_unpacking_completes(tmp_path, monkeypatch, capsys):
+    tree = TREES["voc2012"]
+    (tmp_path / "root").mkdir()
+    pack(tree, tree.build(tmp_path / "unpacked"), tmp_path)
+    command = ["--root", str(tmp_path / "root"), "--archives", str(tmp_path), "--workers", "1"]
+    copy, copied = archives.shutil.copyfileobj, []
+
+    def stop_in_the_middle(source, sink, length):
+        copied.append(sink)
+        if len(copied) == 4:
+            sink.write(source.read(10))
+            raise KeyboardInterrupt
+        copy(source, sink, length)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives.shutil, "copyfileobj", stop_in_the_middle)
+        assert prepare(tree.recipe, command) == 130
+    part = snapshot(tmp_path / "root")
+    assert len(part) == 3
+    assert prepare(tree.recipe, command) == 0
+    whole = snapshot(tmp_path / "root")
+    assert {name: whole[name] for name in part} == part
+    assert len([name for name in whole if "annotations_raw" in name]) == 3
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "c:/outside"])

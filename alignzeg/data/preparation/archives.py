@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import shutil
 import tarfile
@@ -17,7 +16,7 @@ from typing import IO
 from tqdm import tqdm
 
 from alignzeg.data.preparation.recipe import Archive
-from alignzeg.data.preparation.work import TEMPORARY, write_atomically
+from alignzeg.data.preparation.work import TEMPORARY
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ _Member = tuple[str, int, _Opener]
 
 
 def unpack(archive: Archive, downloads: Path, root: Path) -> int:
-    """Unpacks an archive, if it is among the downloads and not unpacked yet.
+    """Unpacks what is not there yet of an archive, if it is among the downloads.
 
     A file that is there with the size it should have is kept; each appears whole or not at all.
 
@@ -41,11 +40,6 @@ def unpack(archive: Archive, downloads: Path, root: Path) -> int:
     if not path.is_file():
         return 0
     target = root / archive.folder
-    stamp = root / ".unpacked" / f"{archive.name}.json"
-    state = path.stat()
-    mark = json.dumps([state.st_size, state.st_mtime_ns]).encode()
-    if stamp.is_file() and stamp.read_bytes() == mark:
-        return 0
     _compare_md5(path, archive)
     target.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -58,8 +52,6 @@ def unpack(archive: Archive, downloads: Path, root: Path) -> int:
         raise ValueError(
             f"cannot unpack {path}: {error}. Is the download complete? Its source: {archive.source}"
         ) from error
-    stamp.parent.mkdir(exist_ok=True)
-    write_atomically(stamp, mark)
     return written
 
 

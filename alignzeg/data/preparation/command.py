@@ -78,6 +78,9 @@ def _prepare(recipe: Recipe, options: argparse.Namespace) -> int:
     )
     if options.archives:
         _unpack(recipe, Path(options.archives).expanduser(), root, options.dry_run)
+        if options.dry_run:
+            sys.stdout.write("the label files to write are known after that\n")
+            return 0
     if options.check:
         return _check(recipe, request, options.workers, options.partial)
     plan = recipe.plan(request)

@@ -84,6 +84,7 @@ def each(
         chunks = iter([items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK)])
         # Forked workers start at once; others import the whole package first.
         method = "fork" if "fork" in get_all_start_methods() else "spawn"
+        cv2.setNumThreads(1)  # here too: a worker forked beside OpenCV's threads would hang
         with ProcessPoolExecutor(workers, get_context(method), _start_worker) as pool:
 
             def submit(count: int) -> set[Future]:
