@@ -4,8 +4,8 @@
     python tools/stress_failures.py --rounds 20
 
 One line for each way; exit code 1 if any run broke a promise: an exit code other than 0, the cause
-in one line, no process left 60 seconds after the fault, and, for values that are not finite, a
-bundle from which one process fails again.
+in one line and no traceback, no process left 60 seconds after the fault, and, for values that are
+not finite, exit code 3 and a bundle from which one process fails again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from forks import LAUNCHERS, forked, living
 
 from alignzeg.__main__ import main as alignzeg
 from alignzeg.data.zeroshapes import write_dataset
+from alignzeg.engine.processes.errors import NON_FINITE
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # From the fault until all processes have gone; and to reach the fault, which nobody promises.
@@ -167,8 +168,8 @@ def attempt(case: Case, output: Path) -> Outcome:
         problem = "processes were left"
     elif gone - fault > LIMIT_SECONDS:
         problem = f"{gone - fault:.0f} s until all had gone"
-    elif code == 0:
-        problem = "exit code 0"
+    elif code == 0 or (case.kind in VALUES and case.launcher != "torchrun" and code != NON_FINITE):
+        problem = f"exit code {code}"
     elif case.kind != "parent":
         problem = check_report(case, output)
     if problem:
@@ -181,6 +182,9 @@ def attempt(case: Case, output: Path) -> Outcome:
 def check_report(case: Case, output: Path) -> str:
     """What is wrong with what the user saw."""
     text = (output / "run.stderr").read_text("utf-8", "replace")
+    # torchrun always shows its own.
+    if "Traceback (most" in text and case.launcher != "torchrun":
+        return f"a traceback: {text[-300:]!r}"
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     pattern = EXPECTED[case.kind].replace("{rank}", str(case.rank))
     found = next(filter(None, (re.search(pattern, line) for line in errors)), None)
