@@ -21,6 +21,7 @@ def add_alignzeg_config(cfg: CfgNode) -> None:
     _add_extractor(node)
     _add_classification(node)
     _add_losses(node)
+    _add_generation(node)
     _add_data(node)
     _add_inference(node)
     _add_solver(node)
@@ -95,7 +96,7 @@ def _add_classification(node: CfgNode) -> None:
     classifier.ADAPTER_RATIO = 0.2
 
     synthesizer = node.SYNTHESIZER = CfgNode()
-    # ManifoldMixup, or empty for none.
+    # ManifoldMixup, GMMNSynthesizer (with the GeneratorCriterion), or empty for none.
     synthesizer.NAME = "ManifoldMixup"
     # lambda ~ Beta(ALPHA, ALPHA), kept in RANGE. [paper: mixup; range ours]
     synthesizer.ALPHA = 1.0
@@ -137,6 +138,11 @@ def _add_losses(node: CfgNode) -> None:
     # lambda_4, diversity of the background prototypes above a cosine. [weight paper, margin ours]
     loss.DIVERSITY_WEIGHT = 0.1
     loss.DIVERSITY_MARGIN = 0.2
+    # Weight of the discrepancy that teaches a GMMNSynthesizer. [ours]
+    loss.GENERATOR_WEIGHT = 1.0
+    # A pixel of the PixelSegmenter weighs area^-PIXEL_BALANCE, the area of its class in the batch:
+    # 0 weighs pixels alike, 1 classes. [DeepLab: 0]
+    loss.PIXEL_BALANCE = 0.0
     # Weight of the unseen indicator's loss. [paper: 1]
     loss.INDICATOR_WEIGHT = 1.0
     # Points per mask; 0 uses every valid pixel at stride 4. [M2F: 12544]
@@ -149,12 +155,52 @@ def _add_losses(node: CfgNode) -> None:
     loss.COPY_IOU = 0.5
 
 
+def _add_generation(node: CfgNode) -> None:
+    semantics = node.SEMANTICS = CfgNode()
+    # What the generator knows of a class: text prototypes of the "vlm", or "words".
+    semantics.SOURCE = "vlm"
+    # For "words": a text file of GloVe, word2vec or fastText.
+    semantics.WORD_VECTORS = ""
+
+    generator = node.GENERATOR = CfgNode()
+    # Channels of the hidden layer, and dropout there. [ZS3Net: 256, 0.5]
+    generator.HIDDEN_DIM = 256
+    generator.DROPOUT = 0.5
+    # Standard deviations of the discrepancy's Gaussian kernels, in feature units. [ZS3Net]
+    generator.BANDWIDTHS = [2.0, 5.0, 10.0, 20.0, 40.0, 60.0]
+    # Features of each class in a step, real and generated alike. [ours]
+    generator.SAMPLES = 64
+    # Features of each seen class, and of unlabelled pixels, that are kept to draw from. [ours]
+    generator.BANK = 2048
+    # Pixels that each unseen class has in the classifier's training: "sampled" gives it as many as
+    # a seen class has, "real" those of the labels, which are no secret then.
+    generator.LAYOUT = "sampled"
+
+    recursion = node.RECURSION = CfgNode()
+    # Rounds of feedback, R; 0 is ZS3Net. [paper: several]
+    recursion.ROUNDS = 0
+    # Steps of generator and classifier in round 0 and in every round of feedback. SOLVER.MAX_ITER
+    # is (ROUNDS + 1) times their sum. [ours]
+    recursion.GENERATOR_STEPS = 600
+    recursion.CLASSIFIER_STEPS = 400
+    # Probability above which a feature of an unseen class becomes a pseudo-feature, rho. [ours]
+    recursion.CONFIDENCE = 0.7
+    # Weight of the ZS-MMD, kappa. [ours]
+    recursion.WEIGHT = 1.0
+    # Pseudo-features of each unseen class in a round. [ours]
+    recursion.PSEUDO = 256
+    # Where they come from: "generated", or "pixels" without a label, which is self-training.
+    recursion.SOURCE = "generated"
+
+
 def _add_data(node: CfgNode) -> None:
     data = node.DATA = CfgNode()
     # Treat hidden pixels as negatives of every mask, as the published peers do.
     data.IGNORE_AS_NEGATIVE = False
     # Seen classes to hide in training, for calibration: "" or "pseudo_unseen".
     data.HOLD_OUT = ""
+    # Leave out every training picture in which a class is labelled that is not trained on. [ZS3Net]
+    data.SKIP_UNSEEN_IMAGES = False
     # Random crop edge in pixels; 0 takes the whole image.
     data.CROP_SIZE = 0
     # A crop is drawn again (up to 10 times) while one class covers more than this share of its

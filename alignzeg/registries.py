@@ -42,7 +42,7 @@ Region embeddings to class scores. Built as `cls(cfg, embed_dim, logit_scale)`:
 
 SYNTHESIZER_REGISTRY = Registry("SYNTHESIZER")
 SYNTHESIZER_REGISTRY.__doc__ = """
-Features of classes that were never labelled, for training only. Built as `cls(cfg)`:
+Features of classes that were never labelled, for training only. Built as `cls(cfg, embed_dim)`:
 
     forward(embeds (N, D), labels (N,), text (K, D)) -> Synthetic, possibly of no samples
 """
@@ -109,10 +109,10 @@ def build_classifier(cfg: CfgNode, embed_dim: int, logit_scale: float) -> Any:
     return build(CLASSIFIER_REGISTRY, cfg.ALIGNZEG.CLASSIFIER.NAME, cfg, embed_dim, logit_scale)
 
 
-def build_synthesizer(cfg: CfgNode) -> Any:
+def build_synthesizer(cfg: CfgNode, embed_dim: int) -> Any:
     """Builds `cfg.ALIGNZEG.SYNTHESIZER.NAME`, or None where it is empty."""
     name = cfg.ALIGNZEG.SYNTHESIZER.NAME
-    return build(SYNTHESIZER_REGISTRY, name, cfg) if name else None
+    return build(SYNTHESIZER_REGISTRY, name, cfg, embed_dim) if name else None
 
 
 def build_corrector(cfg: CfgNode, embed_dim: int, logit_scale: float) -> Any:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_LABEL = 255
@@ -139,6 +140,19 @@ class Targets:
             None if self.padding is None else self.padding.to(device),
         )
 
+    def padded(self, size: tuple[int, int]) -> Targets:
+        """The same targets at a batch's size (height, width); what is added is not valid."""
+        height, width = self.valid.shape
+        edges = (0, size[1] - width, 0, size[0] - height)
+        if not any(edges):
+            return self
+        return replace(
+            self,
+            masks=F.pad(self.masks, edges),
+            valid=F.pad(self.valid, edges),
+            padding=F.pad(torch.zeros_like(self.valid), edges, value=True),
+        )
+
 
 @dataclass(frozen=True)
 class Proposals:
@@ -161,11 +175,14 @@ class Synthetic:
         embeds: (S, D) unit-length features.
         prototypes: (P, D) unit-length text prototypes of the virtual classes.
         targets: (S,) int64 row of `prototypes` that each feature belongs to.
+        imitated: two sets of samples, (N, E) made with gradient and (N, E) real, that a generator
+            is to make alike; None where nothing is generated.
     """
 
     embeds: Tensor
     prototypes: Tensor
     targets: Tensor
+    imitated: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,11 +206,13 @@ class SyntheticOutputs:
         logits: (S, K+1+P) class scores: seen classes, background, virtual classes.
         targets: (S,) int64 index into the K+1+P scores.
         unseen_logits: (S,) the indicator's logits, or None without an indicator.
+        imitated: as in `Synthetic`.
     """
 
     logits: Tensor
     targets: Tensor
     unseen_logits: Tensor | None
+    imitated: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)

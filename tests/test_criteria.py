@@ -63,6 +63,7 @@ def make_outputs(synthetic: int = 5, background: int = 3, dtype=torch.float32) -
             leaf(synthetic, CLASSES + 1 + virtual),
             torch.randint(CLASSES + 1, CLASSES + 1 + virtual, (synthetic,)),
             leaf(synthetic),
+            imitated=(leaf(synthetic, 3), torch.randn(synthetic, 3, dtype=dtype)),
         ),
     )
 

@@ -134,7 +134,7 @@ def test_blocks_bound_what_the_backward_pass_keeps():
 
 def test_two_gaussians_have_the_discrepancy_that_theory_gives():
     """For x ~ N(a, I), y ~ N(b, I) in D dimensions the kernel's mean is known in closed form."""
-    dim, count, shift = 3, 4000, torch.tensor([1.0, -0.5, 0.25])
+    dim, count, shift = 3, 1500, torch.tensor([1.0, -0.5, 0.25])
 
     def mean_kernel(distance2: float, sigma: float) -> float:
         spread = sigma**2 + 2
@@ -147,7 +147,7 @@ def test_two_gaussians_have_the_discrepancy_that_theory_gives():
     found = weighted_mmd(fake, real, None, BANDWIDTHS).item()
     assert expected > 0.05
     # The diagonal adds up to 2 / n; the spread of the estimate is of the order of 1 / sqrt(n).
-    assert found == pytest.approx(expected, abs=0.01)
+    assert found == pytest.approx(expected, abs=0.015)
 
 
 def test_half_precision_is_computed_in_full():

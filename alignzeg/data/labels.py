@@ -5,7 +5,7 @@ Everything here reads only what `alignzeg.data.catalog` left in Detectron2's `Me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,39 @@ def label_lookup(dataset_name: str, vocabulary: Vocabulary) -> np.ndarray:
             f"none of the class names {list(vocabulary.names)} occurs in data set {dataset_name!r}"
         )
     return table
+
+
+def without_hidden(
+    records: Sequence[Mapping[str, str]], vocabulary: Vocabulary
+) -> list[Mapping[str, str]]:
+    """The records in whose label files no class lies outside a vocabulary.
+
+    Args:
+        records: of the catalog; their label files are read.
+        vocabulary: the classes trained on.
+
+    Raises:
+        ValueError: if none is left, or a label file is wrong.
+    """
+    hidden = {}
+    for name in {record["dataset_name"] for record in records}:
+        metadata, known = _metadata(name), set(vocabulary.names)
+        pairs = zip(metadata["raw_ids"], metadata["stuff_classes"], strict=True)
+        hidden[name] = [raw_id for raw_id, label in pairs if label not in known]
+    kept = [
+        record
+        for record in records
+        if not np.isin(
+            np.unique(read_labels(record["sem_seg_file_name"], record["dataset_name"])),
+            hidden[record["dataset_name"]],
+        ).any()
+    ]
+    if not kept:
+        raise ValueError(
+            f"every one of {len(records)} training pictures shows a class that is not trained on; "
+            "set ALIGNZEG.DATA.SKIP_UNSEEN_IMAGES to False"
+        )
+    return kept
 
 
 def read_labels(file_name: str, dataset_name: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from alignzeg.data.lint import validate_names
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.records.provenance import record_run
+from alignzeg.engine.training.generative import trainer_of
 from alignzeg.engine.training.trainer import Trainer
 
 
@@ -45,7 +46,7 @@ def train(
         allow_rescale: go on also with another number of processes.
         trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
     """
-    trainer = Trainer(cfg)
+    trainer = trainer_of(cfg)(cfg)
     trainer.checkpointer.trust_pickle = trust_pickle
     trainer.resume_or_load(resume=resume, allow_rescale=allow_rescale)
     vlm = getattr(getattr(trainer.model, "module", trainer.model), "vlm", None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Kernel values held at once: 32 MiB in float64.
+# Distances held at once: 32 MiB in float64.
 _BLOCK_ELEMENTS = 2**22
 
 
@@ -26,9 +26,9 @@ def weighted_mmd(
     (the biased estimate, whose diagonal keeps it >= 0). Leading dimensions are pairs of sets, each
     compared on its own.
 
-    Computed in float64, with the real features' mean as origin, so that neither an offset that all
-    features share nor close points far from the origin cost digits. A block of rows is recomputed
-    in the backward pass, hence memory grows with S + N, not with S x N.
+    Distances are computed in float64, with the real features' mean as origin, so that neither an
+    offset that all features share nor close points far from the origin cost digits. A block of rows
+    is recomputed in the backward pass, hence memory grows with S + N, not with S x N.
 
     Args:
         fake: (..., S, D) generated features; the only input that receives gradient.
@@ -45,20 +45,20 @@ def weighted_mmd(
         ValueError: if S or N is 0, a shape does not fit, or a bandwidth is not above 0.
 
     Source: ZS-MMD (arXiv 2103.00086); without weights GMMN (arXiv 1502.02761), as in ZS3Net
-    (arXiv 1906.00817). [ours: mean, not sum, of the kernels; no root; float64]
+    (arXiv 1906.00817). [ours: mean, not sum, of the kernels; no root]
     """
     _check(fake, real, weights, bandwidths)
     origin = real.detach().double().mean(dim=-2, keepdim=True)
     x, y = fake.double() - origin, real.detach().double() - origin
     if weights is None:
         weights = y.new_full(y.shape[:-1], 1 / y.shape[-2])
-    w = weights.detach().to(y)
-    uniform = x.new_full(x.shape[:-1], 1 / x.shape[-2])
+    dtype = torch.promote_types(fake.dtype, torch.float32)
+    w = weights.detach().to(y.device, dtype)
+    uniform = torch.full_like(x[..., 0], 1 / x.shape[-2], dtype=dtype)
     with torch.no_grad():
         own = _mean_kernel(y, y, w, w, bandwidths, block)
     mmd = _mean_kernel(x, x, uniform, uniform, bandwidths, block) + own
-    mmd = mmd - 2 * _mean_kernel(x, y, uniform, w, bandwidths, block)
-    return mmd.to(torch.promote_types(fake.dtype, torch.float32))
+    return mmd - 2 * _mean_kernel(x, y, uniform, w, bandwidths, block)
 
 
 def _mean_kernel(
@@ -79,7 +79,7 @@ def _mean_kernel(
 
 def _block(x: Tensor, y: Tensor, u: Tensor, w: Tensor, bandwidths: Sequence[float]) -> Tensor:
     squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    distances = (squares - 2 * x @ y.transpose(-1, -2)).clamp(min=0)
+    distances = (squares - 2 * x @ y.transpose(-1, -2)).clamp(min=0).to(u.dtype)
     kernel = torch.zeros_like(distances)
     for bandwidth in bandwidths:
         kernel = kernel + (distances / (-2 * bandwidth**2)).exp()

@@ -53,7 +53,7 @@ class MaskProposalHead(nn.Module):
             "vlm": vlm,
             "extractor": build_extractor(cfg, input_shape, vlm.embed_dim),
             "classifier": build_classifier(cfg, vlm.embed_dim, vlm.logit_scale),
-            "synthesizer": build_synthesizer(cfg),
+            "synthesizer": build_synthesizer(cfg, vlm.embed_dim),
             "corrector": build_corrector(cfg, vlm.embed_dim, vlm.logit_scale),
         }
 
@@ -117,4 +117,5 @@ class MaskProposalHead(nn.Module):
             logits=torch.cat([self.score(embeds, text), virtual], dim=-1),
             targets=len(text) + 1 + made.targets,
             unseen_logits=self.corrector.indicate(embeds, text),
+            imitated=made.imitated,
         )

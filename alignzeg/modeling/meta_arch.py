@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
@@ -17,7 +16,7 @@ from alignzeg.losses.criteria import merge_losses, prepare
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.fold import fold_label_map
 from alignzeg.modeling.layers import geometric_ensemble, vote_shares
-from alignzeg.modeling.naming import Naming, build_naming, group_max
+from alignzeg.modeling.naming import Naming, build_naming, group_max, shared_vocabulary
 from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
 from alignzeg.modeling.viewing import segment_views
 from alignzeg.modeling.views import ViewPlan, build_view_plan
@@ -146,7 +145,7 @@ class AlignZeg(nn.Module):
         Raises:
             ValueError: if the images of a batch do not share one vocabulary.
         """
-        vocabulary = _shared_vocabulary(batched_inputs)
+        vocabulary = shared_vocabulary(batched_inputs)
         if not (self.training or self.views.single):
             return [segment_views(self, item, vocabulary) for item in batched_inputs]
         images = ImageList.from_tensors(
@@ -183,7 +182,7 @@ class AlignZeg(nn.Module):
         self, outputs: Outputs, targets: list[Targets], images: ImageList, vocabulary: Vocabulary
     ) -> dict[str, Tensor]:
         """The weighted losses of all criteria."""
-        targets = [pad_targets(target, images.tensor.shape[-2:]) for target in targets]
+        targets = [target.padded(images.tensor.shape[-2:]) for target in targets]
         matches = self.matcher(outputs, targets)
         regions, labels = matched(outputs, targets, matches[-1])
         text, _ = self.text(vocabulary, single=True)
@@ -256,30 +255,6 @@ class AlignZeg(nn.Module):
         exponents = torch.where(unseen, self.ensemble[1], self.ensemble[0])
         mixed = geometric_ensemble(probs[..., :-1], frozen * foreground, exponents)
         return torch.cat([mixed, probs[..., -1:]], dim=-1)
-
-
-def _shared_vocabulary(batched_inputs: list[dict[str, Any]]) -> Vocabulary:
-    vocabularies = {item["vocabulary"] for item in batched_inputs}
-    if len(vocabularies) != 1:
-        raise ValueError(
-            "all images of a batch must share one vocabulary; got "
-            f"{[v.names for v in vocabularies]}: batch the data sets separately"
-        )
-    return vocabularies.pop()
-
-
-def pad_targets(targets: Targets, size: tuple[int, int]) -> Targets:
-    """Pads (G, H, W) masks and (H, W) validity to a batch's size; padding is not valid."""
-    height, width = targets.valid.shape
-    edges = (0, size[1] - width, 0, size[0] - height)
-    if not any(edges):
-        return targets
-    return dataclasses.replace(
-        targets,
-        masks=F.pad(targets.masks, edges),
-        valid=F.pad(targets.valid, edges),
-        padding=F.pad(torch.zeros_like(targets.valid), edges, value=True),
-    )
 
 
 def matched(

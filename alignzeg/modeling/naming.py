@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -78,3 +79,18 @@ def group_max(scores: Tensor, sizes: Sequence[int]) -> Tensor:
         return scores
     *groups, left = scores.split([*sizes, rest], dim=-1)
     return torch.cat([*(group.amax(dim=-1, keepdim=True) for group in groups), left], dim=-1)
+
+
+def shared_vocabulary(batched_inputs: Sequence[Mapping[str, Any]]) -> Vocabulary:
+    """The "vocabulary" of all images of a batch.
+
+    Raises:
+        ValueError: if they do not share one.
+    """
+    vocabularies = {item["vocabulary"] for item in batched_inputs}
+    if len(vocabularies) != 1:
+        raise ValueError(
+            "all images of a batch must share one vocabulary; got "
+            f"{[v.names for v in vocabularies]}: batch the data sets separately"
+        )
+    return vocabularies.pop()

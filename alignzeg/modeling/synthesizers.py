@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.distributions import Beta
 
+from alignzeg.modeling.generator import GMMNGenerator
 from alignzeg.registries import SYNTHESIZER_REGISTRY
 from alignzeg.structures import Synthetic
 
@@ -46,7 +49,7 @@ class ManifoldMixup(nn.Module):
         self.ratio = ratio
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+    def from_config(cls, cfg: CfgNode, embed_dim: int) -> dict[str, object]:  # noqa: ARG003
         """Reads ALIGNZEG.SYNTHESIZER."""
         node = cfg.ALIGNZEG.SYNTHESIZER
         return {"alpha": node.ALPHA, "mix_range": tuple(node.RANGE), "ratio": node.RATIO}
@@ -80,3 +83,57 @@ class ManifoldMixup(nn.Module):
             prototypes=mix(text, labels[first], labels[second]),
             targets=torch.arange(count, device=labels.device),
         )
+
+
+@SYNTHESIZER_REGISTRY.register()
+class GMMNSynthesizer(ManifoldMixup):
+    """Makes features of virtual classes with a generator, in place of mixing real ones.
+
+    The virtual classes are those of mixup: mixed text prototypes, so that no unseen name is used.
+    The generator learns from `Synthetic.imitated` alone, which needs the GeneratorCriterion.
+
+    Source: ZS3Net (arXiv 1906.00817), there for pixels; for proposals, and with virtual classes,
+    ours.
+    """
+
+    @configurable
+    def __init__(self, *, generator: GMMNGenerator, **mixing: Any) -> None:
+        """Takes the generator, text prototype -> feature, and what `ManifoldMixup` takes."""
+        super().__init__(**mixing)
+        self.generator = generator
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, embed_dim: int) -> dict[str, object]:
+        """Reads ALIGNZEG.SYNTHESIZER and ALIGNZEG.GENERATOR."""
+        node = cfg.ALIGNZEG.GENERATOR
+        return {
+            **super().from_config(cfg, embed_dim),
+            "generator": GMMNGenerator(
+                semantic_dim=embed_dim,
+                feature_dim=embed_dim,
+                hidden_dim=node.HIDDEN_DIM,
+                dropout=node.DROPOUT,
+            ),
+        }
+
+    def forward(self, embeds: Tensor, labels: Tensor, text: Tensor) -> Synthetic:
+        """Makes one feature for each virtual class; see `ManifoldMixup.forward`.
+
+        Returns:
+            Features without gradient, and what the generator learns from: made and real features,
+            each beside the prototype of its class.
+        """
+        mixed = super().forward(embeds, labels, text)
+        with torch.no_grad():
+            made = self._make(mixed.prototypes)
+        known = text[labels]
+        fake, real = self._make(known), embeds.detach()
+        return Synthetic(
+            embeds=made,
+            prototypes=mixed.prototypes,
+            targets=mixed.targets,
+            imitated=(torch.cat([fake, known], dim=1), torch.cat([real, known], dim=1)),
+        )
+
+    def _make(self, prototypes: Tensor) -> Tensor:
+        return F.normalize(self.generator(prototypes, 1)[..., 0, :], dim=-1)

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from alignzeg.data.fingerprint import data_hash, fingerprint
-from alignzeg.data.labels import asked_vocabulary
+from alignzeg.data.labels import asked_vocabulary, training_vocabulary, without_hidden
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.likeness import check_kinds
@@ -48,6 +48,16 @@ from alignzeg.engine.training.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
 
 logger = logging.getLogger(__name__)
+
+
+def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The training pictures of a config, one record each."""
+    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    if not cfg.ALIGNZEG.DATA.SKIP_UNSEEN_IMAGES:
+        return records
+    kept = without_hidden(records, training_vocabulary(cfg))
+    logger.info("%d of %d training pictures show seen classes only", len(kept), len(records))
+    return kept
 
 
 def build_step_trainer(
@@ -251,7 +261,7 @@ class Trainer(DefaultTrainer):
         world_size = comm.get_world_size()
         batch = cfg.SOLVER.IMS_PER_BATCH // cfg.ALIGNZEG.SOLVER.ACCUMULATE
         return TrainLoader(
-            get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False),
+            training_records(cfg),
             ZeroShotMapper(cfg, True),
             images=batch // world_size,
             seed=comm.shared_random_seed(),

@@ -7,7 +7,11 @@ training never waits for a gradient.
 from alignzeg.losses.criteria.base import Criteria, Criterion, merge_losses, prepare
 from alignzeg.losses.criteria.bias import IndicatorCriterion
 from alignzeg.losses.criteria.classes import ClassCriterion
-from alignzeg.losses.criteria.generalization import BackgroundDiversityCriterion, SyntheticCriterion
+from alignzeg.losses.criteria.generalization import (
+    BackgroundDiversityCriterion,
+    GeneratorCriterion,
+    SyntheticCriterion,
+)
 from alignzeg.losses.criteria.masks import MaskCriterion
 
 __all__ = [
@@ -15,6 +19,7 @@ __all__ = [
     "ClassCriterion",
     "Criteria",
     "Criterion",
+    "GeneratorCriterion",
     "IndicatorCriterion",
     "MaskCriterion",
     "SyntheticCriterion",

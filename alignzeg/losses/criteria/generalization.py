@@ -6,6 +6,7 @@ has shown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from alignzeg.losses import functional
 from alignzeg.losses.criteria.base import Criterion
+from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.registries import CRITERION_REGISTRY
 from alignzeg.structures import Matches, Outputs, Targets
 
@@ -93,3 +95,53 @@ class SyntheticCriterion(Criterion):
             return {"loss_synthetic": functional.no_loss(outputs.class_logits)}
         scores = functional.full_precision(synthetic.logits)
         return {"loss_synthetic": self.weight * F.cross_entropy(scores, synthetic.targets)}
+
+
+@CRITERION_REGISTRY.register()
+class GeneratorCriterion(Criterion):
+    """loss_generator: discrepancy between made and real features of the seen classes in the batch.
+
+    Features are compared together with the prototypes of their classes, because a batch has too few
+    of any one class. 0 where the batch has no matched proposal.
+
+    Args:
+        weight: of the loss.
+        bandwidths: of the Gaussian kernels; features and prototypes have unit length.
+
+    Source: GMMN (arXiv 1502.02761); the joint form is ours.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float, bandwidths: Sequence[float]) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bandwidths = tuple(bandwidths)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from ALIGNZEG.LOSS and ALIGNZEG.GENERATOR."""
+        return {
+            "weight": cfg.ALIGNZEG.LOSS.GENERATOR_WEIGHT,
+            "bandwidths": cfg.ALIGNZEG.GENERATOR.BANDWIDTHS,
+        }
+
+    @override
+    def losses(
+        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
+    ) -> dict[str, Tensor]:
+        """See the class.
+
+        Raises:
+            ValueError: if the synthesizer generates nothing.
+        """
+        imitated = None if outputs.synthetic is None else outputs.synthetic.imitated
+        if imitated is None:
+            raise ValueError(
+                "GeneratorCriterion needs a synthesizer that generates; take it out of "
+                "ALIGNZEG.CRITERIA or set ALIGNZEG.SYNTHESIZER.NAME to GMMNSynthesizer"
+            )
+        made, real = imitated
+        if not len(made):
+            return {"loss_generator": functional.no_loss(made)}
+        mmd = weighted_mmd(made, real, None, self.bandwidths)
+        return {"loss_generator": self.weight * mmd}

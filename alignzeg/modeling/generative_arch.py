@@ -1,0 +1,277 @@
+"""The generative meta-architecture: unseen classes are learned from features made from words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+
+from alignzeg.data.catalog import get_vocabulary
+from alignzeg.losses.functional import no_loss
+from alignzeg.losses.mmd import weighted_mmd
+from alignzeg.modeling.generator import GMMNGenerator
+from alignzeg.modeling.naming import build_naming
+from alignzeg.modeling.pixel_arch import PixelSegmenter
+from alignzeg.modeling.pixel_branch import PixelBranch
+from alignzeg.modeling.recursion import Schedule
+from alignzeg.modeling.vlm.words import WordVectors
+from alignzeg.registries import build_vlm
+from alignzeg.structures import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+SEMANTIC_SOURCES = ("vlm", "words")
+PSEUDO_SOURCES = ("generated", "pixels")
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How the classifier teaches the generator.
+
+    Attributes:
+        weight: of the ZS-MMD, kappa.
+        confidence: probability above which a feature of an unseen class becomes a pseudo-feature.
+        count: P, pseudo-features of each unseen class, at most.
+        source: "generated" for features of the generator, "pixels" for those of unlabelled pixels
+            of the training pictures, which is self-training.
+    """
+
+    weight: float
+    confidence: float
+    count: int
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.source not in PSEUDO_SOURCES:
+            raise ValueError(
+                f"ALIGNZEG.RECURSION.SOURCE is {self.source!r}; it can be one of "
+                f"{list(PSEUDO_SOURCES)}"
+            )
+
+
+@META_ARCH_REGISTRY.register()
+class GenerativeSegmenter(PixelSegmenter):
+    """ZS3Net and, with rounds of feedback, recursive training with ZS-MMD.
+
+    In training it takes features of labelled pixels, not pictures: image encoder and decoder are
+    frozen. A round teaches the generator to imitate the features of each seen class, then the
+    classifier on real features of seen and generated ones of unseen classes. From round 1 on the
+    generator also learns from pseudo-features of the unseen classes, weighted by the classifier's
+    confidence in them. The names of the unseen classes are used in training: that is transductive.
+
+    Source: ZS3Net (arXiv 1906.00817); recursive training and ZS-MMD (arXiv 2103.00086).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        generator: GMMNGenerator,
+        semantics: Tensor,
+        schedule: Schedule,
+        feedback: Feedback,
+        bandwidths: Sequence[float],
+        **pixel: Any,
+    ) -> None:
+        """Takes the parts.
+
+        Args:
+            generator: semantic vectors -> features.
+            semantics: (K, A) of all classes, the seen ones first.
+            schedule: when what is taught.
+            feedback: how the classifier teaches the generator.
+            bandwidths: of the discrepancy's Gaussian kernels, in feature units.
+            pixel: as `PixelSegmenter`, with a classifier and names for all K classes.
+        """
+        super().__init__(**pixel)
+        self.backbone.requires_grad_(False)
+        self.branch.decoder.requires_grad_(False)
+        self.generator = generator
+        self.schedule = schedule
+        self.feedback = feedback
+        self.bandwidths = tuple(bandwidths)
+        self.register_buffer("semantics", semantics, False)
+        # Pseudo-features of the round, and their weights: in sum 1 for each unseen class, or 0
+        # where the classifier is sure of none.
+        unseen = len(self.names) - len(self.seen)
+        self.register_buffer("pseudo", torch.zeros(unseen, feedback.count, self.branch.channels))
+        self.register_buffer("pseudo_weights", torch.zeros(unseen, feedback.count))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Builds the parts that the config names.
+
+        Raises:
+            ValueError: if no class is unseen, or SOLVER.MAX_ITER is not that of the rounds.
+        """
+        pixel = PixelSegmenter.from_config(cfg)
+        vocabulary = get_vocabulary(cfg.DATASETS.TRAIN[0], cfg.ALIGNZEG.DATA.HOLD_OUT)
+        if not vocabulary.unseen_ids:
+            raise ValueError(
+                f"data set {cfg.DATASETS.TRAIN[0]!r} has no unseen class to generate features for"
+            )
+        order = [*vocabulary.seen_ids, *vocabulary.unseen_ids]
+        semantics = build_semantics(cfg, vocabulary)[order]
+        node, recursion = cfg.ALIGNZEG.GENERATOR, cfg.ALIGNZEG.RECURSION
+        branch = PixelBranch(cfg, pixel["backbone"].output_shape(), len(order))
+        return {
+            **pixel,
+            "branch": branch,
+            "names": [vocabulary.names[i] for i in order],
+            "generator": GMMNGenerator(
+                semantic_dim=semantics.shape[1],
+                feature_dim=branch.channels,
+                hidden_dim=node.HIDDEN_DIM,
+                dropout=node.DROPOUT,
+            ),
+            "semantics": semantics,
+            "schedule": build_schedule(cfg),
+            "feedback": Feedback(
+                weight=recursion.WEIGHT,
+                confidence=recursion.CONFIDENCE,
+                count=recursion.PSEUDO,
+                source=recursion.SOURCE,
+            ),
+            "bandwidths": node.BANDWIDTHS,
+        }
+
+    def train(self, mode: bool = True) -> GenerativeSegmenter:
+        """Sets the mode of generator and classifier; the frozen parts stay as in a test."""
+        super().train(mode)
+        self.backbone.eval()
+        self.branch.decoder.eval()
+        return self
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Detectron2's interface; as `PixelSegmenter`, but in training one dict of features.
+
+        Args:
+            batched_inputs: in training one dict with "classes" (S,) the seen classes that there are
+                features of, "features" (S, N, C), "shares" (K,) of all pixels that each class has
+                in the layout, "unlabelled" (M, C) features of pixels without a label, and "step".
+
+        Returns:
+            In training {"loss_mmd", "loss_zs_mmd"} or {"loss_classifier"}.
+        """
+        if not self.training:
+            return super().forward(batched_inputs)
+        batch = {
+            key: value.to(self.device) if isinstance(value, Tensor) else value
+            for key, value in batched_inputs[0].items()
+        }
+        phase = self.schedule.at(batch["step"])
+        if phase.first and phase.round:
+            self.collect(batch["unlabelled"], batch["step"])
+        if not phase.generator:
+            return {"loss_classifier": self.classifier_loss(batch)}
+        real = batch["features"]
+        made = self.generator(self.semantics[batch["classes"]], real.shape[1])
+        losses = {"loss_mmd": weighted_mmd(made, real, None, self.bandwidths).mean()}
+        if phase.round:
+            losses["loss_zs_mmd"] = self.feedback.weight * self.zs_mmd(real.shape[1])
+        return losses
+
+    def zs_mmd(self, samples: int) -> Tensor:
+        """Mean discrepancy between fresh and pseudo-features of the unseen classes that have any.
+
+        Source: ZS-MMD (arXiv 2103.00086).
+        """
+        made = self.generator(self.semantics[len(self.seen) :], samples)
+        sure = self.pseudo_weights.sum(dim=1) > 0
+        if not sure.any():
+            return no_loss(made)
+        weights = self.pseudo_weights[sure]
+        return weighted_mmd(made[sure], self.pseudo[sure], weights, self.bandwidths).mean()
+
+    def classifier_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Cross-entropy over real features of seen and made ones of unseen classes.
+
+        Classes weigh as much as the share of pixels that the layout gives them.
+        """
+        seen, real = batch["classes"], batch["features"]
+        with torch.no_grad():
+            made = self.generator(self.semantics[len(self.seen) :], real.shape[1])
+        unseen = torch.arange(len(self.seen), len(self.names), device=self.device)
+        classes = torch.cat([seen, unseen])
+        logits = self.branch.classifier(torch.cat([real, made])).float()
+        log_probs = logits.log_softmax(dim=-1)[torch.arange(len(classes)), :, classes]
+        shares = batch["shares"][classes]
+        return -(log_probs.mean(dim=1) * shares).sum() / shares.sum()
+
+    @torch.no_grad()
+    def collect(self, unlabelled: Tensor, seed: int) -> None:
+        """Makes the pseudo-features of a round: those of unseen classes that are likely.
+
+        Args:
+            unlabelled: (M, C) features of pixels without a label, for the source "pixels".
+            seed: of the noise, so that every process collects the same.
+        """
+        first, count = len(self.seen), self.feedback.count
+        unseen = torch.arange(first, len(self.names), device=self.device)
+        if self.feedback.source == "generated":
+            shape = (len(unseen), count, self.semantics.shape[1])
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            training = self.generator.training
+            features = self.generator.eval()(self.semantics[first:], count, noise.to(self.device))
+            self.generator.train(training)
+            probs = self.probs(features)[torch.arange(len(unseen)), :, unseen]
+        else:
+            count = min(count, len(unlabelled))
+            probs, places = self.probs(unlabelled)[:, first:].T.topk(count, dim=1)
+            features = unlabelled[places]
+        weights = probs * (probs > self.feedback.confidence)
+        self.pseudo.zero_()[:, :count] = features
+        self.pseudo_weights.zero_()[:, :count] = F.normalize(weights, p=1, dim=1)
+        kept = (weights > 0).float().mean(dim=1)
+        worst = int(kept.argmin())
+        logger.info(
+            "pseudo-features (%s): %.0f %% of %d for each unseen class are kept, fewest of %r: "
+            "%.0f %%",
+            *(self.feedback.source, 100 * float(kept.mean()), count),
+            *(self.names[first + worst], 100 * float(kept[worst])),
+        )
+
+    def probs(self, features: Tensor) -> Tensor:
+        """(..., K) class probabilities of (..., C) features."""
+        return self.branch.classifier(features).float().softmax(dim=-1)
+
+
+def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
+    """(K, A) semantic vectors of all classes, from ALIGNZEG.SEMANTICS.
+
+    Raises:
+        ValueError: on an unknown source, or names that the word vectors do not know.
+    """
+    node = cfg.ALIGNZEG.SEMANTICS
+    if node.SOURCE not in SEMANTIC_SOURCES:
+        raise ValueError(
+            f"ALIGNZEG.SEMANTICS.SOURCE is {node.SOURCE!r}; it can be one of "
+            f"{list(SEMANTIC_SOURCES)}"
+        )
+    texts, _ = build_naming(cfg).spoken(vocabulary, True)
+    source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
+    return source.embed_text(texts)
+
+
+def build_schedule(cfg: CfgNode) -> Schedule:
+    """ALIGNZEG.RECURSION's rounds.
+
+    Raises:
+        ValueError: if SOLVER.MAX_ITER is another number of steps.
+    """
+    node = cfg.ALIGNZEG.RECURSION
+    schedule = Schedule(node.ROUNDS, node.GENERATOR_STEPS, node.CLASSIFIER_STEPS)
+    if cfg.SOLVER.MAX_ITER != schedule.steps:
+        raise ValueError(
+            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, but round 0 and ALIGNZEG.RECURSION.ROUNDS "
+            f"{node.ROUNDS} of {node.GENERATOR_STEPS} + {node.CLASSIFIER_STEPS} steps take "
+            f"{schedule.steps}; set it to that"
+        )
+    return schedule

@@ -1,0 +1,193 @@
+"""Meta-architectures of the pixel-level family: every pixel is named on its own, without masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from alignzeg.data.catalog import training_vocabulary
+from alignzeg.losses.pixels import pixel_cross_entropy
+from alignzeg.modeling.naming import shared_vocabulary
+from alignzeg.modeling.pixel_branch import PixelBranch
+from alignzeg.structures import IGNORE_LABEL, Vocabulary
+
+
+@META_ARCH_REGISTRY.register()
+class PixelSegmenter(nn.Module):
+    """A DeepLabV3+ trained on the pixels of seen classes; it never answers an unseen one.
+
+    The first step of ZS3Net: its features are what the generator learns to imitate.
+
+    Source: ZS3Net (arXiv 1906.00817), step 0.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        branch: PixelBranch,
+        seen: Vocabulary,
+        names: Sequence[str],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str = "RGB",
+        balance: float = 0.0,
+    ) -> None:
+        """Takes the parts.
+
+        Args:
+            backbone: Detectron2 image encoder.
+            branch: features and classifier.
+            seen: the classes that have training masks.
+            names: what the classifier's K scores stand for, the seen ones first.
+            pixel_mean: of the image encoder's input, in 0..255 and its order of channels.
+            pixel_std: likewise.
+            input_format: order of channels that the image encoder was trained with, "RGB" or "BGR".
+            balance: of the loss, see `pixel_cross_entropy`.
+
+        Raises:
+            ValueError: if that is neither.
+        """
+        super().__init__()
+        if input_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {input_format!r}; it can be 'RGB' or 'BGR'")
+        self.backbone = backbone
+        self.branch = branch
+        self.seen = seen
+        self.names = tuple(names)
+        self.bgr = input_format == "BGR"
+        self.balance = balance
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Builds the parts that the config names.
+
+        Raises:
+            ValueError: if windows or several scales are asked for, which only proposals know.
+        """
+        if cfg.TEST.AUG.ENABLED or cfg.ALIGNZEG.TEST.WINDOW:
+            raise ValueError(
+                f"{cfg.MODEL.META_ARCHITECTURE} looks at a picture once: set TEST.AUG.ENABLED to "
+                "False and ALIGNZEG.TEST.WINDOW to 0"
+            )
+        backbone = build_backbone(cfg)
+        seen = training_vocabulary(cfg)
+        return {
+            "backbone": backbone,
+            "branch": PixelBranch(cfg, backbone.output_shape(), len(seen)),
+            "seen": seen,
+            "names": seen.names,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "balance": cfg.ALIGNZEG.LOSS.PIXEL_BALANCE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Detectron2's interface.
+
+        Args:
+            batched_inputs: one dict per image with "image" (3, H, W) uint8 RGB, "vocabulary", and
+                "targets" in training or "height" and "width" of the wanted label map otherwise.
+
+        Returns:
+            {"loss_pixel": scalar} in training, else for each image {"sem_seg": (height, width)
+            uint8, or uint16 for more than 255 names}.
+
+        Raises:
+            ValueError: if the images of a batch do not share one vocabulary, or it has no class
+                that the classifier knows.
+        """
+        vocabulary = shared_vocabulary(batched_inputs)
+        images = self.pad([item["image"] for item in batched_inputs])
+        logits = self.branch.classify(self.pixels(images))
+        if self.training:
+            targets = [item["targets"].to(self.device) for item in batched_inputs]
+            size = tuple(images.tensor.shape[-2:])
+            targets = [target.padded(size) for target in targets]
+            return {"loss_pixel": pixel_cross_entropy(logits, targets, self.balance)}
+        known = self.scores_of(vocabulary)
+        return [
+            {
+                "sem_seg": self.label_map(
+                    scores[known.clamp(min=0)],
+                    known < 0,
+                    images,
+                    size,
+                    (item.get("height", size[0]), item.get("width", size[1])),
+                )
+            }
+            for item, scores, size in zip(batched_inputs, logits, images.image_sizes, strict=True)
+        ]
+
+    def pad(self, pictures: Sequence[Tensor]) -> ImageList:
+        """A batch of padded RGB images in 0..255."""
+        return ImageList.from_tensors(
+            [picture.to(self.device).float() for picture in pictures],
+            # The coarsest feature, at stride 32, must divide the picture.
+            max(self.backbone.size_divisibility, 32),
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def pixels(self, images: ImageList) -> Tensor:
+        """(B, C, h, w) pixel features of a padded batch."""
+        inputs = images.tensor.flip(1) if self.bgr else images.tensor
+        return self.branch(self.backbone((inputs - self.pixel_mean) / self.pixel_std))
+
+    def scores_of(self, vocabulary: Vocabulary) -> Tensor:
+        """(K,) which of the classifier's scores each asked class has, -1 for none.
+
+        Raises:
+            ValueError: if none of the classes has one.
+        """
+        places = {name: place for place, name in enumerate(self.names)}
+        known = [places.get(name, -1) for name in vocabulary.names]
+        if max(known) < 0:
+            raise ValueError(
+                f"this pixel classifier knows none of {list(vocabulary.names)}; it was trained "
+                f"for {list(self.names)}, and unlike AlignZeg it can name no other classes"
+            )
+        return torch.tensor(known, device=self.device)
+
+    @staticmethod
+    def label_map(
+        logits: Tensor,
+        never: Tensor,
+        images: ImageList,
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Tensor:
+        """Names every pixel.
+
+        Args:
+            logits: (K, h, w) scores over a padded picture.
+            never: (K,) bool, classes that are no answer.
+            images: the padded batch.
+            image_size: height and width of the picture inside it.
+            output_size: height and width of the label map.
+
+        Returns:
+            output_size, uint8 or uint16.
+        """
+        padded = tuple(images.tensor.shape[-2:])
+        full = F.interpolate(logits[None].float(), padded, mode="bilinear", align_corners=False)
+        full = full[..., : image_size[0], : image_size[1]]
+        if tuple(full.shape[-2:]) != tuple(output_size):
+            full = F.interpolate(full, output_size, mode="bilinear", align_corners=False)
+        labels = full[0].masked_fill(never[:, None, None], -torch.inf).argmax(dim=0)
+        return labels.to(torch.uint8 if len(logits) <= IGNORE_LABEL else torch.uint16).cpu()

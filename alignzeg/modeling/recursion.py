@@ -1,0 +1,62 @@
+"""When the generator learns and when the classifier does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one step is for.
+
+    Attributes:
+        round: 0 is ZS3Net; in later rounds the generator also learns from the classifier.
+        generator: whether the generator learns; else the classifier.
+        first: whether it is the round's first step.
+    """
+
+    round: int
+    generator: bool
+    first: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rounds of generator steps, each followed by classifier steps.
+
+    Attributes:
+        rounds: R, those after round 0; with 0 it is ZS3Net's schedule.
+        generator_steps: in each round.
+        classifier_steps: in each round.
+
+    Raises:
+        ValueError: if there are negative rounds or a part has no step.
+
+    Source: arXiv 2103.00086; as a step counter, ours.
+    """
+
+    rounds: int
+    generator_steps: int
+    classifier_steps: int
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or min(self.generator_steps, self.classifier_steps) < 1:
+            raise ValueError(
+                "ALIGNZEG.RECURSION needs ROUNDS >= 0 and GENERATOR_STEPS and CLASSIFIER_STEPS "
+                f">= 1; got {self.rounds}, {self.generator_steps} and {self.classifier_steps}"
+            )
+
+    @property
+    def round_steps(self) -> int:
+        """Steps of one round."""
+        return self.generator_steps + self.classifier_steps
+
+    @property
+    def steps(self) -> int:
+        """Steps of all rounds."""
+        return (self.rounds + 1) * self.round_steps
+
+    def at(self, step: int) -> Phase:
+        """The phase of a step, counted from 0; steps beyond the last belong to later rounds."""
+        place = step % self.round_steps
+        return Phase(step // self.round_steps, place < self.generator_steps, place == 0)
