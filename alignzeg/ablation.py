@@ -30,11 +30,14 @@ class Row:
         config: YAML file.
         weights_from: name of a row whose final weights are evaluated instead of training; empty to
             train.
+        starts_from: name of a row whose final weights the training starts from; empty for those of
+            the config.
     """
 
     name: str
     config: Path
     weights_from: str = ""
+    starts_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ def check(plan: Plan) -> None:
     for index, row in enumerate(plan.rows):
         if not row.config.is_file():
             raise ValueError(f"no config file {row.config}")
-        if row.weights_from and row.weights_from not in names[:index]:
-            raise ValueError(
-                f"row {row.name!r} takes the weights of {row.weights_from!r}, which is not among "
-                f"the rows before it: {names[:index]}"
-            )
+        for other in filter(None, (row.weights_from, row.starts_from)):
+            if other not in names[:index]:
+                raise ValueError(
+                    f"row {row.name!r} takes the weights of {other!r}, which is not among "
+                    f"the rows before it: {names[:index]}"
+                )
 
 
 def run(plan: Plan) -> dict[str, Any]:
@@ -100,7 +104,8 @@ def run(plan: Plan) -> dict[str, Any]:
     check(plan)
     # Rows that reuse weights wait for those they need.
     for group in (
-        [row for row in plan.rows if not row.weights_from],
+        [row for row in plan.rows if not (row.weights_from or row.starts_from)],
+        [row for row in plan.rows if row.starts_from],
         [row for row in plan.rows if row.weights_from],
     ):
         # Seed by seed, so that a first column of the table is complete early.
@@ -119,11 +124,10 @@ def run(plan: Plan) -> dict[str, Any]:
 
 def _command(plan: Plan, row: Row, seed: int) -> list[str]:
     command = [sys.executable, str(plan.train_net), "--config-file", str(row.config)]
-    if row.weights_from:
-        weights = plan.folder(row.weights_from, seed) / "model_final.pth"
-        command += ["--eval-only", "MODEL.WEIGHTS", str(weights)]
-    else:
-        command.append("--resume")
+    command.append("--eval-only" if row.weights_from else "--resume")
+    other = row.weights_from or row.starts_from
+    if other:
+        command += ["MODEL.WEIGHTS", str(plan.folder(other, seed) / "model_final.pth")]
     return [*command, *plan.opts, "SEED", str(seed), "OUTPUT_DIR", str(plan.folder(row.name, seed))]
 
 

@@ -1,0 +1,73 @@
+"""The table of ZS3Net against recursive training, from runs written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS
+
+from alignzeg import ksplits
+from alignzeg.ablation import Plan, _command, check
+
+
+def write(folder: Path, *rounds: tuple[int, float, float]) -> Path:
+    """A run's metrics: iteration, mIoU and uIoU of each round, between other entries."""
+    folder.mkdir(parents=True)
+    lines = [{"iteration": 3, "loss_mmd": 0.5}]
+    for iteration, miou, uiou in rounds:
+        lines.append({"iteration": iteration, "sem_seg/mIoU": miou, "sem_seg/uIoU": uiou})
+    (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def plan(tmp_path: Path, rows: tuple) -> Plan:
+    return Plan(rows, (1,), tmp_path, (), 1, Path("train_net.py"))
+
+
+def test_each_split_starts_from_its_own_pixel_network(tmp_path):
+    rows = ksplits.rows(CONFIGS / "zeroshapes", [2, 10])
+    check(plan(tmp_path, rows))
+    assert [row.name for row in rows] == [
+        "k2_pixel",
+        "k2_transductive_recursive",
+        "k10_pixel",
+        "k10_transductive_recursive",
+    ]
+    command = _command(plan(tmp_path, rows), rows[1], seed=1)
+    weights = str(tmp_path / "k2_pixel" / "seed_1" / "model_final.pth")
+    assert command[command.index("MODEL.WEIGHTS") + 1] == weights
+    assert "--resume" in command
+
+
+def test_one_pixel_network_may_serve_all_splits_if_it_saw_none_of_their_unseen(tmp_path):
+    rows = ksplits.rows(CONFIGS / "zeroshapes", [2, 4, 10], base=10)
+    check(plan(tmp_path, rows))
+    assert [row.starts_from for row in rows] == ["", *["k10_pixel"] * 3]
+    with pytest.raises(ValueError, match="share that of the largest K"):
+        ksplits.rows(CONFIGS / "zeroshapes", [2, 4], base=2)
+
+
+def test_the_first_and_the_last_round_are_compared(tmp_path):
+    runs = {
+        2: [
+            write(tmp_path / "a", (9, 30.0, 10.0), (19, 1.0, 1.0), (30, 34.0, 16.0)),
+            # An evaluation made up for after a kill counts once.
+            write(tmp_path / "b", (9, 99.0, 99.0), (9, 32.0, 12.0), (30, 34.0, 12.0)),
+        ],
+        4: [write(tmp_path / "c", (9, 20.0, 8.0), (30, 19.0, 6.0))],
+    }
+    lines = ksplits.table(runs).splitlines()
+    assert lines[2] == "| 2 | ZS3Net |  | 31.0 ± 1.4 |  | 11.0 ± 1.4 |  |"
+    assert lines[3] == "| 2 | recursive |  | 34.0 ± 0.0 |  | 14.0 ± 2.8 |  |"
+    assert lines[5] == "| 4 | recursive |  | 19.0 |  | 6.0 |  |"
+    assert lines[-1].startswith("uIoU is higher with recursion for 1 of 2 K; mean: pAcc +0.0, mIoU")
+    assert "mIoU +1.0" in lines[-1] and "uIoU +0.5" in lines[-1]
+
+
+def test_a_run_without_an_evaluation_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no evaluation"):
+        ksplits.rounds(write(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="holds no evaluation"):
+        ksplits.rounds(tmp_path / "nowhere")

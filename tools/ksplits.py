@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""ZS3Net and recursive training for several numbers of unseen classes; resumable."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from alignzeg import ksplits
+from alignzeg.ablation import Plan, check, run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def numbers(text: str) -> list[int]:
+    """Comma-separated whole numbers, so that KEY VALUE pairs may follow."""
+    return [int(part) for part in text.split(",") if part]
+
+
+def main() -> int:
+    """Parses the command line, trains, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--benchmark", default="zeroshapes", help="a folder of configs")
+    parser.add_argument("--splits", type=numbers, default="2,4,6,8,10", help="comma-separated K")
+    parser.add_argument("--seeds", type=numbers, default="1,2,3", help="comma-separated")
+    parser.add_argument(
+        "--base", type=int, default=0, help="K of the one pixel network for all; 0: one for each"
+    )
+    parser.add_argument("--output", default="output/ksplits")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        plan = Plan(
+            rows=ksplits.rows(ROOT / "configs" / args.benchmark, args.splits, args.base),
+            seeds=tuple(args.seeds),
+            output=Path(args.output),
+            opts=tuple(args.opts),
+            jobs=args.jobs,
+            train_net=ROOT / "tools" / "train_net.py",
+        )
+        check(plan)
+        run(plan)
+        folders = {
+            split: [plan.folder(f"k{split}_transductive_recursive", seed) for seed in plan.seeds]
+            for split in args.splits
+        }
+        sys.stdout.write(ksplits.table(folders) + "\n")
+    except (ValueError, RuntimeError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command to go on\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
