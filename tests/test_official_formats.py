@@ -93,7 +93,8 @@ def official(found: dict[str, NDArray]) -> NDArray:
 
 
 def test_no_benchmark_is_left_out() -> None:
-    names = {path.stem for path in catalog.SPLIT_DIR.glob("*.json")} - {"zeroshapes"}
+    names = {path.stem for path in catalog.SPLIT_DIR.glob("*.json")}
+    names = {name for name in names if not name.startswith("zeroshapes")}
     assert ALL.keys() == names
     benchmarks = [catalog.read_split_file(catalog.SPLIT_DIR / f"{name}.json") for name in names]
     assert {b.name for b in benchmarks if b.vocabulary.unseen_ids} == SEEN.keys()
