@@ -20,6 +20,11 @@ from alignzeg.structures import Vocabulary
 
 FILES = sorted(catalog.SPLIT_DIR.glob("*.json"))
 VOC_K = (10, 14, 1, 18, 8, 20, 19, 5, 9, 16)  # raw ids in the order of ZS3's lists
+VOC_NAMES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
 CONTEXT_K = ("cow", "motorbike", "sofa", "cat", "boat", "fence", "bird", "tvmonitor")
 # Raw value, id among 171 and name of the unseen classes, as SPNet and everybody after it.
 COCO_UNSEEN = {
@@ -116,6 +121,31 @@ def test_unseen_classes_of_voc():
     for k in (2, 4, 6, 8, 10):
         assert unseen_raw(f"voc2012_k{k}") == set(VOC_K[:k])
         assert read(f"voc2012_k{k}").vocabulary.names == ("background", *names)
+
+
+@pytest.mark.parametrize(
+    ("name", "by_raw_id"),
+    [
+        ("voc2012", dict(enumerate(VOC_NAMES, 1))),
+        ("coco_stuff", {0: "person", 12: "stop sign", 91: "banner", 181: "wood"}),
+        (
+            "context459",
+            {
+                0: "accordion",
+                207: "horse-drawncarriage",
+                429: "umbrella",
+                430: "unknown",
+                458: "wool",
+            },
+        ),
+        ("ade20k_150", {1: "wall", 8: "bed", 12: "sidewalk", 75: "computer", 150: "flag"}),
+        ("ade20k_847", {0: "wall", 1: "building, edifice", 845: "towel rail"}),
+    ],
+)
+def test_names_stand_at_their_official_numbers(name, by_raw_id):
+    benchmark = read(name)
+    names = dict(zip(benchmark.raw_ids, benchmark.vocabulary.names, strict=True))
+    assert {raw: names[raw] for raw in by_raw_id} == by_raw_id
 
 
 def test_classes_of_coco_stuff():
