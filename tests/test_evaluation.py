@@ -227,7 +227,11 @@ def picture(folder, index):
     logits = logits + torch.from_numpy(rng.normal(0, 1.5, logits.shape)).float()
     return (
         {"sem_seg_file_name": str(path), "file_name": f"{index}.jpg"},
-        {"sem_seg": torch.from_numpy(pred.astype(np.uint8)), "mask_logits": logits},
+        {
+            "sem_seg": torch.from_numpy(pred.astype(np.uint8)),
+            "mask_logits": logits,
+            "background": torch.from_numpy(rng.random((6, 8)) < 0.3),
+        },
         gt,
     )
 
@@ -311,6 +315,7 @@ def check_counts(tmp_path, labels, count):
     seen = catalog.get_vocabulary("judged_val").seen
     metrics = dict(reports[0]["metrics"])
     recall = {name: metrics.pop(name) for name in list(metrics) if name.startswith("AR")}
+    lost = {name: metrics.pop(f"{name}_to_background") for name in ("seen", "unseen")}
     assert_same(metrics, naive_metrics(gt, pred, seen))
     assert reports[0]["protocol"]["images"] == count
     hits = {name: [] for name in recall}
@@ -324,6 +329,11 @@ def check_counts(tmp_path, labels, count):
             group = "seen" if seen[c] else "unseen"
             hits[f"AR50_{group}"].append(max(ious) >= 0.5)
             hits[f"AR75_{group}"].append(max(ious) >= 0.75)
+    background = np.stack([output["background"].numpy() for _, output, _ in pictures])
+    background = background.repeat(4, axis=1).repeat(4, axis=2)
+    for name, flag in (("seen", True), ("unseen", False)):
+        of_group = np.isin(gt, [c for c in range(4) if seen[c] is flag])
+        assert lost[name] == pytest.approx(100 * background[of_group].mean())
     for name, found in hits.items():
         assert recall[name] == pytest.approx(100 * np.mean(found))
     assert len({0.0, 100.0, *recall.values()}) > 3

@@ -21,19 +21,27 @@ from alignzeg.evaluation.metrics import (
     class_iou,
     confusion,
     group_confusion,
-    mask_ious,
     metrics_from_confusion,
 )
 from alignzeg.evaluation.per_image import FILE_PATTERN, PerImage, sparse
+from alignzeg.evaluation.proposals import (
+    RECALL_THRESHOLDS,
+    background_counts,
+    background_metrics,
+    recall,
+    recall_metrics,
+    segment_counts,
+)
 from alignzeg.evaluation.writing import whole_file
 from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# IoU thresholds of the class-agnostic recall, and the name of each.
-RECALL_THRESHOLDS = {"AR50": 0.5, "AR75": 0.75}
 # What goes to the log and to metrics.json; the report holds everything.
-_HEADLINES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "seen_to_unseen")
+_HEADLINES = (
+    *("pAcc", "mIoU", "sIoU", "uIoU", "hIoU"),
+    *("unseen_to_seen", "seen_to_unseen", "unseen_to_background", "seen_to_background"),
+)
 
 
 class ZeroShotEvaluator(DatasetEvaluator):
@@ -43,6 +51,9 @@ class ZeroShotEvaluator(DatasetEvaluator):
     an IoU of at least 0.5 (`AR50`) or 0.75 (`AR75`). A segment is **all pixels of one class in one
     picture**, so two separate objects of one class are one segment: a label map cannot tell them
     apart. Segments below `min_segment` pixels are left out.
+
+    The bias audit counts pixels of unseen classes that were named as seen ones, and those where the
+    background, which is never named, would beat every class (`unseen_to_background`).
 
     Over several processes only the counts are summed; predictions never travel. Every rate is in
     percent; a rate without a pixel to measure it on is null in the JSON and missing in the result.
@@ -87,8 +98,8 @@ class ZeroShotEvaluator(DatasetEvaluator):
         """Forgets everything counted so far."""
         k = len(self.vocabulary)
         self._matrix = np.zeros((k, k + 1), dtype=np.int64)
-        # Per class: segments, and those found at each threshold.
         self._segments = np.zeros((k, 1 + len(RECALL_THRESHOLDS)), dtype=np.int64)
+        self._background = np.zeros((2, 2), dtype=np.int64)
         self._images = 0
         self._rows: list[tuple[str, NDArray, NDArray]] = []
         self._error = ""
@@ -133,7 +144,12 @@ class ZeroShotEvaluator(DatasetEvaluator):
                     "mask recall needs 'mask_logits' in the model's outputs; "
                     "set ALIGNZEG.TEST.RECALL to False for models without proposals"
                 )
-            self._count_segments(gt, output["mask_logits"])
+            self._segments += segment_counts(
+                gt, output["mask_logits"], len(self.vocabulary), self.min_segment
+            )
+        if output.get("background") is not None:
+            background = output["background"].cpu().numpy()
+            self._background += background_counts(gt, background, self.vocabulary.seen)
 
     def _checked(self, pred: NDArray, file_name: str) -> NDArray:
         """The prediction, after a check that each value is a class or the reject value."""
@@ -148,19 +164,6 @@ class ZeroShotEvaluator(DatasetEvaluator):
             )
         return pred
 
-    def _count_segments(self, gt: NDArray, mask_logits: torch.Tensor) -> None:
-        k = len(self.vocabulary)
-        sizes = np.bincount(gt.ravel(), minlength=k)[:k]
-        ids = np.flatnonzero(sizes >= max(self.min_segment, 1))
-        if not len(ids):
-            return
-        # Torch knows too few operations on uint16.
-        labels = torch.from_numpy(gt if gt.dtype == np.uint8 else gt.astype(np.int32))
-        best = mask_ious(mask_logits, labels.to(mask_logits.device), ids.tolist()).cpu().numpy()
-        self._segments[ids, 0] += 1
-        for column, threshold in enumerate(RECALL_THRESHOLDS.values(), start=1):
-            self._segments[ids, column] += best >= threshold
-
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Sums the counts of all processes and reports; must be called by all of them.
 
@@ -174,13 +177,13 @@ class ZeroShotEvaluator(DatasetEvaluator):
         errors = [error for error in comm.all_gather(self._error) if error]
         if errors:
             raise ValueError(errors[0])
-        matrix, segments, images = self._reduced()
+        matrix, segments, background, (images,) = self._reduced()
         if images == 0:
             raise ValueError(f"no image of data set {self.dataset_name!r} was evaluated")
         self._save_per_image()
         if not comm.is_main_process():
             return None
-        report = self._report(matrix, segments, images)
+        report = self._report(matrix, segments, background, int(images))
         self._write(report)
         flat = {
             name: value
@@ -195,30 +198,26 @@ class ZeroShotEvaluator(DatasetEvaluator):
         )
         return {"sem_seg": flat}
 
-    def _reduced(self) -> tuple[NDArray, NDArray, int]:
+    def _reduced(self) -> list[NDArray]:
         """The counts of all processes together; the same on every process."""
-        parts = (self._matrix, self._segments, np.array([self._images], dtype=np.int64))
+        images = np.array([self._images], dtype=np.int64)
+        parts = [self._matrix, self._segments, self._background, images]
         if comm.get_world_size() == 1:
-            return parts[0], parts[1], self._images
+            return parts
         counts = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
         if dist.get_backend() == dist.Backend.NCCL:
             counts = counts.to(torch.device("cuda", torch.cuda.current_device()))
         dist.all_reduce(counts)
-        total = counts.cpu().numpy()
-        split = np.split(total, np.cumsum([part.size for part in parts])[:-1])
-        return split[0].reshape(parts[0].shape), split[1].reshape(parts[1].shape), int(split[2][0])
+        split = np.split(counts.cpu().numpy(), np.cumsum([part.size for part in parts])[:-1])
+        return [flat.reshape(part.shape) for flat, part in zip(split, parts, strict=True)]
 
-    def _report(self, matrix: NDArray, segments: NDArray, images: int) -> dict[str, Any]:
+    def _report(
+        self, matrix: NDArray, segments: NDArray, background: NDArray, images: int
+    ) -> dict[str, Any]:
         seen = self.vocabulary.seen
-        metrics = metrics_from_confusion(matrix, seen)
+        metrics = metrics_from_confusion(matrix, seen) | background_metrics(background)
         if self.recall:
-            for group, rows in (
-                ("seen", self.vocabulary.seen_ids),
-                ("unseen", self.vocabulary.unseen_ids),
-            ):
-                counts = segments[list(rows)].sum(0)
-                for column, name in enumerate(RECALL_THRESHOLDS, start=1):
-                    metrics[f"{name}_{group}"] = _recall(counts, column)
+            metrics |= recall_metrics(segments, self.vocabulary)
         return {
             "metrics": metrics,
             "protocol": self._protocol(images),
@@ -236,7 +235,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
             "unseen": len(self.vocabulary.unseen_ids),
             "hold_out": self.hold_out,
             "setting": "generalized: every pixel is named among all seen and unseen classes",
-            "background": "unlabelled pixels are not scored, whatever is predicted there",
+            "background": "never named; unlabelled pixels are not scored",
             "denominator": "classes present in the ground truth; *_union: or in the prediction",
             "ignore_label": ignore_value(self.vocabulary),
             "unit": "percent",
@@ -264,7 +263,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
             if self.recall:
                 row["segments"] = int(segments[i, 0])
                 for column, name in enumerate(RECALL_THRESHOLDS, start=1):
-                    row[name] = _recall(segments[i], column)
+                    row[name] = recall(segments[i], column)
             rows.append(row)
         return rows
 
@@ -284,7 +283,3 @@ class ZeroShotEvaluator(DatasetEvaluator):
         if comm.is_main_process() and self.output_dir is not None:
             kept = PerImage.collect(self.vocabulary.names, self.vocabulary.seen, rows)
             kept.save(Path(self.output_dir) / FILE_PATTERN.format(self.dataset_name))
-
-
-def _recall(counts: NDArray, column: int) -> float | None:
-    return 100.0 * int(counts[column]) / int(counts[0]) if counts[0] else None
