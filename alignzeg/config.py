@@ -61,6 +61,8 @@ def _add_encoder(node: CfgNode) -> None:
 
 def _add_extractor(node: CfgNode) -> None:
     head = node.HEAD = CfgNode()
+    # MaskProposalHead, or MaskQualityHead: a proposal counts by how sure its mask is, not by how
+    # little it is background (CEL).
     head.NAME = "MaskProposalHead"
 
     extractor = node.EXTRACTOR = CfgNode()
@@ -145,6 +147,17 @@ def _add_losses(node: CfgNode) -> None:
     loss.PIXEL_BALANCE = 0.0
     # Weight of the unseen indicator's loss. [paper: 1]
     loss.INDICATOR_WEIGHT = 1.0
+    # Focal binary cross-entropy of CEL: its weight, its exponent [RetinaNet: 2], and minus the
+    # class score (cosine x scale) at which it is undecided. [CLIP: 100 x 0.25; ours]
+    loss.ENHANCE_WEIGHT = 1.0
+    loss.ENHANCE_GAMMA = 2.0
+    loss.ENHANCE_BIAS = -25.0
+    # Semantic ranking of CEL: its weight, delta and mu of the pairs of classes that it compares,
+    # and the most pairs for each proposal. [ours]
+    loss.RANK_WEIGHT = 1.0
+    loss.RANK_MARGIN = 0.05
+    loss.RANK_SLOPE = 0.5
+    loss.RANK_PAIRS = 64
     # Points per mask; 0 uses every valid pixel at stride 4. [M2F: 12544]
     loss.NUM_POINTS = 12544
     loss.OVERSAMPLE_RATIO = 3.0
@@ -214,6 +227,12 @@ def _add_data(node: CfgNode) -> None:
     # Cosine of two text prototypes from which `python -m alignzeg vocabulary`, and a warning before
     # training, call two classes near-synonyms; 1 turns that off. [ours]
     data.SYNONYM_COSINE = 0.95
+
+    # A folder that tools/make_pseudo_labels.py made, as data set <source>_pseudo for
+    # DATASETS.TRAIN, and what one of its pixels counts beside one that a human labelled. [ours]
+    data.PSEUDO = CfgNode()
+    data.PSEUDO.ROOT = ""
+    data.PSEUDO.WEIGHT = 0.5
 
     # A data set of your own, see alignzeg/data/own.py and docs/own_data.md: registered as
     # <NAME>_train, _val and _test, which fill DATASETS.TRAIN and TEST where these are empty.

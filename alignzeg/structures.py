@@ -122,6 +122,8 @@ class Targets:
             the config makes these negatives; no loss may depend on a prediction where it is false.
         name: the image's file name, for error messages.
         padding: (H, W) bool, true on pixels added around the image; None: there are none.
+        weights: (H, W) float32 in [0, 1], what a pixel counts in the losses where it is valid;
+            None: all count 1.
     """
 
     labels: Tensor
@@ -129,6 +131,21 @@ class Targets:
     valid: Tensor
     name: str = ""
     padding: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def supervision(self) -> Tensor:
+        """(H, W) what a pixel counts: its weight where it is valid, else 0; bool if all count 1."""
+        return self.valid if self.weights is None else self.weights * self.valid
+
+    @property
+    def mask_weights(self) -> Tensor:
+        """(G,) float32 mean weight of each mask's pixels; 1 for an empty mask."""
+        if self.weights is None:
+            return torch.ones(len(self.masks), device=self.masks.device)
+        sizes = self.masks.flatten(1).sum(1)
+        totals = (self.masks * self.weights).flatten(1).sum(1)
+        return torch.where(sizes > 0, totals / sizes.clamp(min=1), 1.0)
 
     def to(self, device: torch.device) -> Targets:
         """The same targets on another device."""
@@ -138,6 +155,7 @@ class Targets:
             self.valid.to(device),
             self.name,
             None if self.padding is None else self.padding.to(device),
+            None if self.weights is None else self.weights.to(device),
         )
 
     def padded(self, size: tuple[int, int]) -> Targets:
@@ -151,6 +169,7 @@ class Targets:
             masks=F.pad(self.masks, edges),
             valid=F.pad(self.valid, edges),
             padding=F.pad(torch.zeros_like(self.valid), edges, value=True),
+            weights=None if self.weights is None else F.pad(self.weights, edges),
         )
 
 
@@ -227,6 +246,7 @@ class Outputs:
         unseen_logits: (B, Q) the indicator's logits, or None without an indicator.
         background: (M, D) unit-length background prototypes.
         synthetic: scores of the synthetic features; None in inference or without a synthesizer.
+        text: (K, D) unit-length text prototypes of the classes in training; None in inference.
     """
 
     proposals: tuple[Proposals, ...]
@@ -236,3 +256,4 @@ class Outputs:
     unseen_logits: Tensor | None = None
     background: Tensor | None = None
     synthetic: SyntheticOutputs | None = field(default=None)
+    text: Tensor | None = None

@@ -17,8 +17,11 @@ from alignzeg.losses.criteria import (
     BackgroundDiversityCriterion,
     ClassCriterion,
     Criteria,
+    EnhancementCriterion,
+    ForegroundClassCriterion,
     IndicatorCriterion,
     MaskCriterion,
+    RankingCriterion,
     SyntheticCriterion,
     merge_losses,
 )
@@ -65,6 +68,7 @@ def make_outputs(synthetic: int = 5, background: int = 3, dtype=torch.float32) -
             leaf(synthetic),
             imitated=(leaf(synthetic, 3), torch.randn(synthetic, 3, dtype=dtype)),
         ),
+        text=F.normalize(torch.randn(CLASSES, 2, dtype=dtype), dim=-1),
     )
 
 
@@ -573,3 +577,119 @@ def test_an_unmatched_copy_gets_no_loss() -> None:
     assert loss(0.5) == pytest.approx(want(0, 2, 3))
     assert loss(0.4) == pytest.approx(want(0, 2))
     assert loss(0.33) == pytest.approx(want(0))
+
+
+# --- enhancement
+
+
+def matched_rows(targets, matches):
+    """(image, proposal, class) of every matched proposal of the final layer."""
+    for image, (target, match) in enumerate(zip(targets, matches[-1], strict=True)):
+        for proposal, mask in zip(match.proposals.tolist(), match.targets.tolist(), strict=True):
+            yield image, proposal, int(target.labels[mask])
+
+
+def test_the_foreground_loss_by_a_loop_and_blind_to_the_background() -> None:
+    outputs, targets, matches = make_batch(3, 2)
+    loss = ForegroundClassCriterion(weight=2.0)(outputs, targets, matches)["loss_class"]
+    costs = []
+    for image, proposal, label in matched_rows(targets, matches):
+        scores = outputs.class_logits[image, proposal, :-1].tolist()
+        costs.append(math.log(sum(math.exp(x) for x in scores)) - scores[label])
+    assert loss.item() == pytest.approx(2 * sum(costs) / 5, rel=1e-5)
+    loss.backward()
+    grad = outputs.class_logits.grad
+    assert (grad[..., -1] == 0).all()
+    owners = {(image, proposal) for image, proposal, _ in matched_rows(targets, matches)}
+    touched = {tuple(place) for place in grad.abs().sum(-1).nonzero().tolist()}
+    assert touched == owners
+
+
+def test_the_enhancement_by_a_loop() -> None:
+    outputs, targets, matches = make_batch(3, 2)
+    criterion = EnhancementCriterion(weight=0.5, gamma=2.0, bias=-0.7)
+    loss = criterion(outputs, targets, matches)["loss_enhance"]
+    total = 0.0
+    for image, proposal, label in matched_rows(targets, matches):
+        for k, score in enumerate(outputs.class_logits[image, proposal, :-1].tolist()):
+            right = 1 / (1 + math.exp(-(score - 0.7) if k == label else score - 0.7))
+            total -= (1 - right) ** 2 * math.log(right)
+    assert loss.item() == pytest.approx(0.5 * total / 5, rel=1e-5)
+
+
+def test_the_ranking_criterion_hands_over_what_it_should() -> None:
+    outputs, targets, matches = make_batch(3, 2)
+    unit = F.normalize(outputs.embeds.detach(), dim=-1).requires_grad_()
+    outputs = dataclasses.replace(outputs, embeds=unit)
+    criterion = RankingCriterion(weight=3.0, margin=0.1, slope=0.8, pairs=100)
+    loss = criterion(outputs, targets, matches)["loss_rank"]
+    text, means = outputs.text, []
+    for image, proposal, label in matched_rows(targets, matches):
+        costs = []
+        for j in range(CLASSES):
+            for k in range(CLASSES):
+                apart = float(text[label] @ text[j] - text[label] @ text[k])
+                if apart > 0.1:
+                    gap = float(unit[image, proposal].detach() @ (text[j] - text[k]))
+                    costs.append(max(0.0, 0.8 * apart - gap))
+        means.append(sum(costs) / max(len(costs), 1))
+    assert loss.item() == pytest.approx(3 * sum(means) / 5, rel=1e-4)
+    with pytest.raises(ValueError, match=r"Outputs\.text"):
+        criterion(dataclasses.replace(outputs, text=None), targets, matches)
+
+
+def test_wrong_settings_of_the_enhancement_are_refused() -> None:
+    with pytest.raises(ValueError, match="ENHANCE_GAMMA is -1"):
+        EnhancementCriterion(weight=1.0, gamma=-1, bias=0.0)
+    with pytest.raises(ValueError, match="RANK_PAIRS is 0"):
+        RankingCriterion(weight=1.0, margin=0.0, slope=1.0, pairs=0)
+
+
+# --- weights of pixels
+
+
+def weighted(target: Targets, value: float, area: torch.Tensor) -> Targets:
+    """The same target, in which the pixels of an area count less."""
+    return dataclasses.replace(target, weights=torch.where(area, value, 1.0))
+
+
+@pytest.mark.parametrize("points", [0, 4000])
+def test_pixels_of_weight_0_are_as_if_unlabelled_and_of_1_as_ever(points: int) -> None:
+    outputs, targets, matches = make_batch(3, 2)
+    area = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    area[8:24] = True
+    criterion = mask_criterion(num_points=points)
+
+    def losses(changed: list[Targets]) -> list[float]:
+        torch.manual_seed(1)
+        return [loss.item() for loss in criterion(outputs, changed, matches).values()]
+
+    plain = losses(targets)
+    assert losses([weighted(t, 1.0, area) for t in targets]) == pytest.approx(plain, rel=1e-6)
+    nothing = losses([weighted(t, 0.0, area) for t in targets])
+    hidden = losses([dataclasses.replace(t, valid=t.valid & ~area) for t in targets])
+    # Where points are drawn, both are estimates of the same figure.
+    assert nothing == pytest.approx(hidden, rel=1e-6 if not points else 0.15)
+    assert nothing != pytest.approx(plain, rel=1e-3)
+
+
+def test_a_mask_teaches_its_class_as_much_as_its_pixels_weigh() -> None:
+    outputs, targets, matches = make_batch(2, 0)
+    target, match = targets[0], matches[-1][0]
+    weights = torch.where(target.masks[0], 0.25, 1.0)
+    changed = [dataclasses.replace(target, weights=weights), targets[1]]
+    assert torch.allclose(changed[0].mask_weights, torch.tensor([0.25, 1.0]))
+    costs = {}
+    for proposal, mask in zip(match.proposals.tolist(), match.targets.tolist(), strict=True):
+        scores = outputs.class_logits[0, proposal, :-1]
+        costs[mask] = float(scores.logsumexp(0) - scores[target.labels[mask]])
+    loss = ForegroundClassCriterion(weight=1.0)(outputs, changed, matches)["loss_class"]
+    assert loss.item() == pytest.approx((0.25 * costs[0] + costs[1]) / 2, rel=1e-5)
+    # The classes of the other methods: a weighted mean over what counts.
+    criterion = class_criterion(background_weight=0.0)
+    own = {}
+    for proposal, mask in zip(match.proposals.tolist(), match.targets.tolist(), strict=True):
+        scores = outputs.class_logits[0, proposal]
+        own[mask] = float(scores.logsumexp(0) - scores[target.labels[mask]])
+    loss = criterion(outputs, changed, matches)["loss_class"]
+    assert loss.item() == pytest.approx(2 * (0.25 * own[0] + own[1]) / 1.25, rel=1e-5)

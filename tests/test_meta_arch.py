@@ -37,9 +37,15 @@ def scenes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cfg(scenes, monkeypatch) -> CfgNode:
+def cfg(scenes, monkeypatch, request) -> CfgNode:
+    """A small model of the config that `inductive` names, AlignZeg's otherwise."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
-    return setup_config(CONFIGS / "alignzeg.yaml", SMALL)
+    name = getattr(request, "param", "alignzeg")
+    return setup_config(CONFIGS / f"{name}.yaml", SMALL)
+
+
+# The methods that must not know an unseen name.
+inductive = pytest.mark.parametrize("cfg", ["alignzeg", "cel", "alignzeg_cel"], indirect=True)
 
 
 def train_losses(cfg: CfgNode, steps: int = 2) -> list[dict[str, float]]:
@@ -73,6 +79,7 @@ def forget(name: str) -> None:
             MetadataCatalog.remove(f"{name}_{split}")
 
 
+@inductive
 def test_unseen_names_never_enter_a_training_loss(cfg):
     vocabulary = MetadataCatalog.get("zeroshapes_train").vocabulary
     nonsense = tuple(
@@ -88,6 +95,7 @@ def test_unseen_names_never_enter_a_training_loss(cfg):
         forget("nonsense")
 
 
+@inductive
 def test_unseen_labels_never_enter_a_training_loss(cfg, scenes, tmp_path, monkeypatch):
     vocabulary = MetadataCatalog.get("zeroshapes_train").vocabulary
     want = train_losses(cfg)
@@ -109,6 +117,7 @@ def test_unseen_labels_never_enter_a_training_loss(cfg, scenes, tmp_path, monkey
     assert train_losses(cfg) == want
 
 
+@inductive
 def test_seen_labels_do_enter(cfg, scenes, tmp_path, monkeypatch):
     """The counterpart: the two tests above could pass on a model that learns nothing."""
     want = train_losses(cfg)
@@ -148,6 +157,7 @@ def test_every_config_trains_and_segments(name, cfg):
     assert out["mask_logits"].shape == (queries, 18, 26)
     assert out["class_probs"].shape == (queries, len(vocabulary) + 1)
     assert out["class_probs"].min() >= 0
+    assert out["background"].shape == (18, 26) and out["background"].dtype == torch.bool
     # The ensemble takes each class's mean with exponents of its own; without it, shares remain.
     model.ensemble = (0.0, 0.0)
     with torch.no_grad():

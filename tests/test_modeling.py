@@ -14,8 +14,10 @@ from alignzeg.modeling.correctors import ConstantShift, UnseenIndicator
 from alignzeg.modeling.layers import (
     AttentionBlock,
     geometric_ensemble,
+    mask_quality,
     sine_position,
     vote_shares,
+    with_foreground_share,
 )
 from alignzeg.modeling.proposals import MutuallyRefinedExtractor, PlainExtractor
 from alignzeg.modeling.proposals.plain import outside
@@ -247,3 +249,19 @@ def test_what_looks_alike_to_the_vlm_is_drawn_into_one_mask():
 def test_likeness_needs_the_vlm_and_the_seeds():
     with pytest.raises(ValueError, match="LIKENESS needs USE_VLM and SEED_QUERIES"):
         refiner(use_vlm=False)
+
+
+def test_mask_quality_by_hand():
+    probs = torch.tensor([[[0.9, 0.6], [0.2, 0.1]], [[0.3, 0.2], [0.1, 0.4]], [[1.0, 1.0]] * 2])
+    quality = mask_quality(torch.logit(probs, eps=1e-7))
+    torch.testing.assert_close(quality, torch.tensor([0.75, 0.4, 1.0]))
+
+
+def test_the_foreground_gets_its_share_and_keeps_its_proportions():
+    torch.manual_seed(0)
+    scores = torch.randn(2, 3, 5) * 4
+    shares = torch.tensor([[0.5, 0.99, 0.01], [1.0, 0.0, 0.7]])
+    probs = with_foreground_share(scores, shares).softmax(-1)
+    torch.testing.assert_close(probs[..., :-1].sum(-1), shares, atol=2e-6, rtol=0)
+    inside = scores[..., :-1].softmax(-1)
+    torch.testing.assert_close(probs[..., :-1], inside * shares[..., None], atol=2e-6, rtol=0)

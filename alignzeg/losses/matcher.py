@@ -92,7 +92,7 @@ class HungarianMatcher(nn.Module):
         if not len(target.labels):
             return torch.zeros(len(logits), 3, len(logits[0]), 0)
         height, width = outputs.proposals[-1].mask_logits.shape[-2:]
-        soft, weights = functional.grid_targets(target.masks, target.valid, (height, width))
+        soft, weights = functional.grid_targets(target.masks, target.supervision, (height, width))
         if self.class_cost:
             scores = functional.full_precision(outputs.class_logits[image])
             named = -scores.softmax(-1)[:, target.labels]

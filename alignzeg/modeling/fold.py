@@ -77,6 +77,23 @@ def fold_label_map(
     return labels
 
 
+def background_wins(class_probs: Tensor, mask_logits: Tensor, memory_mib: float) -> Tensor:
+    """Where the background, which is never named, would beat every class.
+
+    Args:
+        class_probs: (Q, K+1) in [0, 1], background last, as `fold_label_map` would sum them up.
+        mask_logits: (Q, h, w).
+        memory_mib: as there.
+
+    Returns:
+        (h, w) bool, at the size of the logits.
+    """
+    size = (mask_logits.shape[1], mask_logits.shape[2])
+    labels = fold_label_map(class_probs, mask_logits, size, size, size, memory_mib)
+    # Torch knows too few operations on uint16.
+    return labels.int() == class_probs.shape[1] - 1
+
+
 def _check(
     probs: Tensor,
     logits: Tensor,

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from alignzeg.modeling.layers import mask_quality, with_foreground_share
 from alignzeg.registries import (
     HEAD_REGISTRY,
     build_classifier,
@@ -119,3 +120,19 @@ class MaskProposalHead(nn.Module):
             unseen_logits=self.corrector.indicate(embeds, text),
             imitated=made.imitated,
         )
+
+
+@HEAD_REGISTRY.register()
+class MaskQualityHead(MaskProposalHead):
+    """Counts a proposal by the quality of its mask where the other heads count 1 - p(background).
+
+    For classifiers that have learned no background: at inference the classes share the mean mask
+    probability inside the mask among them, and the background gets the rest.
+
+    Source: CEL (arXiv 2301.07336) trains without a background; the quality is ours.
+    """
+
+    def correct(self, outputs: Outputs, unseen: Tensor) -> Tensor:
+        """(B, Q, K+1) class scores after bias correction; `unseen` is (K,) bool."""
+        quality = mask_quality(outputs.proposals[-1].mask_logits)
+        return with_foreground_share(super().correct(outputs, unseen).float(), quality)

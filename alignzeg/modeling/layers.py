@@ -153,3 +153,35 @@ def vote_shares(mask_logits: Tensor, least_iou: float) -> Tensor:
     ious = both / (areas[:, None] + areas[None] - both).clamp(min=1)
     copies = ious.masked_fill(ious < least_iou, 0).fill_diagonal_(1)
     return 1 / copies.sum(dim=1)
+
+
+def mask_quality(mask_logits: Tensor) -> Tensor:
+    """How sure masks are: the mean probability inside each of them.
+
+    Args:
+        mask_logits: (..., h, w).
+
+    Returns:
+        (...) mean probability of the cells where it exceeds one half, in (0.5, 1]; the highest
+        probability of a mask without such a cell.
+    """
+    probs = mask_logits.float().sigmoid().flatten(-2)
+    inside = probs > 0.5
+    mean = (probs * inside).sum(-1) / inside.sum(-1).clamp(min=1)
+    return torch.where(inside.any(-1), mean, probs.amax(-1))
+
+
+def with_foreground_share(class_logits: Tensor, shares: Tensor) -> Tensor:
+    """Class scores whose softmax leaves the background what a given share leaves.
+
+    Args:
+        class_logits: (..., K+1), background last; its score is replaced.
+        shares: (...) in [0, 1], what all classes but the background shall have together.
+
+    Returns:
+        (..., K+1); the softmax of its first K entries is that of the scores, times the share.
+    """
+    scores = class_logits[..., :-1]
+    odds = torch.logit(shares.to(scores.dtype), eps=1e-6)
+    background = scores.logsumexp(-1) - odds
+    return torch.cat([scores, background.unsqueeze(-1)], dim=-1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alignzeg.data.catalog import training_vocabulary
 from alignzeg.losses.criteria import merge_losses, prepare
 from alignzeg.losses.matcher import HungarianMatcher
-from alignzeg.modeling.fold import fold_label_map
+from alignzeg.modeling.fold import background_wins, fold_label_map
 from alignzeg.modeling.layers import geometric_ensemble, vote_shares
 from alignzeg.modeling.naming import Naming, build_naming, group_max, shared_vocabulary
 from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
@@ -139,8 +139,8 @@ class AlignZeg(nn.Module):
 
         Returns:
             A dict of weighted losses in training, else for each image a dict with "sem_seg"
-            (height, width) uint8/uint16, "mask_logits" (Q, h, w), "class_probs" (Q, K+1) and
-            "unseen_probs" (Q,) or None.
+            (height, width) uint8/uint16, "mask_logits" (Q, h, w), "background" (h, w) bool, true
+            where it would beat every class, "class_probs" (Q, K+1) and "unseen_probs" (Q,) or None.
 
         Raises:
             ValueError: if the images of a batch do not share one vocabulary.
@@ -187,7 +187,7 @@ class AlignZeg(nn.Module):
         regions, labels = matched(outputs, targets, matches[-1])
         text, _ = self.text(vocabulary, single=True)
         outputs = dataclasses.replace(
-            outputs, synthetic=self.head.synthesize(regions, labels, text)
+            outputs, text=text, synthetic=self.head.synthesize(regions, labels, text)
         )
         return merge_losses([criterion(outputs, targets, matches) for criterion in self.criteria])
 
@@ -209,10 +209,15 @@ class AlignZeg(nn.Module):
             )
             rows, columns = (-(-edge // MASK_STRIDE) for edge in size)
             unseen = outputs.unseen_logits
+            inside = logits[:, :rows, :columns]
+            votes = vote_shares(logits, self.copy_iou).unsqueeze(-1)
             results.append(
                 {
                     "sem_seg": labels.cpu(),
-                    "mask_logits": logits[:, :rows, :columns],
+                    "mask_logits": inside,
+                    "background": background_wins(
+                        probs[index] * votes, inside, self.fold["memory_mib"]
+                    ),
                     "class_probs": probs[index],
                     "unseen_probs": None if unseen is None else unseen[index].float().sigmoid(),
                 }

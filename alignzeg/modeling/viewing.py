@@ -24,8 +24,8 @@ def segment_views(model: Any, item: dict[str, Any], vocabulary: Vocabulary) -> d
         vocabulary: the classes to choose from.
 
     Returns:
-        What `AlignZeg.forward` returns for a picture. The proposals are those of the first scale's
-        views that are not mirrored.
+        What `AlignZeg.forward` returns for a picture, without "background". The proposals are those
+        of the first scale's views that are not mirrored.
     """
     picture = item["image"].to(model.device).float()
     scaled = picture

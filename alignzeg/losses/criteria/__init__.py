@@ -7,6 +7,11 @@ training never waits for a gradient.
 from alignzeg.losses.criteria.base import Criteria, Criterion, merge_losses, prepare
 from alignzeg.losses.criteria.bias import IndicatorCriterion
 from alignzeg.losses.criteria.classes import ClassCriterion
+from alignzeg.losses.criteria.enhancement import (
+    EnhancementCriterion,
+    ForegroundClassCriterion,
+    RankingCriterion,
+)
 from alignzeg.losses.criteria.generalization import (
     BackgroundDiversityCriterion,
     GeneratorCriterion,
@@ -19,9 +24,12 @@ __all__ = [
     "ClassCriterion",
     "Criteria",
     "Criterion",
+    "EnhancementCriterion",
+    "ForegroundClassCriterion",
     "GeneratorCriterion",
     "IndicatorCriterion",
     "MaskCriterion",
+    "RankingCriterion",
     "SyntheticCriterion",
     "merge_losses",
     "prepare",

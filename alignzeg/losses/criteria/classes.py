@@ -78,16 +78,17 @@ class ClassCriterion(Criterion):
         background = scores.shape[-1] - 1
         classes = torch.full(scores.shape[:2], background, device=scores.device)
         counted = torch.zeros(scores.shape[:2], dtype=torch.bool, device=scores.device)
+        shares = torch.full(scores.shape[:2], self.background_weight, device=scores.device)
         for image, (target, match) in enumerate(zip(targets, matches[-1], strict=True)):
             mask_logits = outputs.proposals[-1].mask_logits[image]
             copies = self._copies(mask_logits, target)
             counted[image] = self._judgeable(mask_logits, target) & ~copies
             counted[image, match.proposals] = True
             classes[image, match.proposals] = target.labels[match.targets]
+            shares[image, match.proposals] = target.mask_weights[match.targets]
         entropy = F.cross_entropy(scores[counted], classes[counted], reduction="none")
-        shares = torch.where(classes[counted] == background, self.background_weight, 1.0)
         # Nothing to judge gives 0 / floor; otherwise the sum is at least one proposal's weight.
-        mean = (entropy * shares).sum() / shares.sum().clamp(min=1e-12)
+        mean = (entropy * shares[counted]).sum() / shares[counted].sum().clamp(min=1e-12)
         return {"loss_class": self.weight * mean}
 
     @torch.no_grad()

@@ -117,11 +117,12 @@ class MaskCriterion(Criterion):
         """(n,) cross-entropy and dice of logits (n, h, w) against masks `ids` (n,)."""
         size = (logits.shape[1], logits.shape[2])
         if not self.num_points or not target.valid.any():
-            soft, weights = functional.grid_targets(target.masks, target.valid, size)
+            soft, weights = functional.grid_targets(target.masks, target.supervision, size)
             flat = soft.flatten(1)[ids]
             return functional.mask_losses(logits.flatten(1), flat, weights.flatten())
         known = functional.cell_shares(target.valid, size) > 0
         masks = target.masks.flatten(1)
+        of_pixels = None if target.weights is None else target.weights.flatten()
         parts = []
         for rows, of_rows in zip(
             logits.split(_ROWS_AT_ONCE), ids.split(_ROWS_AT_ONCE), strict=True
@@ -130,6 +131,8 @@ class MaskCriterion(Criterion):
                 rows.detach(), target.valid, self.num_points, self.oversample, self.importance
             )
             at_points = functional.logits_at(rows, known, coords)
-            parts.append(functional.mask_losses(at_points, masks[of_rows[:, None], pixels]))
+            truth = masks[of_rows[:, None], pixels]
+            counted = None if of_pixels is None else of_pixels[pixels]
+            parts.append(functional.mask_losses(at_points, truth, counted))
         bce, dice = zip(*parts, strict=True)
         return torch.cat(bce), torch.cat(dice)

@@ -1,6 +1,11 @@
 """Losses as pure functions: of masks, of embeddings, and the numerics below both."""
 
-from alignzeg.losses.functional.embeddings import prototype_diversity
+from alignzeg.losses.functional.embeddings import (
+    draw_pairs,
+    focal_bce,
+    prototype_diversity,
+    semantic_ranking,
+)
 from alignzeg.losses.functional.masks import (
     cell_shares,
     grid_targets,
@@ -14,6 +19,8 @@ from alignzeg.losses.functional.numeric import full_precision, no_loss, softplus
 
 __all__ = [
     "cell_shares",
+    "draw_pairs",
+    "focal_bce",
     "full_precision",
     "grid_targets",
     "logits_at",
@@ -23,5 +30,6 @@ __all__ = [
     "prototype_diversity",
     "sample_points",
     "sample_uncertain_points",
+    "semantic_ranking",
     "softplus",
 ]

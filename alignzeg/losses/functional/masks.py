@@ -37,7 +37,7 @@ def _stride(area: Tensor, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def cell_shares(area: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h, w) share in [0, 1] of each cell's pixels that lie in the area (H, W) bool.
+    """(h, w) share in [0, 1] of each cell's pixels in the area (H, W), bool or weights in [0, 1].
 
     Raises:
         ValueError: if H, W are not multiples of h, w.
@@ -50,12 +50,13 @@ def grid_targets(masks: Tensor, area: Tensor, size: tuple[int, int]) -> tuple[Te
 
     Args:
         masks: (G, H, W) bool.
-        area: (H, W) bool, the supervised pixels.
+        area: (H, W) bool, the supervised pixels, or their weights in [0, 1].
         size: h, w of the grid.
 
     Returns:
         (G, h, w) targets in [0, 1], a mask's share of the cell's supervised pixels, 0 in cells
         without any; (h, w) weights in [0, 1], the share of the cell's pixels that are supervised.
+        With weights, a pixel counts as much as it weighs.
 
     Raises:
         ValueError: if H, W are not multiples of h, w.
@@ -64,9 +65,8 @@ def grid_targets(masks: Tensor, area: Tensor, size: tuple[int, int]) -> tuple[Te
     if not len(masks):
         return weights.new_zeros((0, *size)), weights
     stride = _stride(area, size)
-    inside = [F.avg_pool2d((part & area).float(), stride) for part in masks.split(_MASKS_AT_ONCE)]
-    # A share is a multiple of 1 / (pixels per cell), so this floor touches empty cells only.
-    return torch.cat(inside) / weights.clamp(min=1 / (stride[0] * stride[1])), weights
+    inside = [F.avg_pool2d(part * area.float(), stride) for part in masks.split(_MASKS_AT_ONCE)]
+    return torch.cat(inside) / weights.masked_fill(weights == 0, 1), weights
 
 
 def mask_losses(
