@@ -52,6 +52,7 @@ setup(
         "pyyaml",
         "rich",
         "safetensors",
+        "scikit-image",
         "scipy",
         "torch>=2.2",
         "torchvision>=0.17",

@@ -20,6 +20,8 @@ from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine import Trainer, setup_config, validate
 from alignzeg.engine.training.generative import trainer_of
 from alignzeg.modeling.vlm import model as vlm_module
+from alignzeg.pseudo_labels import Job, make_pseudo_labels
+from alignzeg.pseudo_labels.naming import Thresholds
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 IDS = [str(path.relative_to(CONFIGS)) for path in FILES]
@@ -46,13 +48,19 @@ SIZE = (48, 64)
 
 
 def setup(path: Path, cache_dir: Path) -> CfgNode:
-    """The config of a file, made small; a piece gets what it lacks."""
+    """The config of a file, made small; a piece gets what it lacks, and pseudo-labels are made."""
     opts = [*SMALLER, "ALIGNZEG.VLM.CACHE_DIR", str(cache_dir / "text")]
     generative = path.parent.name == "parts" and path.stem.startswith("transductive")
     cfg = setup_config(path.with_name("pixel_small.yaml") if generative else path, opts)
     if generative:
         cfg.merge_from_file(str(path))
         cfg.merge_from_list(opts)
+    if cfg.ALIGNZEG.DATA.PSEUDO.ROOT:
+        source = cfg.DATASETS.TRAIN[0].removesuffix("_pseudo")
+        folder = str(cache_dir / source)
+        everything = Thresholds(confidence=0, margin=0)
+        make_pseudo_labels(Job(str(path), source, folder, tuple(opts), thresholds=everything))
+        cfg = setup_config(path, [*opts, "ALIGNZEG.DATA.PSEUDO.ROOT", folder])
     if cfg.ALIGNZEG.DATA.CROP_SIZE:
         cfg.ALIGNZEG.DATA.CROP_SIZE = 32
     if path.parent.name in PIECES:

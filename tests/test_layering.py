@@ -48,6 +48,7 @@ LAYERS = {
     "alignzeg.data.catalog": (2, "catalog"),
     "alignzeg.data.preparation": (5, "preparation"),
     "alignzeg.data.own": (2, "catalog"),
+    "alignzeg.data.pseudo": (2, "catalog"),
     "alignzeg.data.zeroshapes": (2, "zeroshapes"),
     "alignzeg.data.zeroshapes.names": (1, "names"),
     "alignzeg.data.zeroshapes.shapes": (1, "shapes"),

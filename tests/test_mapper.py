@@ -241,3 +241,32 @@ def test_more_classes_than_a_byte_can_name():
     assert targets.labels.tolist() == [0, 298, 299]
     assert targets.masks.sum((1, 2)).tolist() == [1, 1, 3]
     assert targets.valid.tolist() == [[True] * 3, [False, True, True]]
+
+
+def test_a_pseudo_label_weighs_less_wherever_it_goes(toy, tmp_path):
+    labels = blocks()
+    item, _ = record(tmp_path, labels)
+    pseudo = np.zeros(SIZE, np.uint8)
+    pseudo[4:20, 10:30] = np.arange(1, 21)
+    Image.fromarray(pseudo).save(tmp_path / "pseudo.png")
+    mapper = ZeroShotMapper(config(**{"ALIGNZEG.DATA.PSEUDO.WEIGHT": 0.25}), True)
+    assert mapper(item)["targets"].weights is None
+    marked = {**item, "pseudo_file_name": str(tmp_path / "pseudo.png")}
+    weights = mapper(marked)["targets"].weights
+    assert weights.dtype == torch.float32
+    assert np.array_equal(weights.numpy(), np.where(pseudo, 0.25, 1).astype(np.float32))
+    # Crops and flips take it along: paint the pseudo-labels in a class of their own and compare.
+    labels[pseudo > 0], labels[(pseudo == 0) & (labels == 0)] = 0, 1
+    item, _ = record(tmp_path, labels)
+    marked = {**item, "pseudo_file_name": str(tmp_path / "pseudo.png")}
+    mapper = ZeroShotMapper(config(**EVERYTHING, **{"ALIGNZEG.DATA.PSEUDO.WEIGHT": 0.25}), True)
+    seen = 0
+    for seed in range(8):
+        targets = seeded(mapper, marked, seed)["targets"]
+        own = targets.masks[targets.labels == 0].any(0)
+        assert torch.equal(targets.weights == 0.25, own)
+        seen += int(own.any())
+    assert seen > 3
+    Image.fromarray(pseudo[:-1]).save(tmp_path / "pseudo.png")
+    with pytest.raises(ValueError, match=r"confidence of its pseudo-labels, .*pseudo\.png"):
+        mapper(marked)

@@ -18,7 +18,7 @@ from alignzeg.data.labels import get_vocabulary
 # Contents up to this many bytes are hashed whole; of a larger data set, as many files, evenly
 # spread, as fit. Names and sizes of all files always count.
 CONTENT_BUDGET = 256 * 2**20
-_FILES = ("file_name", "sem_seg_file_name")
+_FILES = ("file_name", "sem_seg_file_name", "pseudo_file_name")
 _THREADS = 8
 
 

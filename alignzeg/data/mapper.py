@@ -18,7 +18,7 @@ from alignzeg.data.labels import (
     read_record_labels,
     training_vocabulary,
 )
-from alignzeg.data.pictures import read_rgb
+from alignzeg.data.pictures import read_rgb, read_values
 from alignzeg.structures import IGNORE_LABEL, Targets, Vocabulary
 
 
@@ -40,6 +40,7 @@ class ZeroShotMapper:
         vocabularies: Mapping[str, Vocabulary],
         augmentations: Sequence[T.Augmentation | T.Transform],
         ignore_as_negative: bool = False,
+        pseudo_weight: float = 1.0,
     ) -> None:
         """Takes everything as values; see `from_config` for the config keys.
 
@@ -48,11 +49,13 @@ class ZeroShotMapper:
             vocabularies: data set name -> classes to train on, or to ask for in a test.
             augmentations: applied to RGB images and labels together.
             ignore_as_negative: as in `build_targets`.
+            pseudo_weight: what a pixel with a pseudo-label counts, in [0, 1].
         """
         self.is_train = is_train
         self.vocabularies = dict(vocabularies)
         self.augmentations = T.AugmentationList(list(augmentations))
         self.ignore_as_negative = ignore_as_negative
+        self.pseudo_weight = pseudo_weight
         self._lookups = {
             name: label_lookup(name, vocabulary) for name, vocabulary in self.vocabularies.items()
         }
@@ -74,13 +77,15 @@ class ZeroShotMapper:
                 else test_augmentations(cfg)
             ),
             "ignore_as_negative": cfg.ALIGNZEG.DATA.IGNORE_AS_NEGATIVE,
+            "pseudo_weight": cfg.ALIGNZEG.DATA.PSEUDO.WEIGHT,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Maps one record.
 
         Args:
-            record: `file_name`, `dataset_name`, and `sem_seg_file_name` in training.
+            record: `file_name`, `dataset_name`, and `sem_seg_file_name` in training;
+                `pseudo_file_name` where some of its labels are no human's.
 
         Returns:
             `image` (3, H, W) uint8 RGB after augmentation, `vocabulary`, `file_name`, and `height`,
@@ -106,12 +111,13 @@ class ZeroShotMapper:
         }
         if self.is_train:
             inputs = T.AugInput(image, sem_seg=self._labels(record, (height, width)))
-            self.augmentations(inputs)
+            transforms = self.augmentations(inputs)
             sample["targets"] = build_targets(
                 inputs.sem_seg,
                 len(sample["vocabulary"]),
                 record["file_name"],
                 self.ignore_as_negative,
+                self._weights(record, (height, width), transforms),
             )
         else:
             inputs = T.AugInput(image)
@@ -120,6 +126,22 @@ class ZeroShotMapper:
                 sample["sem_seg_file_name"] = record["sem_seg_file_name"]
         sample["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
         return sample
+
+    def _weights(
+        self, record: Mapping[str, Any], size: tuple[int, int], transforms: T.TransformList
+    ) -> np.ndarray | None:
+        """What each pixel counts, after the transforms; None where all labels are human."""
+        if "pseudo_file_name" not in record:
+            return None
+        file_name = record["pseudo_file_name"]
+        confidence = read_values(file_name)
+        if confidence.shape != size:
+            raise ValueError(
+                f"image {record['file_name']} has {size[0]} x {size[1]} pixels (height x width) "
+                f"but the confidence of its pseudo-labels, {file_name}, has {confidence.shape}"
+            )
+        pseudo = transforms.apply_segmentation((confidence > 0).astype(np.uint8))
+        return np.where(pseudo, self.pseudo_weight, 1.0).astype(np.float32)
 
     def _labels(self, record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
         labels = self._lookups[record["dataset_name"]][read_record_labels(record, size)]
@@ -172,7 +194,11 @@ def training_augmentations(
 
 
 def build_targets(
-    labels: np.ndarray, num_classes: int, name: str = "", ignore_as_negative: bool = False
+    labels: np.ndarray,
+    num_classes: int,
+    name: str = "",
+    ignore_as_negative: bool = False,
+    weights: np.ndarray | None = None,
 ) -> Targets:
     """One mask per class that occurs.
 
@@ -182,6 +208,7 @@ def build_targets(
         name: for error messages.
         ignore_as_negative: unlabelled pixels are valid too, and so negatives of every mask, as in
             the published peers, instead of being left out of the losses.
+        weights: (H, W) float32 in [0, 1], what a pixel counts; None: 1.
 
     Returns:
         Targets with classes ascending; no masks, and nothing valid but by `ignore_as_negative`, if
@@ -196,4 +223,5 @@ def build_targets(
         masks=torch.from_numpy(masks),
         valid=torch.from_numpy((labels < num_classes) | ignore_as_negative),
         name=name,
+        weights=None if weights is None else torch.from_numpy(np.ascontiguousarray(weights)),
     )

@@ -20,6 +20,7 @@ from detectron2.utils.file_io import PathManager
 
 from alignzeg.config import add_alignzeg_config
 from alignzeg.data.own import setup_own_data
+from alignzeg.data.pseudo import setup_pseudo_labels
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
     folder = Path(config_file).parent if config_file else Path()
     cfg = _build(pairs, folder)
     setup_own_data(cfg)
+    setup_pseudo_labels(cfg)
     return cfg
 
 

@@ -13,6 +13,7 @@ from detectron2.utils.registry import Registry
 from alignzeg.data.catalog import registered_names
 from alignzeg.data.checks import check_files
 from alignzeg.data.own import is_own
+from alignzeg.data.pseudo import validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
 from alignzeg.engine.settings.ranges import validate_ranges
 from alignzeg.engine.solver.optim import AMP_DTYPES, LR_SCHEDULERS, OPTIMIZERS
@@ -128,6 +129,7 @@ def validate_saving(cfg: CfgNode) -> None:
 
 def validate_datasets(cfg: CfgNode, training: bool) -> None:
     """Refuses data sets that are not registered, or whose files are not there or wrong."""
+    validate_pseudo_labels(cfg)
     groups = {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST}
     for key, names in groups.items():
         # The training set is read in evaluation too: it says which classes were seen.
