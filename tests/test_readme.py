@@ -19,6 +19,7 @@ ELSEWHERE = ("make demo", "make test", "pip install", "python tools/ablate.py")
 SMALLER = {
     "python datasets/prepare_zeroshapes.py": "--train 8 --val 8 --calib 2 --size 64",
     "python tools/train_net.py": shlex.join(TINY_OPTS),
+    "python tools/make_pseudo_labels.py": shlex.join(TINY_OPTS),
     "python tools/calibrate.py": "--gammas 0,2 --thresholds 0.5 " + shlex.join(TINY_OPTS),
     "python tools/train_tiny_clip.py --eval-only": "--scenes 2",
     "python tools/fuzz.py": "--rounds 2",
