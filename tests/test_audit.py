@@ -34,10 +34,10 @@ LEAKS = {
     # Unseen pixels get the label of a seen class.
     "labels": """
 class Leaky(ZeroShotMapper):
-    def _labels(self, record, dataset_name, size):
-        labels = super()._labels(record, dataset_name, size).copy()
-        raw = read_labels(record["sem_seg_file_name"], dataset_name)
-        labels[np.isin(raw, get_vocabulary(dataset_name).unseen_ids)] = 0
+    def _labels(self, record, size):
+        labels = super()._labels(record, size).copy()
+        raw = read_labels(record["sem_seg_file_name"], record["dataset_name"])
+        labels[np.isin(raw, get_vocabulary(record["dataset_name"]).unseen_ids)] = 0
         return labels
 
 trainer.ZeroShotMapper = Leaky
