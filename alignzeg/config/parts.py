@@ -1,34 +1,12 @@
-"""Every config key of this project: default, unit and source. All of them live under ALIGNZEG.
-
-[paper] marks a value of the AlignZeg paper (arXiv 2404.05667), [M2F] of Mask2Former, [ours] a
-choice of this project.
-"""
+"""Keys of what a method is made of. Marks as in `alignzeg.config`."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 
 
-def add_alignzeg_config(cfg: CfgNode) -> None:
-    """Adds the node ALIGNZEG, with its defaults, to a Detectron2 config."""
-    node = cfg.ALIGNZEG = CfgNode()
-    # Python files with components of your own, imported before the model is built.
-    node.PLUGINS = []
-    # Loss families, by registered name.
-    node.CRITERIA = ["MaskCriterion", "ClassCriterion"]
-    _add_vlm(node)
-    _add_encoder(node)
-    _add_extractor(node)
-    _add_classification(node)
-    _add_losses(node)
-    _add_generation(node)
-    _add_data(node)
-    _add_inference(node)
-    _add_solver(node)
-    _add_checkpoint(node)
-
-
-def _add_vlm(node: CfgNode) -> None:
+def add_vlm(node: CfgNode) -> None:
+    """The frozen vision-language model."""
     vlm = node.VLM = CfgNode()
     vlm.NAME = "OpenClipVLM"
     # An open_clip model name, or "alignzeg-tiny", which this project ships.
@@ -50,7 +28,8 @@ def _add_vlm(node: CfgNode) -> None:
     vlm.CACHE_DIR = ""
 
 
-def _add_encoder(node: CfgNode) -> None:
+def add_encoder(node: CfgNode) -> None:
+    """The image encoders of this project."""
     encoder = node.ENCODER = CfgNode()
     # Channels of the small encoder at strides 4, 8, 16, 32. [ours]
     encoder.SMALL_CHANNELS = [32, 64, 96, 128]
@@ -59,7 +38,8 @@ def _add_encoder(node: CfgNode) -> None:
     encoder.VIT_SIZE = "base"
 
 
-def _add_extractor(node: CfgNode) -> None:
+def add_extractor(node: CfgNode) -> None:
+    """The head and the extractor of its masks."""
     head = node.HEAD = CfgNode()
     # MaskProposalHead, or MaskQualityHead: a proposal counts by how sure its mask is, not by how
     # little it is background (CEL).
@@ -87,7 +67,8 @@ def _add_extractor(node: CfgNode) -> None:
     extractor.LIKENESS = True
 
 
-def _add_classification(node: CfgNode) -> None:
+def add_classification(node: CfgNode) -> None:
+    """Classifier, synthesizer and bias corrector."""
     classifier = node.CLASSIFIER = CfgNode()
     classifier.NAME = "CosineClassifier"
     # Background prototypes, M; 1 is the usual single background embedding. [paper: several]
@@ -120,7 +101,8 @@ def _add_classification(node: CfgNode) -> None:
     corrector.MODE = "hard"
 
 
-def _add_losses(node: CfgNode) -> None:
+def add_losses(node: CfgNode) -> None:
+    """The matcher and the losses."""
     matcher = node.MATCHER = CfgNode()
     # Weight of the class probability in the assignment; 0 is class-agnostic. [ours: 0]
     matcher.CLASS_COST = 0.0
@@ -168,7 +150,8 @@ def _add_losses(node: CfgNode) -> None:
     loss.COPY_IOU = 0.5
 
 
-def _add_generation(node: CfgNode) -> None:
+def add_generation(node: CfgNode) -> None:
+    """The pixel-level, generative family."""
     semantics = node.SEMANTICS = CfgNode()
     # What the generator knows of a class: text prototypes of the "vlm", or "words".
     semantics.SOURCE = "vlm"
@@ -204,113 +187,3 @@ def _add_generation(node: CfgNode) -> None:
     recursion.PSEUDO = 256
     # Where they come from: "generated", or "pixels" without a label, which is self-training.
     recursion.SOURCE = "generated"
-
-
-def _add_data(node: CfgNode) -> None:
-    data = node.DATA = CfgNode()
-    # Treat hidden pixels as negatives of every mask, as the published peers do.
-    data.IGNORE_AS_NEGATIVE = False
-    # Seen classes to hide in training, for calibration: "" or "pseudo_unseen".
-    data.HOLD_OUT = ""
-    # Leave out every training picture in which a class is labelled that is not trained on. [ZS3Net]
-    data.SKIP_UNSEEN_IMAGES = False
-    # Random crop edge in pixels; 0 takes the whole image.
-    data.CROP_SIZE = 0
-    # A crop is drawn again (up to 10 times) while one class covers more than this share of its
-    # labelled pixels; 1 takes any crop. [MaskFormer: 1]
-    data.CROP_MAX_CLASS_SHARE = 1.0
-    # Random brightness, contrast, saturation and hue, as SSD. [MaskFormer: on]
-    data.COLOR_JITTER = True
-    # Pairs of each data set, evenly spread, that are read and checked before the first step; below
-    # 0 all, as always for a data set of your own. [ours]
-    data.CHECK_FILES = 1000
-    # Cosine of two text prototypes from which `python -m alignzeg vocabulary`, and a warning before
-    # training, call two classes near-synonyms; 1 turns that off. [ours]
-    data.SYNONYM_COSINE = 0.95
-
-    # A folder that tools/make_pseudo_labels.py made, as data set <source>_pseudo for
-    # DATASETS.TRAIN, and what one of its pixels counts beside one that a human labelled. [ours]
-    data.PSEUDO = CfgNode()
-    data.PSEUDO.ROOT = ""
-    data.PSEUDO.WEIGHT = 0.5
-
-    # A data set of your own, see alignzeg/data/own.py and docs/own_data.md: registered as
-    # <NAME>_train, _val and _test, which fill DATASETS.TRAIN and TEST where these are empty.
-    own = data.OWN = CfgNode()
-    own.NAME = ""
-    # The folder that holds everything, relative to the current one.
-    own.ROOT = ""
-    # Folders of pictures and label maps below it; each holds one folder for each split.
-    own.IMAGES = "images"
-    own.LABELS = "labels"
-    # Class names in id order, and those without training masks; empty: ROOT/classes.txt,
-    # ROOT/unseen.txt and ROOT/pseudo_unseen.txt.
-    own.CLASSES = []
-    own.UNSEEN = []
-    own.PSEUDO_UNSEEN = []
-
-
-def _add_inference(node: CfgNode) -> None:
-    test = node.TEST = CfgNode()
-    # Exponent a of the frozen VLM's score in p^(1-a) * p_vlm^a, for seen and unseen classes;
-    # 0 is the trained score alone. [ZegFormer 1/3 and 2/3; ours 0]
-    test.ENSEMBLE_SEEN = 0.0
-    test.ENSEMBLE_UNSEEN = 0.0
-    # Proposals whose masks overlap with this IoU share one vote; above 1 each has its own. [ours]
-    test.COPY_IOU = 0.5
-    # "exact": upsample masks, then classes x masks; "fast": the product at stride 4, then upsample.
-    test.FOLD = "exact"
-    # Score of a class with several prompts: of their "mean" embedding (ZegFormer), or the "max" of
-    # theirs (fc-clip, ODISE; what pas20b and pas21 are defined by).
-    test.SYNONYMS = "mean"
-    # Memory that one stripe of rows may take in the fold, MiB. [ours]
-    test.FOLD_MIB = 32
-    # Side in pixels of square windows that a picture is looked at through, one after the other,
-    # after INPUT.MIN_SIZE_TEST; 0 looks at it whole. For high resolution. [ZegCLIP: 512]
-    test.WINDOW = 0
-    # Step between windows in pixels; 0 is two thirds of WINDOW. [ZegCLIP: 426]
-    test.WINDOW_STRIDE = 0
-    # Several scales and mirror images: Detectron2's TEST.AUG; each scale is looked at through the
-    # windows, if there are any. With either of them FOLD is "exact".
-    # Pixels whose best probability mass is lower are answered 255; 0 names every pixel.
-    test.REJECT_BELOW = 0.0
-    # Report class-agnostic mask recall; it needs every proposal at full size.
-    test.RECALL = True
-    # Write the confusion matrix of every image, for `python -m alignzeg significance`.
-    test.SAVE_PER_IMAGE = False
-
-
-def _add_solver(node: CfgNode) -> None:
-    solver = node.SOLVER = CfgNode()
-    # AdamW, or Muon: PyTorch's Muon for matrices and convolution kernels, AdamW for the rest.
-    # [M2F: AdamW]
-    solver.OPTIMIZER = "AdamW"
-    # Batches summed before one optimizer step; SOLVER.IMS_PER_BATCH stays the total batch.
-    solver.ACCUMULATE = 1
-    # SOLVER.BASE_LR is meant for this total batch and is scaled linearly; 0 turns that off.
-    solver.REFERENCE_BATCH = 0
-    # Learning rate of the image encoder relative to the rest. [ZegFormer: 0.1]
-    solver.BACKBONE_MULTIPLIER = 0.1
-    # Weight decay of embeddings. [M2F: 0]
-    solver.WEIGHT_DECAY_EMBED = 0.0
-    # With SOLVER.AMP.ENABLED: float16 (CUDA only; a CPU then stays in full precision) or bfloat16.
-    solver.AMP_DTYPE = "float16"
-    # Steps of a run that may be left out because something in them is NaN or infinite; one more
-    # ends the run. [ours]
-    solver.MAX_SKIPPED_STEPS = 0
-    # Let several processes look for parameters without gradient in each step; needed by a component
-    # that leaves some unused, and slower.
-    solver.FIND_UNUSED_PARAMETERS = False
-
-
-def _add_checkpoint(node: CfgNode) -> None:
-    checkpoint = node.CHECKPOINT = CfgNode()
-    # How many of the checkpoints written every SOLVER.CHECKPOINT_PERIOD stay, the newest first; 0
-    # keeps all. model_final and model_best are not counted.
-    checkpoint.KEEP = 0
-    # Also keep the best checkpoint by this figure, as model_best.pth: "sem_seg/sIoU"; with several
-    # test sets "NAME/sem_seg/sIoU". A choice by a figure of unseen classes is one on the test.
-    checkpoint.BEST = ""
-    # Seconds between SIGTERM or SIGUSR1 and the end of the step or evaluation, after which the
-    # process is ended without saving, with exit code 128 + the signal's number.
-    checkpoint.GRACE = 30.0
