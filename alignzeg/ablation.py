@@ -135,8 +135,9 @@ def _config_texts(config: Path) -> list[str]:
     """The text of a config and of those it builds on."""
     text = config.read_text()
     content = yaml.safe_load(text)
-    base = content.get("_BASE_") if isinstance(content, dict) else None
-    return [text, *(_config_texts(config.parent / base) if base else [])]
+    base = content.get("_BASE_") or [] if isinstance(content, dict) else []
+    bases = [base] if isinstance(base, str) else base
+    return [text, *(part for name in bases for part in _config_texts(config.parent / name))]
 
 
 def _run_one(plan: Plan, row: Row, seed: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import CONFIGS
 
 from alignzeg import ksplits
-from alignzeg.ablation import Plan, _command, check
+from alignzeg.ablation import Plan, _command, _config_texts, check
 
 
 def write(folder: Path, *rounds: tuple[int, float, float]) -> Path:
@@ -39,6 +39,12 @@ def test_each_split_starts_from_its_own_pixel_network(tmp_path):
     weights = str(tmp_path / "k2_pixel" / "seed_1" / "model_final.pth")
     assert command[command.index("MODEL.WEIGHTS") + 1] == weights
     assert "--resume" in command
+
+
+def test_a_run_is_known_by_all_files_that_its_config_builds_on():
+    folder = CONFIGS / "zeroshapes"
+    files = [folder / "k4_pixel.yaml", folder / "Base.yaml", CONFIGS / "parts" / "pixel_small.yaml"]
+    assert _config_texts(files[0]) == [file.read_text() for file in files]
 
 
 def test_one_pixel_network_may_serve_all_splits_if_it_saw_none_of_their_unseen(tmp_path):

@@ -211,16 +211,17 @@ class GenerativeSegmenter(PixelSegmenter):
 
         Args:
             unlabelled: (M, C) features of pixels without a label, for the source "pixels".
-            seed: of the noise, so that every process collects the same.
+            seed: of noise and dropout, so that every process collects the same.
         """
         first, count = len(self.seen), self.feedback.count
         unseen = torch.arange(first, len(self.names), device=self.device)
         if self.feedback.source == "generated":
-            shape = (len(unseen), count, self.semantics.shape[1])
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-            training = self.generator.training
-            features = self.generator.eval()(self.semantics[first:], count, noise.to(self.device))
-            self.generator.train(training)
+            # With dropout, as they are made for the classifier: without it they vary less, and the
+            # generator would learn that.
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(seed)
+                features = self.generator(self.semantics[first:], count)
             probs = self.probs(features)[torch.arange(len(unseen)), :, unseen]
         else:
             count = min(count, len(unlabelled))
