@@ -52,6 +52,8 @@ def test_a_range(allowed, good, bad, text):
         ("SOLVER.BASE_LR", "-1", "SOLVER.BASE_LR is -1.0; it must be more than 0"),
         ("DATALOADER.NUM_WORKERS", "100000", "it must be 0 to 512"),
         ("SEED", str(2**40), "SEED is 1099511627776"),
+        ("ALIGNZEG.CLASSIFIER.NUM_BACKGROUND", str(2**63), "no whole number may be beyond"),
+        ("INPUT.MIN_SIZE_TRAIN", f"[{2**63}]", "no whole number may be beyond"),
     ],
 )
 def test_a_wrong_number_is_named(tiny_cfg: CfgNode, key: str, value: str, message: str) -> None:

@@ -13,6 +13,8 @@ from alignzeg.engine.settings.reading import flatten
 
 # More loading workers than this in one process is a slip of the finger.
 MOST_WORKERS = 512
+# PyTorch takes no larger whole number.
+MOST = 2**63 - 1
 _A = "ALIGNZEG."
 
 
@@ -139,6 +141,10 @@ def validate_ranges(cfg: CfgNode) -> None:
         ValueError: naming the first key that is wrong, its value and what it may be.
     """
     values = dict(flatten(cfg))
+    for key, value in values.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, int) and abs(item) > MOST:
+                raise ValueError(f"{key} is {value!r}; no whole number may be beyond {MOST}")
     for key, allowed in RANGES.items():
         value = values[key]
         if key == "SOLVER.STEPS" and cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
