@@ -7,7 +7,10 @@ BUG, USER_ERROR, NON_FINITE, PEER_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
 # What the parts of this project raise when the user can mend it.
 USER_ERRORS = (ValueError, OSError)
 # How Python, PyTorch on a CPU and PyTorch on a GPU say that memory is short.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+_NO_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory"),
+    "storage size calculation overflowed",
+)
 
 
 class NonFiniteError(FloatingPointError):
