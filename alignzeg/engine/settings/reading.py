@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 PLUGINS_KEY = "ALIGNZEG.PLUGINS"
 # What Detectron2 raises on a `_BASE_` that is no file name, or a section where that has a value.
 _BAD_BASE = (TypeError, AttributeError, AssertionError)
-# Whole numbers from here on do not fit into 64 bits.
-_TOO_LARGE = 2**63
+# Whole numbers from here on are no floating-point numbers any more.
+_LARGEST = 2**1023
 
 
 def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
@@ -177,13 +177,11 @@ def _coerce(key: str, value: Any, default: Any) -> Any:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             value = {"true": True, "false": False, "null": None}.get(value.lower(), value)
-    if type(value) is int and abs(value) >= _TOO_LARGE:
-        raise ValueError(f"config key {key} is {str(word)[:40]}; it must fit into 64 bits")
     if default is None or type(value) in (int, float, bool) and type(value) is type(default):
         return value
     if isinstance(default, str) and isinstance(word, str):
         return word
-    if isinstance(default, float) and type(value) is int:
+    if isinstance(default, float) and type(value) is int and abs(value) < _LARGEST:
         return float(value)
     if isinstance(default, (list, tuple)):
         items = [value] if isinstance(value, str) else value
