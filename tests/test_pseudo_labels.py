@@ -278,10 +278,8 @@ def test_a_kill_and_other_processes_change_no_file(zeroshapes, tmp_path):
     ]
     opts = ["ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text")]
     first = subprocess.Popen([*command, "--jobs", "2", *opts])
-    deadline = time.monotonic() + 300
     while not list((tmp_path / "killed").glob("labels/*.png")):
-        assert first.poll() is None or list((tmp_path / "killed").glob("labels/*.png"))
-        assert time.monotonic() < deadline
+        assert first.poll() is None
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait()
