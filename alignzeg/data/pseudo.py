@@ -25,6 +25,7 @@ from alignzeg.structures import Vocabulary
 
 DESCRIPTION = "pseudo_labels.json"
 LABELS, CONFIDENCE = "labels", "confidence"
+SUFFIX = "_pseudo"
 _KEYS = ("source", "classes", "prompts", "raw_ids", "ignored_raw_ids", "ignore_label")
 _MAKE = "make it with: python tools/make_pseudo_labels.py --help"
 
@@ -58,7 +59,7 @@ def register_pseudo_labels(root: str | Path) -> str:
         ValueError: if the folder holds no complete pseudo-labels, or its source is not registered.
     """
     about = _read(Path(root))
-    name, source = f"{about['source']}_pseudo", about["source"]
+    name, source = about["source"] + SUFFIX, about["source"]
     if source not in DatasetCatalog:
         raise ValueError(f"the pseudo-labels in {root} are of the unknown data set {source!r}")
     names = tuple(about["classes"])
@@ -119,6 +120,9 @@ def validate_pseudo_labels(cfg: CfgNode) -> None:
     """
     root = cfg.ALIGNZEG.DATA.PSEUDO.ROOT
     if root and not (Path(root) / DESCRIPTION).is_file():
+        source = next(iter(cfg.DATASETS.TRAIN), "NAME").removesuffix(SUFFIX)
         raise ValueError(
-            f"ALIGNZEG.DATA.PSEUDO.ROOT is {root!r}, which holds no {DESCRIPTION}; {_MAKE}"
+            f"ALIGNZEG.DATA.PSEUDO.ROOT is {root!r}, which holds no {DESCRIPTION}; make it with: "
+            f"python tools/make_pseudo_labels.py --config-file CONFIG --dataset {source} "
+            f"--output {root}"
         )
