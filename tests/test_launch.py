@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 import stress_failures
 from forks import forked
 
-from alignzeg.engine.processes import errors, lifeline, supervision
+from alignzeg.engine.processes import errors, leaving, lifeline, supervision
 from alignzeg.engine.processes.errors import NonFiniteError, RunFailed, exit_code, explain
 from alignzeg.engine.processes.placement import Placement
 
@@ -142,6 +143,27 @@ def test_a_polite_end_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         supervision.run_processes(work, [("stop",), ("stop",)])
     assert caught.value.code == 75
     supervision.run_processes(work, [("fine",), ("fine",)])
+
+
+def test_a_process_ends_though_the_end_of_its_workers_would_raise(tmp_path: Path) -> None:
+    def run() -> int:
+        def raises(*_: object) -> None:
+            raise RuntimeError("a worker is gone")
+
+        class Worker(multiprocessing.get_context("fork").Process):
+            def kill(self) -> None:
+                super().kill()
+                time.sleep(0.2)
+
+        for _ in range(2):
+            Worker(target=time.sleep, args=(60,), daemon=True).start()
+        signal.signal(signal.SIGCHLD, raises)
+        leaving.exit_now(7)
+        return 0
+
+    _, status = os.waitpid(forked(run, tmp_path / "leaving"), 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert not (tmp_path / "leaving.stderr").read_text()
 
 
 def test_exit_codes_and_lines() -> None:

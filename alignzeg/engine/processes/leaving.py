@@ -7,6 +7,7 @@ import faulthandler
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 
@@ -56,7 +57,10 @@ def exit_now(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    # Last, as threads of this process may complain that their workers are gone.
+    # Last, as threads of this process may complain that their workers are gone. PyTorch's handler
+    # would raise for each of them, here.
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         with contextlib.suppress(OSError, ValueError):
             worker.kill()
