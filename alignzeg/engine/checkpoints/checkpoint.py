@@ -64,7 +64,11 @@ def verify(path: str, found: Mapping[str, Any], model: nn.Module) -> None:
         ValueError: naming the two sides that differ and the config key that changes one of them.
     """
     here = describe(model, "")
-    if not isinstance(found, Mapping) or not here.keys() <= found.keys():
+    if (
+        not isinstance(found, Mapping)
+        or not here.keys() <= found.keys()
+        or not isinstance(found["seen"], (list, type(None)))
+    ):
         raise ValueError(
             f"checkpoint {path!r} says too little about itself, as if it had been edited; "
             "use the original file"
