@@ -307,23 +307,3 @@ def test_pairs_are_all_or_as_many_as_asked_for() -> None:
     counts = torch.bincount(many[:, 0] * 3 + many[:, 1], minlength=9).reshape(3, 3)
     assert (counts.diagonal() == 0).all()
     assert ((counts[~torch.eye(3, dtype=torch.bool)] - 1000).abs() < 150).all()
-
-
-@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
-def test_the_focal_loss_equals_its_definition(gamma: float) -> None:
-    logits = torch.randn(4, 6, dtype=torch.float64) * 3
-    truth = torch.rand(4, 6) < 0.4
-    loss = functional.focal_bce(logits, truth, gamma)
-    for value, x, t in zip(loss.flatten(), logits.flatten(), truth.flatten(), strict=True):
-        right = 1 / (1 + math.exp(-x if t else x))
-        assert value.item() == pytest.approx(-((1 - right) ** gamma) * math.log(right))
-    logits.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: functional.focal_bce(x, truth, gamma), logits)
-
-
-def test_the_focal_loss_bears_any_logit() -> None:
-    logits = torch.tensor([1e4, -1e4], requires_grad=True)
-    loss = functional.focal_bce(logits, torch.tensor([True, False]), 2.0)
-    loss.sum().backward()
-    assert (loss == 0).all() and logits.grad.isfinite().all()
-    assert functional.focal_bce(logits, torch.tensor([False, True]), 2.0).tolist() == [1e4, 1e4]

@@ -28,6 +28,10 @@ from alignzeg.pseudo_labels.naming import Thresholds, choose, name_probs, paint
 from alignzeg.pseudo_labels.regions import proposal_regions, superpixel_regions
 from alignzeg.pseudo_labels.summary import Tally
 
+sys.path.insert(0, str(REPOSITORY / "tools"))
+
+from forks import living
+
 CONFIG = str(CONFIGS / "zeroshapes" / "cel.yaml")
 SURE = Thresholds(confidence=0.3, margin=0.05, min_area=20)
 
@@ -277,12 +281,15 @@ def test_a_kill_and_other_processes_change_no_file(zeroshapes, tmp_path):
         *("--output", str(tmp_path / "killed"), *thresholds),
     ]
     opts = ["ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text")]
-    first = subprocess.Popen([*command, "--jobs", "2", *opts])
+    first = subprocess.Popen([*command, "--jobs", "2", *opts], start_new_session=True)
     while not list((tmp_path / "killed").glob("labels/*.png")):
         assert first.poll() is None
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait()
+    # No worker is left behind, whether or not it was at work by then.
+    while living(first.pid):
+        time.sleep(0.1)
     again = subprocess.run([*command, *opts], capture_output=True, text=True, check=True)
     assert json.loads(again.stdout)["pictures"] == 8
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

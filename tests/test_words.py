@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,11 +57,6 @@ def test_synonyms_are_averaged_and_unknown_ones_left_out(vectors):
 def test_unknown_words_are_reported_by_name(vectors):
     with pytest.raises(ValueError, match=r"know no word of \['blue star', 'gibberish'\]"):
         vectors.embed_text(["red", "blue star", "gibberish"])
-
-
-def test_it_is_known_by_its_name_and_content(vectors):
-    assert vectors.id == "vectors.txt"
-    assert vectors.hash == hashlib.sha256(vectors.path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import logging
 import sys
 from pathlib import Path
 
+from alignzeg.arguments import OneLineParser
 from alignzeg.engine import guarded
-from alignzeg.engine.processes.placement import OneLineParser
 from alignzeg.inference.predictor import parse_classes
 from alignzeg.pseudo_labels import Job, make_pseudo_labels
 from alignzeg.pseudo_labels.labeller import RegionSource

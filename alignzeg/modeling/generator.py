@@ -33,18 +33,15 @@ class GMMNGenerator(nn.Module):
             nn.Linear(hidden_dim, feature_dim),
         )
 
-    def forward(self, semantics: Tensor, samples: int, noise: Tensor | None = None) -> Tensor:
+    def forward(self, semantics: Tensor, samples: int) -> Tensor:
         """Makes features.
 
         Args:
             semantics: (..., A) semantic vectors.
             samples: S, features for each of them.
-            noise: (..., S, A); drawn anew where it is not given.
 
         Returns:
             (..., S, C).
         """
         known = semantics.unsqueeze(-2).expand(*semantics.shape[:-1], samples, -1)
-        if noise is None:
-            noise = torch.randn_like(known)
-        return self.layers(torch.cat([known, noise], dim=-1))
+        return self.layers(torch.cat([known, torch.randn_like(known)], dim=-1))

@@ -168,7 +168,7 @@ def _each(
         numbers.put(number)
     threads = max((os.cpu_count() or 1) // processes, 1)
     with ProcessPoolExecutor(
-        processes, context, _start_worker, (job, device, numbers, threads)
+        processes, context, _start_worker, (job, device, numbers, threads, os.getpid())
     ) as pool:
         futures = [pool.submit(_work, record, key) for record, key in todo]
         try:
@@ -182,10 +182,10 @@ def _each(
 _worker: tuple[Labeller, str] | None = None
 
 
-def _start_worker(job: Job, device: str, numbers: Any, threads: int) -> None:
+def _start_worker(job: Job, device: str, numbers: Any, threads: int, parent: int) -> None:
     global _worker  # noqa: PLW0603 (an initializer can hand over nothing else)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
-    watch_parent(os.getppid())
+    watch_parent(parent)
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
     number = numbers.get()

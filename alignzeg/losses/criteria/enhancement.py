@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
@@ -69,8 +70,9 @@ class ForegroundClassCriterion(Criterion):
 class EnhancementCriterion(Criterion):
     """loss_enhance: for every class on its own, is a matched proposal of it?
 
-    Focal binary cross-entropy of a <e, T_k> + b against one-hot, summed over classes, mean over
-    matched proposals; a <e, T_k> are the class scores, a being the scale of the frozen VLM.
+    Focal binary cross-entropy of a <e, T_k> + b against one-hot, -(1 - p)^gamma log(p) with p the
+    probability of the truth, summed over classes, mean over matched proposals; a <e, T_k> are the
+    class scores, a being the scale of the frozen VLM.
 
     Args:
         weight: of the loss.
@@ -106,8 +108,8 @@ class EnhancementCriterion(Criterion):
         """See the class."""
         scores, labels, weights = _of_matched(outputs.class_logits, targets, matches[-1])
         logits = scores[:, :-1] + self.bias
-        truth = F.one_hot(labels, logits.shape[1]).bool()
-        costs = functional.focal_bce(logits, truth, self.gamma).sum(1)
+        truth = F.one_hot(labels, logits.shape[1])
+        costs = sigmoid_focal_loss(logits, truth, gamma=self.gamma).sum(1)
         return {"loss_enhance": self.weight * _mean(costs, weights)}
 
 

@@ -2,7 +2,6 @@
 
 from alignzeg.losses.functional.embeddings import (
     draw_pairs,
-    focal_bce,
     prototype_diversity,
     semantic_ranking,
 )
@@ -20,7 +19,6 @@ from alignzeg.losses.functional.numeric import full_precision, no_loss, softplus
 __all__ = [
     "cell_shares",
     "draw_pairs",
-    "focal_bce",
     "full_precision",
     "grid_targets",
     "logits_at",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alignzeg.losses.functional.numeric import full_precision, no_loss, softplus
+from alignzeg.losses.functional.numeric import full_precision, no_loss
 
 
 def prototype_diversity(prototypes: Tensor, margin: float) -> Tensor:
@@ -27,24 +27,6 @@ def prototype_diversity(prototypes: Tensor, margin: float) -> Tensor:
     excess = (prototypes @ prototypes.T - margin).relu()
     others = ~torch.eye(count, dtype=torch.bool, device=prototypes.device)
     return excess[others].sum() / (count * (count - 1))
-
-
-def focal_bce(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """Focal binary cross-entropy, -(1 - p)^gamma log(p), with p the probability of the truth.
-
-    Args:
-        logits: (...) of "yes".
-        targets: (...) bool, the truth.
-        gamma: >= 0; 0 is the plain cross-entropy, more lets what is already right count less.
-
-    Returns:
-        (...) losses, >= 0.
-
-    Source: focal loss (arXiv 1708.02002).
-    """
-    logits = full_precision(logits)
-    wrong = torch.where(targets, -logits, logits)
-    return wrong.sigmoid().pow(gamma) * softplus(wrong)
 
 
 def draw_pairs(rows: int, classes: int, pairs: int, device: torch.device | str = "cpu") -> Tensor:

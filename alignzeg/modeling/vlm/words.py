@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignzeg.structures import SYNONYM_SEPARATOR
-
-_CHUNK_BYTES = 2**20
 
 
 class WordVectors:
@@ -38,20 +35,6 @@ class WordVectors:
         self._header = header
         if self.embed_dim < 1:
             raise self._wrong(1, "no numbers")
-
-    @property
-    def id(self) -> str:
-        """The file's name, for checkpoints and messages."""
-        return self.path.name
-
-    @property
-    def hash(self) -> str:
-        """sha256 of the file."""
-        digest = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
 
     def embed_text(self, names: Sequence[str]) -> Tensor:
         """Semantic vectors of class names.
