@@ -84,9 +84,10 @@ def score(
     """Metrics of the cached pictures under the model's present correction."""
     matrix = np.zeros((len(vocabulary), len(vocabulary) + 1), dtype=np.int64)
     for image in cached:
+        masks = image.outputs.proposals[-1].mask_logits[0]
         labels = model.label_map(
-            model.class_probs(image.outputs, vocabulary)[0],
-            image.outputs.proposals[-1].mask_logits[0],
+            model.votes(model.class_probs(image.outputs, vocabulary)[0], masks),
+            masks,
             image.padded_size,
             image.image_size,
             image.truth.shape,

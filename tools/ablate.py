@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from alignzeg.ablation import Plan, Row, check, run, table
+from alignzeg.arguments import resumable
 
 ROOT = Path(__file__).resolve().parent.parent
 ZEROSHAPES = [
@@ -22,8 +23,29 @@ def words(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
+def numbers(text: str) -> list[int]:
+    """Comma-separated whole numbers."""
+    return [int(part) for part in words(text)]
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """Trains, and prints the table."""
+    names = {Path(config).stem for config in args.configs}
+    reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
+    plan = Plan(
+        rows=tuple(Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs),
+        seeds=tuple(args.seeds),
+        output=Path(args.output),
+        opts=tuple(args.opts),
+        jobs=args.jobs,
+        train_net=ROOT / "tools" / "train_net.py",
+    )
+    check(plan)
+    sys.stdout.write(table(run(plan)) + "\n")
+
+
 def main() -> int:
-    """Parses the command line and runs the plan."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--configs", type=words, default=ZEROSHAPES, help="comma-separated, one row each"
@@ -35,32 +57,13 @@ def main() -> int:
         metavar="ROW=OTHER",
         help="comma-separated; evaluate ROW with the weights that row OTHER trained",
     )
-    parser.add_argument("--seeds", type=words, default=["1", "2", "3"], help="comma-separated")
+    parser.add_argument("--seeds", type=numbers, default="1,2,3", help="comma-separated")
     parser.add_argument("--output", default="output/ablation")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    names = {Path(config).stem for config in args.configs}
-    reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
-    plan = Plan(
-        rows=tuple(Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs),
-        seeds=tuple(int(seed) for seed in args.seeds),
-        output=Path(args.output),
-        opts=tuple(args.opts),
-        jobs=args.jobs,
-        train_net=ROOT / "tools" / "train_net.py",
-    )
-    try:
-        check(plan)
-        sys.stdout.write(table(run(plan)) + "\n")
-    except (ValueError, RuntimeError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command to go on\n")
-        return 130
-    return 0
+    return resumable(lambda: ablate(args))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ import os
 import sys
 from pathlib import Path
 
+from alignzeg.arguments import resumable
 from alignzeg.data.zeroshapes import DEFAULT_COUNTS
-from alignzeg.demo import DemoError, Plan, run_demo
+from alignzeg.demo import Plan, run_demo
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    """Parses the command line; 0, 1 if a training fails, 2 for wrong input, 130 for Ctrl-C."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="output/demo", help="folder of everything it makes")
     parser.add_argument("--iterations", type=int, default=0, help="of each training; 0: the config")
@@ -49,18 +50,7 @@ def main() -> int:
         jobs=max(1, args.jobs),
         opts=tuple(args.opts),
     )
-    try:
-        run_demo(plan, fresh=args.fresh)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except DemoError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command to go on\n")
-        return 130
-    return 0
+    return resumable(lambda: run_demo(plan, fresh=args.fresh))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alignzeg import ksplits
 from alignzeg.ablation import Plan, check, run
+from alignzeg.arguments import resumable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,8 +20,27 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
+def compare(args: argparse.Namespace) -> None:
+    """Trains, and prints the table."""
+    plan = Plan(
+        rows=ksplits.rows(ROOT / "configs" / args.benchmark, args.splits, args.base),
+        seeds=tuple(args.seeds),
+        output=Path(args.output),
+        opts=tuple(args.opts),
+        jobs=args.jobs,
+        train_net=ROOT / "tools" / "train_net.py",
+    )
+    check(plan)
+    run(plan)
+    folders = {
+        split: [plan.folder(f"k{split}_transductive_recursive", seed) for seed in plan.seeds]
+        for split in args.splits
+    }
+    sys.stdout.write(ksplits.table(folders) + "\n")
+
+
 def main() -> int:
-    """Parses the command line, trains, and prints the table."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--benchmark", default="zeroshapes", help="a folder of configs")
     parser.add_argument("--splits", type=numbers, default="2,4,6,8,10", help="comma-separated K")
@@ -33,29 +53,7 @@ def main() -> int:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        plan = Plan(
-            rows=ksplits.rows(ROOT / "configs" / args.benchmark, args.splits, args.base),
-            seeds=tuple(args.seeds),
-            output=Path(args.output),
-            opts=tuple(args.opts),
-            jobs=args.jobs,
-            train_net=ROOT / "tools" / "train_net.py",
-        )
-        check(plan)
-        run(plan)
-        folders = {
-            split: [plan.folder(f"k{split}_transductive_recursive", seed) for seed in plan.seeds]
-            for split in args.splits
-        }
-        sys.stdout.write(ksplits.table(folders) + "\n")
-    except (ValueError, RuntimeError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command to go on\n")
-        return 130
-    return 0
+    return resumable(lambda: compare(args))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class PixelNormalizer(nn.Module):
+    """Pictures as Detectron2's image encoders take them.
+
+    Args:
+        mean: three numbers in 0..255, in the encoder's order of channels.
+        std: likewise.
+        input_format: that order, "RGB" or "BGR".
+
+    Raises:
+        ValueError: if it is neither.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], input_format: str) -> None:
+        super().__init__()
+        if input_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {input_format!r}; it can be 'RGB' or 'BGR'")
+        self.bgr = input_format == "BGR"
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in 0..255 to the same in the encoder's order, normalised."""
+        return ((images.flip(1) if self.bgr else images) - self.mean) / self.std
 
 
 class MLP(nn.Sequential):

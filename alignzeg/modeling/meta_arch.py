@@ -15,7 +15,7 @@ from alignzeg.data.catalog import training_vocabulary
 from alignzeg.losses.criteria import merge_losses, prepare
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.fold import background_wins, fold_label_map
-from alignzeg.modeling.layers import geometric_ensemble, vote_shares
+from alignzeg.modeling.layers import PixelNormalizer, geometric_ensemble, vote_shares
 from alignzeg.modeling.naming import Naming, build_naming, group_max, shared_vocabulary
 from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
 from alignzeg.modeling.viewing import segment_views
@@ -42,14 +42,12 @@ class AlignZeg(nn.Module):
         matcher: nn.Module,
         criteria: list[nn.Module],
         seen: Vocabulary,
-        pixel_mean: list[float],
-        pixel_std: list[float],
+        normalizer: PixelNormalizer,
         ensemble: tuple[float, float],
         copy_iou: float,
         fold: dict[str, Any],
         naming: Naming | None = None,
         views: ViewPlan | None = None,
-        input_format: str = "RGB",
     ) -> None:
         """Takes the parts, each by the contract of its registry.
 
@@ -59,19 +57,13 @@ class AlignZeg(nn.Module):
             matcher: assigns proposals to masks.
             criteria: see CRITERION_REGISTRY.
             seen: the classes that have training masks.
-            pixel_mean: of the image encoder's input, in 0..255 and its order of channels.
-            pixel_std: likewise.
+            normalizer: RGB pictures in 0..255 -> the image encoder's input.
             ensemble: exponents of the frozen VLM's score for seen and for unseen classes.
             copy_iou: IoU from which two proposals share one vote; above 1 each has its own.
             fold: keyword arguments of `fold_label_map`: memory_mib, mode, reject_below.
             naming: what is said for each class; None: its prompt.
             views: scales, flips and windows to look at in a test; None looks once, at the whole
                 picture as it comes.
-            input_format: order of channels that the image encoder was trained with; the pictures
-                themselves are RGB.
-
-        Raises:
-            ValueError: if that is neither "RGB" nor "BGR".
         """
         super().__init__()
         self.backbone = backbone
@@ -79,16 +71,12 @@ class AlignZeg(nn.Module):
         self.matcher = matcher
         self.criteria = nn.ModuleList(criteria)
         self.seen = seen
+        self.normalizer = normalizer
         self.ensemble = ensemble
         self.copy_iou = copy_iou
         self.fold = fold
         self.naming = naming or Naming()
         self.views = views or ViewPlan()
-        if input_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {input_format!r}; it can be 'RGB' or 'BGR'")
-        self.bgr = input_format == "BGR"
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -101,8 +89,9 @@ class AlignZeg(nn.Module):
             "matcher": HungarianMatcher(cfg),
             "criteria": build_criteria(cfg),
             "seen": training_vocabulary(cfg),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "normalizer": PixelNormalizer(
+                cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+            ),
             "ensemble": (test.ENSEMBLE_SEEN, test.ENSEMBLE_UNSEEN),
             "copy_iou": test.COPY_IOU,
             "fold": {
@@ -112,13 +101,12 @@ class AlignZeg(nn.Module):
             },
             "naming": build_naming(cfg),
             "views": build_view_plan(cfg),
-            "input_format": cfg.INPUT.FORMAT,
         }
 
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return self.pixel_mean.device
+        return self.normalizer.mean.device
 
     @property
     def size_divisibility(self) -> int:
@@ -163,8 +151,7 @@ class AlignZeg(nn.Module):
 
     def outputs(self, images: ImageList, vocabulary: Vocabulary) -> Outputs:
         """Proposals and scores of a batch of padded RGB images in 0..255."""
-        pixels = images.tensor.flip(1) if self.bgr else images.tensor
-        features = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
+        features = self.backbone(self.normalizer(images.tensor))
         text, sizes = self.text(vocabulary)
         seen_text, _ = self.text(self.seen, single=True)
         outputs = self.head(images.tensor, features, text, seen_text)
@@ -204,42 +191,43 @@ class AlignZeg(nn.Module):
         for index, (item, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             logits = outputs.proposals[-1].mask_logits[index].float()
             output_size = (item.get("height", size[0]), item.get("width", size[1]))
+            votes = self.votes(probs[index], logits)
             labels = self.label_map(
-                probs[index], logits, tuple(images.tensor.shape[-2:]), size, output_size
+                votes, logits, tuple(images.tensor.shape[-2:]), size, output_size
             )
             rows, columns = (-(-edge // MASK_STRIDE) for edge in size)
             unseen = outputs.unseen_logits
             inside = logits[:, :rows, :columns]
-            votes = vote_shares(logits, self.copy_iou).unsqueeze(-1)
             results.append(
                 {
                     "sem_seg": labels.cpu(),
                     "mask_logits": inside,
-                    "background": background_wins(
-                        probs[index] * votes, inside, self.fold["memory_mib"]
-                    ),
+                    "background": background_wins(votes, inside, self.fold["memory_mib"]),
                     "class_probs": probs[index],
                     "unseen_probs": None if unseen is None else unseen[index].float().sigmoid(),
                 }
             )
         return results
 
+    def votes(self, class_probs: Tensor, mask_logits: Tensor) -> Tensor:
+        """(Q, K+1) probabilities of one image, whose (Q, h, w) masks share a vote if copies."""
+        return class_probs * vote_shares(mask_logits, self.copy_iou).unsqueeze(-1)
+
     def label_map(
         self,
-        class_probs: Tensor,
+        votes: Tensor,
         mask_logits: Tensor,
         padded_size: tuple[int, int],
         image_size: tuple[int, int],
         output_size: tuple[int, int],
     ) -> Tensor:
-        """Names every pixel from (Q, K+1) probabilities and (Q, h, w) masks of one image.
+        """Names every pixel from the (Q, K+1) votes and (Q, h, w) masks of one image.
 
         Sizes are (height, width) in pixels: of the padded batch, of the image inside it, and of the
         (H, W) label map that is wanted.
         """
-        votes = vote_shares(mask_logits, self.copy_iou).unsqueeze(-1)
         return fold_label_map(
-            class_probs[:, :-1] * votes,
+            votes[:, :-1],
             mask_logits,
             padded_size=padded_size,
             image_size=image_size,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alignzeg.data.catalog import training_vocabulary
 from alignzeg.losses.pixels import pixel_cross_entropy
+from alignzeg.modeling.layers import PixelNormalizer
 from alignzeg.modeling.naming import shared_vocabulary
 from alignzeg.modeling.pixel_branch import PixelBranch
 from alignzeg.structures import IGNORE_LABEL, Vocabulary
@@ -36,9 +37,7 @@ class PixelSegmenter(nn.Module):
         branch: PixelBranch,
         seen: Vocabulary,
         names: Sequence[str],
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        input_format: str = "RGB",
+        normalizer: PixelNormalizer,
         balance: float = 0.0,
     ) -> None:
         """Takes the parts.
@@ -48,25 +47,16 @@ class PixelSegmenter(nn.Module):
             branch: features and classifier.
             seen: the classes that have training masks.
             names: what the classifier's K scores stand for, the seen ones first.
-            pixel_mean: of the image encoder's input, in 0..255 and its order of channels.
-            pixel_std: likewise.
-            input_format: order of channels that the image encoder was trained with, "RGB" or "BGR".
+            normalizer: RGB pictures in 0..255 -> the image encoder's input.
             balance: of the loss, see `pixel_cross_entropy`.
-
-        Raises:
-            ValueError: if that is neither.
         """
         super().__init__()
-        if input_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {input_format!r}; it can be 'RGB' or 'BGR'")
         self.backbone = backbone
         self.branch = branch
         self.seen = seen
         self.names = tuple(names)
-        self.bgr = input_format == "BGR"
+        self.normalizer = normalizer
         self.balance = balance
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -87,16 +77,16 @@ class PixelSegmenter(nn.Module):
             "branch": PixelBranch(cfg, backbone.output_shape(), len(seen)),
             "seen": seen,
             "names": seen.names,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "input_format": cfg.INPUT.FORMAT,
+            "normalizer": PixelNormalizer(
+                cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+            ),
             "balance": cfg.ALIGNZEG.LOSS.PIXEL_BALANCE,
         }
 
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return self.pixel_mean.device
+        return self.normalizer.mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Detectron2's interface.
@@ -146,8 +136,7 @@ class PixelSegmenter(nn.Module):
 
     def pixels(self, images: ImageList) -> Tensor:
         """(B, C, h, w) pixel features of a padded batch."""
-        inputs = images.tensor.flip(1) if self.bgr else images.tensor
-        return self.branch(self.backbone((inputs - self.pixel_mean) / self.pixel_std))
+        return self.branch(self.backbone(self.normalizer(images.tensor)))
 
     def scores_of(self, vocabulary: Vocabulary) -> Tensor:
         """(K,) which of the classifier's scores each asked class has, -1 for none.

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from alignzeg.modeling.layers import vote_shares
 from alignzeg.modeling.proposals import MASK_STRIDE
 from alignzeg.modeling.views import View, fold_views, whole_masks
 from alignzeg.structures import Vocabulary
@@ -37,8 +36,8 @@ def segment_views(model: Any, item: dict[str, Any], vocabulary: Vocabulary) -> d
         outputs = model.outputs(images, vocabulary)
         probs = model.class_probs(outputs, vocabulary)[0]
         logits = outputs.proposals[-1].mask_logits[0].float()
-        votes = vote_shares(logits, model.copy_iou).unsqueeze(-1)
-        view = View(frame, probs[:, :-1] * votes, logits, tuple(images.tensor.shape[-2:]))
+        votes = model.votes(probs, logits)[:, :-1]
+        view = View(frame, votes, logits, tuple(images.tensor.shape[-2:]))
         views.append(view)
         if frame.scaled == views[0].frame.scaled and not frame.mirrored:
             shown.append((view, probs, outputs.unseen_logits))
