@@ -206,7 +206,9 @@ def test_refuses_another_vlm(weights: Path, tmp_path: Path) -> None:
         Predictor(edited(weights, tmp_path, vlm_id="ViT-B-16/openai"))
 
 
-def test_refuses_files_that_are_no_checkpoint_of_ours(tmp_path: Path) -> None:
+def test_refuses_files_that_are_no_checkpoint_of_ours(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a checkpoint of alignzeg"):
+        Predictor(edited(weights, tmp_path, config=2.5))
     torch.save({"model": {}}, tmp_path / "foreign.pth")
     with pytest.raises(ValueError, match="not a checkpoint of alignzeg"):
         Predictor(tmp_path / "foreign.pth")

@@ -207,6 +207,13 @@ def test_a_root_without_a_name_and_a_name_that_is_none(folder: Path) -> None:
         setup_config(ALIGNZEG, [f"{OWN}NAME", "a/b", f"{OWN}ROOT", str(folder)])
 
 
+@pytest.mark.parametrize("key", ["CLASSES", "UNSEEN", "PSEUDO_UNSEEN"])
+def test_names_in_the_config_are_words(folder: Path, key: str) -> None:
+    named = [f"{OWN}NAME", "mine", f"{OWN}ROOT", str(folder)]
+    with pytest.raises(ValueError, match=rf"OWN\.{key} lists \[\]; it lists class names"):
+        setup_config(ALIGNZEG, [*named, f"{OWN}{key}", "['sky', []]"])
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(folder: Path) -> None:
     (folder / "classes.txt").write_bytes("sky\r\nred car\r\nold dog".encode("utf-8-sig"))
     alignzeg.register_folder("mine", folder)

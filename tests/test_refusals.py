@@ -54,13 +54,17 @@ def test_a_range(allowed, good, bad, text):
         ("SEED", str(2**40), "SEED is 1099511627776"),
         ("ALIGNZEG.CLASSIFIER.NUM_BACKGROUND", str(2**63), "no whole number may be beyond"),
         ("INPUT.MIN_SIZE_TRAIN", f"[{2**63}]", "no whole number may be beyond"),
+        ("TEST.EXPECTED_RESULTS", "[0.7, 0.3]", "TEST.EXPECTED_RESULTS lists 0.7; an entry is"),
+        ("TEST.EXPECTED_RESULTS", "[['a', 'b', 1]]", "task, metric, value and tolerance"),
+        ("MODEL.DEVICE", " ", "MODEL.DEVICE is ' ', which is no device of this machine"),
+        ("MODEL.DEVICE", "seven", "MODEL.DEVICE is 'seven', which is no device"),
+        ("MODEL.DEVICE", "meta:x", "MODEL.DEVICE is 'meta:x', which is no device"),
     ],
 )
 def test_a_wrong_number_is_named(tiny_cfg: CfgNode, key: str, value: str, message: str) -> None:
     opts = [*("ALIGNZEG.EXTRACTOR.HIDDEN_DIM", "32"), key, value]
-    cfg = setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", opts)
     with pytest.raises(ValueError, match=f".*{message.split(';')[0].replace('[', '.')}"):
-        validate(cfg)
+        validate(setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", opts))
 
 
 @pytest.mark.parametrize(

@@ -93,13 +93,18 @@ def setup_own_data(cfg: CfgNode) -> None:
     DATASETS.TRAIN and DATASETS.TEST are filled with its splits where they are empty.
 
     Raises:
-        ValueError: as `register_folder`; the message names the config node.
+        ValueError: as `register_folder`, or if a list holds no names; the message names the config
+            node.
     """
     own = cfg.ALIGNZEG.DATA.OWN
     if not own.NAME:
         if own.ROOT:
             raise ValueError("ALIGNZEG.DATA.OWN.ROOT is set, but ALIGNZEG.DATA.OWN.NAME is not")
         return
+    for key in ("CLASSES", "UNSEEN", "PSEUDO_UNSEEN"):
+        for name in own[key]:
+            if not isinstance(name, str):
+                raise ValueError(f"ALIGNZEG.DATA.OWN.{key} lists {name!r}; it lists class names")
     try:
         names = register_folder(
             own.NAME,

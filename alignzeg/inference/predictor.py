@@ -117,7 +117,9 @@ class Predictor:
 def _describe(weights: str) -> dict[str, Any]:
     checkpoint = read_checkpoint(weights)
     about = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(about, dict) or not about.get("config") or not about.get("seen"):
+    about = about if isinstance(about, dict) else {}
+    config = about.get("config")
+    if not config or not isinstance(config, str) or not about.get("seen"):
         raise ValueError(
             f"{weights!r} is not a checkpoint of alignzeg: it does not say which config and "
             "classes it was trained with"

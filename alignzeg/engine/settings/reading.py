@@ -94,9 +94,28 @@ def _build(pairs: list[tuple[str, Any]], folder: Path) -> CfgNode:
     for key, value in pairs:
         if key != PLUGINS_KEY:
             _set(cfg, key, value)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    _settle_device(cfg)
     return cfg
+
+
+def _settle_device(cfg: CfgNode) -> None:
+    """Refuses a device that is not there; "cpu" stands in for CUDA on a machine without."""
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}, which is no device of this machine; it can be 'cpu', "
+            "'cuda' or one GPU, such as 'cuda:0'"
+        ) from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not count:
+            cfg.MODEL.DEVICE = "cpu"
+        elif device.index is not None and device.index >= count:
+            raise ValueError(f"MODEL.DEVICE is {name!r}, but this machine has {count} GPUs")
 
 
 def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:

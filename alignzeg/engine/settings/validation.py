@@ -35,6 +35,8 @@ COMPONENTS: dict[str, Registry] = {
     "SYNTHESIZER": SYNTHESIZER_REGISTRY,
     "CORRECTOR": BIAS_CORRECTOR_REGISTRY,
 }
+# Task, metric, value and tolerance of an expected result.
+_EXPECTED = (str, str, (int, float), (int, float))
 # Figures of an evaluation that a checkpoint can be chosen by; higher is better.
 FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 
@@ -63,6 +65,7 @@ def validate(
     validate_ranges(cfg)
     validate_components(cfg)
     validate_weights(cfg, needs_weights, trust_pickle)
+    validate_expected(cfg)
     if training:
         validate_solver(cfg, world_size)
         validate_saving(cfg)
@@ -90,6 +93,19 @@ def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> 
         raise ValueError(f"MODEL.WEIGHTS is {weights!r}, but there is no such file")
     if weights.endswith(".pkl"):
         require_trust(weights, weights, trust_pickle)
+
+
+def validate_expected(cfg: CfgNode) -> None:
+    """Refuses expected results that Detectron2 cannot compare with."""
+    for item in cfg.TEST.EXPECTED_RESULTS:
+        fits = isinstance(item, (list, tuple)) and len(item) == len(_EXPECTED)
+        if not fits or not all(
+            isinstance(part, kind) for part, kind in zip(item, _EXPECTED, strict=True)
+        ):
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS lists {item!r}; an entry is a list such as "
+                "['sem_seg', 'hIoU', 69.0, 1.0]: task, metric, value and tolerance"
+            )
 
 
 def validate_solver(cfg: CfgNode, world_size: int) -> None:
