@@ -8,39 +8,96 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from alignzeg.ablation import Row
 
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
-METHODS = ("ZS3Net", "recursive")
 _PREFIX = "sem_seg/"
 
 Figures = dict[str, float]
 
 
-def rows(configs: Path, splits: Sequence[int], base: int = 0) -> tuple[Row, ...]:
-    """What is trained: a pixel network, and the recursive method on top of it, for each split.
+@dataclass(frozen=True)
+class Method:
+    """A line of the table for each K.
+
+    Attributes:
+        name: what it is called there.
+        config: the config is k<K>_<config>.yaml.
+        place: of the evaluation that counts among those of a run: 0 or -1.
+    """
+
+    name: str
+    config: str
+    place: int
+
+
+METHODS = (
+    Method("ZS3Net", "transductive_recursive", 0),
+    Method("recursive", "transductive_recursive", -1),
+    Method("recursive, from pixels", "transductive_recursive_pixels", -1),
+)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The configs of a benchmark's K-splits.
+
+    Attributes:
+        folder: of the configs.
+        encoder: what their names end with, such as "R101"; may be empty.
+    """
+
+    folder: Path
+    encoder: str = ""
+
+    def name(self, split: int, config: str) -> str:
+        """What a run is called."""
+        return f"k{split}_{config}" + (f"_{self.encoder}" if self.encoder else "")
+
+    def path(self, split: int, config: str) -> Path:
+        """Its config, whether it exists or not."""
+        return self.folder / f"{self.name(split, config)}.yaml"
+
+    def methods(self, split: int) -> tuple[Method, ...]:
+        """Those that there are configs of.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        found = tuple(m for m in METHODS if self.path(split, m.config).is_file())
+        if not found:
+            raise ValueError(f"there is no config {self.path(split, METHODS[0].config)}")
+        return found
+
+
+def rows(splits: Splits, numbers: Sequence[int], base: int = 0) -> tuple[Row, ...]:
+    """What is trained for each split: a pixel network, and the methods on top of it.
 
     Args:
-        configs: folder of the benchmark's configs.
-        splits: numbers of unseen classes, K.
+        splits: the configs.
+        numbers: of unseen classes, K.
         base: K of the one split whose pixel network serves all; it must not be smaller than any
             other. 0 trains one for each.
 
     Raises:
-        ValueError: if that pixel network would have seen an unseen class of a split.
+        ValueError: if that pixel network would have seen an unseen class of a split, or a split has
+            no configs.
     """
-    if base and base < max(splits):
+    if base and base < max(numbers):
         raise ValueError(
             f"the pixel network of K = {base} has seen classes that are unseen for K = "
-            f"{max(splits)}; share that of the largest K"
+            f"{max(numbers)}; share that of the largest K"
         )
     result = {}
-    for split in splits:
-        pixel, top = f"k{base or split}_pixel", f"k{split}_transductive_recursive"
-        result[pixel] = Row(pixel, configs / f"{pixel}.yaml")
-        result[top] = Row(top, configs / f"{top}.yaml", starts_from=pixel)
+    for split in numbers:
+        pixel = splits.name(base or split, "pixel")
+        result[pixel] = Row(pixel, splits.path(base or split, "pixel"))
+        for method in splits.methods(split):
+            name = splits.name(split, method.config)
+            result[name] = Row(name, splits.path(split, method.config), starts_from=pixel)
     return tuple(result.values())
 
 
@@ -62,31 +119,31 @@ def rounds(folder: Path) -> list[Figures]:
     return [found[iteration] for iteration in sorted(found)]
 
 
-def table(runs: Mapping[int, Sequence[Path]]) -> str:
+def table(runs: Mapping[int, Mapping[Method, Sequence[Path]]]) -> str:
     """A Markdown table, mean and sample standard deviation over seeds, and who wins.
 
     Args:
-        runs: for each K the folders of its recursive runs, one for each seed.
+        runs: for each K and method the folders of its runs, one for each seed; the first method is
+            what the others are compared with.
     """
     lines = ["| K | method | " + " | ".join(METRICS) + " |", "|--" * (len(METRICS) + 2) + "|"]
-    wins = 0
-    gains: dict[str, list[float]] = {name: [] for name in METRICS}
-    for split, folders in runs.items():
-        each = [rounds(folder) for folder in folders]
-        means = []
-        for method, place in zip(METHODS, (0, -1), strict=True):
-            figures = [run[place] for run in each]
+    means: dict[str, list[Figures]] = {}
+    for split, methods in runs.items():
+        for method, folders in methods.items():
+            figures = [rounds(folder)[method.place] for folder in folders]
             values = {name: [f[name] for f in figures if name in f] for name in METRICS}
-            means.append({name: statistics.fmean(v) for name, v in values.items() if v})
+            found = {name: statistics.fmean(v) for name, v in values.items() if v}
+            means.setdefault(method.name, []).append(found)
             cells = " | ".join(_cell(values[name]) for name in METRICS)
-            lines.append(f"| {split} | {method} | {cells} |")
-        for name in METRICS:
-            gains[name].append(means[1].get(name, 0.0) - means[0].get(name, 0.0))
-        wins += gains["uIoU"][-1] > 0
-    gained = ", ".join(f"{name} {statistics.fmean(gains[name]):+.1f}" for name in METRICS)
-    return "\n".join(
-        [*lines, "", f"uIoU is higher with recursion for {wins} of {len(runs)} K; mean: {gained}"]
-    )
+            lines.append(f"| {split} | {method.name} | {cells} |")
+    (first, reference), *others = means.items()
+    for name, figures in others:
+        pairs = list(zip(figures, reference, strict=True))
+        gains = {key: [a.get(key, 0.0) - b.get(key, 0.0) for a, b in pairs] for key in METRICS}
+        gained = ", ".join(f"{key} {statistics.fmean(gain):+.1f}" for key, gain in gains.items())
+        wins = sum(gain > 0 for gain in gains["uIoU"])
+        lines += ["", f"{name}: uIoU above {first}'s for {wins} of {len(runs)} K; mean: {gained}"]
+    return "\n".join(lines)
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -11,6 +11,8 @@ from conftest import CONFIGS
 from alignzeg import ksplits
 from alignzeg.ablation import Plan, _command, _config_texts, check
 
+ZEROSHAPES = ksplits.Splits(CONFIGS / "zeroshapes")
+
 
 def write(folder: Path, *rounds: tuple[int, float, float]) -> Path:
     """A run's metrics: iteration, mIoU and uIoU of each round, between other entries."""
@@ -27,13 +29,15 @@ def plan(tmp_path: Path, rows: tuple) -> Plan:
 
 
 def test_each_split_starts_from_its_own_pixel_network(tmp_path):
-    rows = ksplits.rows(CONFIGS / "zeroshapes", [2, 10])
+    rows = ksplits.rows(ZEROSHAPES, [2, 10])
     check(plan(tmp_path, rows))
     assert [row.name for row in rows] == [
         "k2_pixel",
         "k2_transductive_recursive",
+        "k2_transductive_recursive_pixels",
         "k10_pixel",
         "k10_transductive_recursive",
+        "k10_transductive_recursive_pixels",
     ]
     command = _command(plan(tmp_path, rows), rows[1], seed=1)
     weights = str(tmp_path / "k2_pixel" / "seed_1" / "model_final.pth")
@@ -48,27 +52,37 @@ def test_a_run_is_known_by_all_files_that_its_config_builds_on():
 
 
 def test_one_pixel_network_may_serve_all_splits_if_it_saw_none_of_their_unseen(tmp_path):
-    rows = ksplits.rows(CONFIGS / "zeroshapes", [2, 4, 10], base=10)
+    rows = ksplits.rows(ZEROSHAPES, [2, 4, 10], base=10)
     check(plan(tmp_path, rows))
-    assert [row.starts_from for row in rows] == ["", *["k10_pixel"] * 3]
+    assert [row.starts_from for row in rows] == ["", *["k10_pixel"] * 6]
     with pytest.raises(ValueError, match="share that of the largest K"):
-        ksplits.rows(CONFIGS / "zeroshapes", [2, 4], base=2)
+        ksplits.rows(ZEROSHAPES, [2, 4], base=2)
+
+
+def test_the_configs_of_another_encoder_have_its_name(tmp_path):
+    rows = ksplits.rows(ksplits.Splits(CONFIGS / "voc2012", "R101"), [2])
+    check(plan(tmp_path, rows))
+    assert [row.name for row in rows] == ["k2_pixel_R101", "k2_transductive_recursive_R101"]
+    with pytest.raises(ValueError, match=r"no config .*voc2012/k2_transductive_recursive\.yaml"):
+        ksplits.rows(ksplits.Splits(CONFIGS / "voc2012"), [2])
 
 
 def test_the_first_and_the_last_round_are_compared(tmp_path):
-    runs = {
-        2: [
-            write(tmp_path / "a", (9, 30.0, 10.0), (19, 1.0, 1.0), (30, 34.0, 16.0)),
-            # An evaluation made up for after a kill counts once.
-            write(tmp_path / "b", (9, 99.0, 99.0), (9, 32.0, 12.0), (30, 34.0, 12.0)),
-        ],
-        4: [write(tmp_path / "c", (9, 20.0, 8.0), (30, 19.0, 6.0))],
-    }
+    two = [
+        write(tmp_path / "a", (9, 30.0, 10.0), (19, 1.0, 1.0), (30, 34.0, 16.0)),
+        # An evaluation made up for after a kill counts once.
+        write(tmp_path / "b", (9, 99.0, 99.0), (9, 32.0, 12.0), (30, 34.0, 12.0)),
+    ]
+    four = [write(tmp_path / "c", (9, 20.0, 8.0), (30, 19.0, 6.0))]
+    first, last = ksplits.METHODS[:2]
+    runs = {2: {first: two, last: two}, 4: {first: four, last: four}}
     lines = ksplits.table(runs).splitlines()
     assert lines[2] == "| 2 | ZS3Net |  | 31.0 ± 1.4 |  | 11.0 ± 1.4 |  |"
     assert lines[3] == "| 2 | recursive |  | 34.0 ± 0.0 |  | 14.0 ± 2.8 |  |"
     assert lines[5] == "| 4 | recursive |  | 19.0 |  | 6.0 |  |"
-    assert lines[-1].startswith("uIoU is higher with recursion for 1 of 2 K; mean: pAcc +0.0, mIoU")
+    assert lines[-1].startswith(
+        "recursive: uIoU above ZS3Net's for 1 of 2 K; mean: pAcc +0.0, mIoU"
+    )
     assert "mIoU +1.0" in lines[-1] and "uIoU +0.5" in lines[-1]
 
 

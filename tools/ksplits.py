@@ -22,8 +22,9 @@ def numbers(text: str) -> list[int]:
 
 def compare(args: argparse.Namespace) -> None:
     """Trains, and prints the table."""
+    splits = ksplits.Splits(ROOT / "configs" / args.benchmark, args.encoder)
     plan = Plan(
-        rows=ksplits.rows(ROOT / "configs" / args.benchmark, args.splits, args.base),
+        rows=ksplits.rows(splits, args.splits, args.base),
         seeds=tuple(args.seeds),
         output=Path(args.output),
         opts=tuple(args.opts),
@@ -33,7 +34,10 @@ def compare(args: argparse.Namespace) -> None:
     check(plan)
     run(plan)
     folders = {
-        split: [plan.folder(f"k{split}_transductive_recursive", seed) for seed in plan.seeds]
+        split: {
+            method: [plan.folder(splits.name(split, method.config), seed) for seed in plan.seeds]
+            for method in splits.methods(split)
+        }
         for split in args.splits
     }
     sys.stdout.write(ksplits.table(folders) + "\n")
@@ -43,6 +47,7 @@ def main() -> int:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--benchmark", default="zeroshapes", help="a folder of configs")
+    parser.add_argument("--encoder", default="", help="end of their names, such as R101")
     parser.add_argument("--splits", type=numbers, default="2,4,6,8,10", help="comma-separated K")
     parser.add_argument("--seeds", type=numbers, default="1,2,3", help="comma-separated")
     parser.add_argument(
