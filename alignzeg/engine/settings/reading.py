@@ -110,12 +110,12 @@ def _settle_device(cfg: CfgNode) -> None:
             f"MODEL.DEVICE is {name!r}, which is no device of this machine; it can be 'cpu', "
             "'cuda' or one GPU, such as 'cuda:0'"
         ) from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if not count:
-            cfg.MODEL.DEVICE = "cpu"
-        elif device.index is not None and device.index >= count:
-            raise ValueError(f"MODEL.DEVICE is {name!r}, but this machine has {count} GPUs")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    elif device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
 
 
 def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
