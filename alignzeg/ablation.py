@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from alignzeg.arguments import PARENT
+
 logger = logging.getLogger(__name__)
 
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "AR50_seen", "AR50_unseen")
@@ -157,7 +159,7 @@ def _run_one(plan: Plan, row: Row, seed: int) -> None:
             command,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": threads},
+            env=os.environ | {"OMP_NUM_THREADS": threads, PARENT: str(os.getpid())},
             check=False,
         ).returncode
     if code:

@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+# Environment variable in which a command gives its process id to the trainings that it starts, so
+# that they save and end when it is gone.
+PARENT = "ALIGNZEG_PARENT"
+
 
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose error is raised, for `alignzeg.engine.guarded` to report on one line."""

@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from alignzeg.arguments import PARENT
 from alignzeg.data.catalog import dataset_root
 from alignzeg.demo.plan import LABELS, Plan, identity, write_json
 
@@ -98,7 +99,12 @@ class _Training:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={"OMP_NUM_THREADS": threads, **os.environ, "DETECTRON2_DATASETS": root},
+                env={
+                    "OMP_NUM_THREADS": threads,
+                    **os.environ,
+                    "DETECTRON2_DATASETS": root,
+                    PARENT: str(os.getpid()),
+                },
             )
 
     def finished(self) -> bool:

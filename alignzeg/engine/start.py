@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 
 from alignzeg.engine.checkpoints.resume import saved_seed
 from alignzeg.engine.processes.errors import explain
+from alignzeg.engine.records.occupation import occupy
 from alignzeg.engine.solver.optim import scaled_lr
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,12 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
     Returns:
         The same config, frozen.
+
+    Raises:
+        ValueError: if another process is training into OUTPUT_DIR, as this one would.
     """
+    if comm.is_main_process() and not getattr(args, "eval_only", False):
+        occupy(cfg.OUTPUT_DIR)
     if cfg.SEED < 0:
         old = saved_seed(cfg.OUTPUT_DIR) if getattr(args, "resume", False) else None
         cfg.SEED = comm.shared_random_seed() if old is None else old

@@ -47,6 +47,7 @@ def launch(
         ValueError: if there are fewer GPUs than processes.
         RunFailed: in the process that started the others, if one of them failed.
     """
+    leaving.follow_parent()
     placement = find_placement(args, os.environ)
     local = args.num_gpus if placement is None else placement.local_world_size
     if device.startswith("cuda") and local > torch.cuda.device_count():

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 
+from alignzeg.arguments import PARENT
 from alignzeg.engine.processes.errors import PEER_FAILED, one_line
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,25 @@ def watch_parent(parent: int) -> None:
 
     pause = threading.Event()
     threading.Thread(target=look, name="watch-parent", daemon=True).start()
+
+
+def follow_parent() -> None:
+    """Lets this process be stopped, as by SIGTERM, once the command that started it has ended.
+
+    That command says who it is in the environment; without that nothing is watched.
+    """
+    parent = os.environ.pop(PARENT, "")
+    if not parent.isdecimal():
+        return
+
+    def look() -> None:
+        while os.getppid() == int(parent):
+            pause.wait(POLL_SECONDS)
+        logger.error("the command that started this run has ended; stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    pause = threading.Event()
+    threading.Thread(target=look, name="follow-parent", daemon=True).start()
 
 
 def leave(reason: str, *, aloud: bool) -> None:
