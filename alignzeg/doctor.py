@@ -16,7 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from alignzeg.arguments import OneLineParser
-from alignzeg.data.catalog import dataset_root, registered_names
+from alignzeg.data.catalog import dataset_root
+from alignzeg.data.labels import registered_names
 from alignzeg.engine.settings.reading import setup_config
 from alignzeg.registries import build_vlm
 

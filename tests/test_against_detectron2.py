@@ -13,7 +13,7 @@ from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
 from alignzeg import register_folder
-from alignzeg.data.catalog import get_vocabulary
+from alignzeg.data.labels import get_vocabulary
 from alignzeg.evaluation import ZeroShotEvaluator
 
 CLASSES = 6

@@ -12,6 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from alignzeg.data import catalog
+from alignzeg.data.benchmark import read_split_file
+from alignzeg.data.labels import get_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.data.preparation import ade20k, context
 from alignzeg.data.preparation.recipe import read_ids
@@ -65,7 +67,7 @@ FACTS = {
 
 
 def read(name):
-    return catalog.read_split_file(catalog.SPLIT_DIR / f"{name}.json")
+    return read_split_file(catalog.SPLIT_DIR / f"{name}.json")
 
 
 def unseen_raw(name):
@@ -78,7 +80,7 @@ def test_every_file_is_in_the_table_and_registered():
     assert {path.stem for path in FILES} == {*FACTS, *own}
     names = set(catalog.register_all())
     for path in FILES:
-        benchmark = catalog.read_split_file(path)
+        benchmark = read_split_file(path)
         assert benchmark.name == path.stem
         for split in benchmark.folders:
             assert f"{path.stem}_{split}" in names
@@ -109,7 +111,7 @@ def test_pseudo_unseen_classes_are_few_seen_ones(name):
     assert (0 < held <= unseen) if unseen else held == 0
     if unseen:
         catalog.register(benchmark)
-        vocabulary = catalog.get_vocabulary(f"{name}_val", "pseudo_unseen")
+        vocabulary = get_vocabulary(f"{name}_val", "pseudo_unseen")
         assert len(vocabulary.unseen_ids) == held
         assert len(vocabulary) == len(benchmark.vocabulary) - unseen
 
@@ -191,7 +193,7 @@ def test_objects_of_ade20k():
 
 def test_prompts_are_words():
     for path in FILES:
-        for names in catalog.read_split_file(path).vocabulary.synonyms():
+        for names in read_split_file(path).vocabulary.synonyms():
             assert len(set(names)) == len(names)
             assert all(name == name.strip() and name for name in names), path
     coco = read("coco_stuff").vocabulary
@@ -206,15 +208,15 @@ def test_a_base_gives_what_is_not_given_anew(tmp_path):
     (tmp_path / "two.json").write_text(
         json.dumps({"base": "one", "name": "two", "unseen": [], "prompts": ["x", ["y", "z"], "c"]})
     )
-    two = catalog.read_split_file(tmp_path / "two.json")
+    two = read_split_file(tmp_path / "two.json")
     assert (two.name, two.raw_ids, two.vocabulary.unseen_ids) == ("two", (4, 5, 6), ())
     assert two.vocabulary.synonyms() == (("x",), ("y", "z"), ("c",))
     (tmp_path / "one.json").write_text(json.dumps({**base, "base": "two"}))
     with pytest.raises(ValueError, match="has no end"):
-        catalog.read_split_file(tmp_path / "two.json")
+        read_split_file(tmp_path / "two.json")
     (tmp_path / "two.json").write_text(json.dumps({"base": "three", "name": "two"}))
     with pytest.raises(ValueError, match=r"cannot read split file .*three\.json"):
-        catalog.read_split_file(tmp_path / "two.json")
+        read_split_file(tmp_path / "two.json")
 
 
 # ---------------------------------------------------------------------------------------- synonyms

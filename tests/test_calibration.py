@@ -9,7 +9,7 @@ from conftest import CONFIGS
 from detectron2.modeling import build_model
 
 from alignzeg.calibration import Setting, best, cache_proposals, sweep
-from alignzeg.data.catalog import get_vocabulary, label_lookup, read_labels
+from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
 from alignzeg.engine import Trainer, setup_config
 from alignzeg.evaluation import confusion, metrics_from_confusion
 

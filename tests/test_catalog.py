@@ -10,6 +10,8 @@ from PIL import Image
 
 from alignzeg.config import add_alignzeg_config
 from alignzeg.data import catalog, labels, zeroshapes
+from alignzeg.data.benchmark import read_split_file
+from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels, training_vocabulary
 
 SPLIT = {
     "name": "toy",
@@ -72,16 +74,16 @@ def test_real_zeroshapes_files_are_read_in_full(tmp_path, monkeypatch):
     catalog.register_all()
     records = DatasetCatalog.get("zeroshapes_val")
     assert len(records) == 3
-    vocabulary = catalog.get_vocabulary("zeroshapes_val")
-    table = catalog.label_lookup("zeroshapes_val", vocabulary)
+    vocabulary = get_vocabulary("zeroshapes_val")
+    table = label_lookup("zeroshapes_val", vocabulary)
     for record in records:
-        labels = catalog.read_labels(record["sem_seg_file_name"], "zeroshapes_val")
+        labels = read_labels(record["sem_seg_file_name"], "zeroshapes_val")
         assert labels.shape == (64, 64)
         np.testing.assert_array_equal(table[labels], labels)
 
 
 def test_root_is_read_when_used(tmp_path, monkeypatch, clean_catalog):
-    catalog.register(catalog.read_split_file(split_file(tmp_path)))
+    catalog.register(read_split_file(split_file(tmp_path)))
     for folder, stems in (("one", "a"), ("two", "bc")):
         for stem in stems:
             write_pair(tmp_path / folder, stem)
@@ -96,7 +98,7 @@ def test_root_is_read_when_used(tmp_path, monkeypatch, clean_catalog):
 
 @pytest.mark.parametrize("variable", ["", "elsewhere"])
 def test_missing_files_name_everything(tmp_path, monkeypatch, clean_catalog, variable):
-    catalog.register(catalog.read_split_file(split_file(tmp_path)))
+    catalog.register(read_split_file(split_file(tmp_path)))
     monkeypatch.chdir(tmp_path)
     if variable:
         monkeypatch.setenv("DETECTRON2_DATASETS", variable)
@@ -122,7 +124,7 @@ def test_an_unpaired_file_is_named(tmp_path, monkeypatch, clean_catalog, lost):
         write_pair(tmp_path, stem)
     (tmp_path / "toy" / lost).unlink()
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    catalog.register(catalog.read_split_file(split_file(tmp_path)))
+    catalog.register(read_split_file(split_file(tmp_path)))
     kind = "image" if "images" in lost else "label"
     with pytest.raises(ValueError, match=rf"val/b\.(jpg|png) has no {kind} file"):
         DatasetCatalog.get("toy_val")
@@ -145,54 +147,54 @@ def test_an_unpaired_file_is_named(tmp_path, monkeypatch, clean_catalog, lost):
 )
 def test_a_wrong_split_file_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        catalog.read_split_file(split_file(tmp_path, **changes))
+        read_split_file(split_file(tmp_path, **changes))
     assert "toy.json" in str(caught.value)
 
 
 def test_unreadable_split_file_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json"):
-        catalog.read_split_file(tmp_path / "bad.json")
+        read_split_file(tmp_path / "bad.json")
 
 
 def test_unknown_data_set_lists_the_registered_ones():
     catalog.register_all()
     with pytest.raises(ValueError, match=r"'zeroshape_val'.*'zeroshapes_train', 'zeroshapes_val'"):
-        catalog.get_vocabulary("zeroshape_val")
+        get_vocabulary("zeroshape_val")
     assert "zeroshape_val" not in MetadataCatalog.list()
 
 
 def test_one_name_cannot_mean_two_data_sets(tmp_path, clean_catalog):
-    catalog.register(catalog.read_split_file(split_file(tmp_path)))
+    catalog.register(read_split_file(split_file(tmp_path)))
     with pytest.raises(ValueError, match="already registered"):
-        catalog.register(catalog.read_split_file(split_file(tmp_path, unseen=["cow"])))
+        catalog.register(read_split_file(split_file(tmp_path, unseen=["cow"])))
 
 
 def test_holding_out_replaces_the_unseen_classes(tmp_path, clean_catalog):
-    catalog.register(catalog.read_split_file(split_file(tmp_path, prompts=["s", "c", "d", "w"])))
-    full = catalog.get_vocabulary("toy_val")
-    held = catalog.get_vocabulary("toy_val", "pseudo_unseen")
+    catalog.register(read_split_file(split_file(tmp_path, prompts=["s", "c", "d", "w"])))
+    full = get_vocabulary("toy_val")
+    held = get_vocabulary("toy_val", "pseudo_unseen")
     assert (full.names, full.seen) == (("sky", "cat", "dog", "cow"), (True, True, False, True))
     assert (held.names, held.seen) == (("sky", "cat", "cow"), (True, False, True))
     assert held.prompts == ("s", "c", "w")
-    assert catalog.training_vocabulary(config("toy_train")).names == ("sky", "cat", "cow")
-    assert catalog.training_vocabulary(config("toy_train", hold_out="pseudo_unseen")).names == (
+    assert training_vocabulary(config("toy_train")).names == ("sky", "cat", "cow")
+    assert training_vocabulary(config("toy_train", hold_out="pseudo_unseen")).names == (
         "sky",
         "cow",
     )
     with pytest.raises(ValueError, match="HOLD_OUT"):
-        catalog.get_vocabulary("toy_val", "some")
+        get_vocabulary("toy_val", "some")
 
 
 def test_lookup_hides_what_the_vocabulary_lacks(tmp_path, clean_catalog):
     changes = {"raw_ids": [7, 1, 9, 200], "ignored_raw_ids": [0]}
-    catalog.register(catalog.read_split_file(split_file(tmp_path, **changes)))
-    full = catalog.label_lookup("toy_val", catalog.get_vocabulary("toy_val"))
+    catalog.register(read_split_file(split_file(tmp_path, **changes)))
+    full = label_lookup("toy_val", get_vocabulary("toy_val"))
     assert full.dtype == np.uint8
     assert full.shape == (256,)
     assert [full[i] for i in (7, 1, 9, 200)] == [0, 1, 2, 3]
     assert (np.delete(full, [7, 1, 9, 200]) == 255).all()
-    seen = catalog.label_lookup("toy_val", catalog.training_vocabulary(config("toy_train")))
+    seen = label_lookup("toy_val", training_vocabulary(config("toy_train")))
     assert [seen[i] for i in (7, 1, 9, 200, 0, 255)] == [0, 1, 255, 2, 255, 255]
 
 
@@ -205,59 +207,59 @@ def test_two_byte_labels_and_long_vocabularies(tmp_path, clean_catalog):
         "raw_ids": list(range(1000, 1300)),
         "ignore_label": 65535,
     }
-    catalog.register(catalog.read_split_file(split_file(tmp_path, **changes)))
-    table = catalog.label_lookup("toy_val", catalog.get_vocabulary("toy_val"))
+    catalog.register(read_split_file(split_file(tmp_path, **changes)))
+    table = label_lookup("toy_val", get_vocabulary("toy_val"))
     assert (table.dtype, table.shape) == (np.uint16, (65536,))
     assert (table[1000], table[1299], table[0], table[65535]) == (0, 299, 65535, 65535)
     write(tmp_path / "wide.png", np.array([[1000, 1299, 65535]], np.uint16))
-    labels = catalog.read_labels(str(tmp_path / "wide.png"), "toy_val")
+    labels = read_labels(str(tmp_path / "wide.png"), "toy_val")
     assert labels.tolist() == [[1000, 1299, 65535]]
 
 
 def test_label_files_are_checked(tmp_path, clean_catalog):
-    catalog.register(catalog.read_split_file(split_file(tmp_path)))
+    catalog.register(read_split_file(split_file(tmp_path)))
     write(tmp_path / "high.png", np.array([[0, 3, 4, 77, 255]], np.uint8))
     with pytest.raises(ValueError, match=r"high\.png holds \[4, 77\].*0-3 and 255"):
-        catalog.read_labels(str(tmp_path / "high.png"), "toy_val")
+        read_labels(str(tmp_path / "high.png"), "toy_val")
     write(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(ValueError, match=r"colour\.png.*one channel"):
-        catalog.read_labels(str(tmp_path / "colour.png"), "toy_val")
+        read_labels(str(tmp_path / "colour.png"), "toy_val")
     (tmp_path / "text.png").write_text("no picture")
     for missing in ("text.png", "nothing.png"):
         with pytest.raises(ValueError, match=f"cannot read label file .*{missing}"):
-            catalog.read_labels(str(tmp_path / missing), "toy_val")
+            read_labels(str(tmp_path / missing), "toy_val")
 
 
 def test_training_sets_must_agree(tmp_path, clean_catalog):
-    catalog.register(catalog.read_split_file(split_file(tmp_path)))
+    catalog.register(read_split_file(split_file(tmp_path)))
     other = split_file(tmp_path, name="toy2", unseen=["cow"])
-    catalog.register(catalog.read_split_file(other))
+    catalog.register(read_split_file(other))
     with pytest.raises(ValueError, match=r"'toy_train' and 'toy2_train' differ.*\['cow', 'dog'\]"):
-        catalog.training_vocabulary(config("toy_train", "toy2_train"))
+        training_vocabulary(config("toy_train", "toy2_train"))
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
-        catalog.training_vocabulary(config())
+        training_vocabulary(config())
 
 
 def test_a_class_of_another_data_set_is_seen_if_training_had_it_under_any_name():
     cfg = config("coco_stuff171_train")
     voc = labels.asked_vocabulary(cfg, "voc20_val")
-    assert voc.names == catalog.get_vocabulary("voc20_val").names
+    assert voc.names == get_vocabulary("voc20_val").names
     # "sofa; couch" is COCO's couch, "airplane; aeroplane" its airplane; all 20 are known to it.
     assert all(voc.seen)
     ade = labels.asked_vocabulary(cfg, "ade20k_150_val")
     seen = dict(zip(ade.names, ade.seen, strict=True))
     assert seen["bed"] and seen["tree"]
     assert not seen["fireplace"] and not seen["chandelier"]
-    assert ade.prompts == catalog.get_vocabulary("ade20k_150_val").prompts
+    assert ade.prompts == get_vocabulary("ade20k_150_val").prompts
 
 
 @pytest.mark.parametrize("hold_out", ["", "pseudo_unseen"])
 @pytest.mark.parametrize("name", ["voc2012", "voc2012_k4", "coco_stuff", "context59", "context60"])
 def test_the_classes_asked_for_are_those_of_the_benchmark(name, hold_out):
     asked = labels.asked_vocabulary(config(f"{name}_train", hold_out=hold_out), f"{name}_val")
-    assert asked == catalog.get_vocabulary(f"{name}_val", hold_out)
+    assert asked == get_vocabulary(f"{name}_val", hold_out)
 
 
 def test_what_a_test_set_calls_unseen_stays_unseen():
     asked = labels.asked_vocabulary(config("coco_stuff171_train"), "voc2012_val")
-    assert asked.unseen_ids == catalog.get_vocabulary("voc2012_val").unseen_ids
+    assert asked.unseen_ids == get_vocabulary("voc2012_val").unseen_ids

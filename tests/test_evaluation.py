@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from alignzeg.config import add_alignzeg_config
 from alignzeg.data import catalog, zeroshapes
 from alignzeg.data.benchmark import Benchmark
+from alignzeg.data.labels import get_vocabulary, read_labels
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.evaluation import (
     ZeroShotEvaluator,
@@ -241,7 +242,7 @@ def evaluate_share(folder, count, output):
     register_toy()
     evaluator = ZeroShotEvaluator(
         "judged_val",
-        catalog.get_vocabulary("judged_val"),
+        get_vocabulary("judged_val"),
         str(output),
         min_segment=9,
         per_image=True,
@@ -312,7 +313,7 @@ def check_counts(tmp_path, labels, count):
     pictures = [picture(labels, index) for index in range(count)]
     gt = np.stack([truth for _, _, truth in pictures])
     pred = np.stack([output["sem_seg"].numpy() for _, output, _ in pictures])
-    seen = catalog.get_vocabulary("judged_val").seen
+    seen = get_vocabulary("judged_val").seen
     metrics = dict(reports[0]["metrics"])
     recall = {name: metrics.pop(name) for name in list(metrics) if name.startswith("AR")}
     lost = {name: metrics.pop(f"{name}_to_background") for name in ("seen", "unseen")}
@@ -340,7 +341,7 @@ def check_counts(tmp_path, labels, count):
 
 
 def test_result_and_report(tmp_path, toy):
-    vocabulary = catalog.get_vocabulary(toy)
+    vocabulary = get_vocabulary(toy)
     evaluator = ZeroShotEvaluator(toy, vocabulary, str(tmp_path / "new"))
     for index in range(3):
         record, prediction, _ = picture(tmp_path, index)
@@ -367,7 +368,7 @@ def test_result_and_report(tmp_path, toy):
 
 
 def test_absent_groups_are_null_in_the_report_and_missing_in_the_result(tmp_path, toy):
-    evaluator = ZeroShotEvaluator(toy, catalog.get_vocabulary(toy), str(tmp_path), recall=False)
+    evaluator = ZeroShotEvaluator(toy, get_vocabulary(toy), str(tmp_path), recall=False)
     Image.fromarray(np.full((4, 4), 3, np.uint8)).save(tmp_path / "a.png")
     record = {"sem_seg_file_name": str(tmp_path / "a.png")}
     evaluator.process([record], [{"sem_seg": np.array([[0, 1, 2, 255]] * 4, np.uint8)}])
@@ -381,7 +382,7 @@ def test_absent_groups_are_null_in_the_report_and_missing_in_the_result(tmp_path
 
 
 def test_held_out_vocabulary_does_not_count_the_unseen_classes(tmp_path, toy):
-    vocabulary = catalog.get_vocabulary(toy, "pseudo_unseen")
+    vocabulary = get_vocabulary(toy, "pseudo_unseen")
     assert vocabulary.names == ("sky", "cat", "cow")
     evaluator = ZeroShotEvaluator(
         toy, vocabulary, str(tmp_path), recall=False, hold_out="pseudo_unseen"
@@ -397,7 +398,7 @@ def test_held_out_vocabulary_does_not_count_the_unseen_classes(tmp_path, toy):
 
 
 def test_impossible_input_is_refused(tmp_path, toy):
-    evaluator = ZeroShotEvaluator(toy, catalog.get_vocabulary(toy))
+    evaluator = ZeroShotEvaluator(toy, get_vocabulary(toy))
     path = tmp_path / "a.png"
     record = {"sem_seg_file_name": str(path)}
     Image.fromarray(np.zeros((2, 3), np.uint8)).save(path)
@@ -416,7 +417,7 @@ def test_impossible_input_is_refused(tmp_path, toy):
     with pytest.raises(ValueError, match="none of the class names"):
         ZeroShotEvaluator(toy, Vocabulary.from_unseen(["moon"], []))
     with pytest.raises(ValueError, match="no data set named 'judged_test'"):
-        ZeroShotEvaluator("judged_test", catalog.get_vocabulary(toy))
+        ZeroShotEvaluator("judged_test", get_vocabulary(toy))
 
 
 class Truth(torch.nn.Module):
@@ -425,7 +426,7 @@ class Truth(torch.nn.Module):
     def forward(self, batch):
         outputs = []
         for sample in batch:
-            labels = catalog.read_labels(sample["sem_seg_file_name"], "zeroshapes_val")
+            labels = read_labels(sample["sem_seg_file_name"], "zeroshapes_val")
             masks = [labels == i for i in range(len(sample["vocabulary"]))]
             logits = torch.from_numpy(np.stack(masks)).float() * 2 - 1
             outputs.append({"sem_seg": labels, "mask_logits": logits})
@@ -445,9 +446,7 @@ def test_the_truth_about_zeroshapes_is_perfect(tmp_path, monkeypatch):
     loader = build_detection_test_loader(
         cfg, "zeroshapes_val", mapper=ZeroShotMapper(cfg, is_train=False)
     )
-    evaluator = ZeroShotEvaluator(
-        "zeroshapes_val", catalog.get_vocabulary("zeroshapes_val"), str(tmp_path)
-    )
+    evaluator = ZeroShotEvaluator("zeroshapes_val", get_vocabulary("zeroshapes_val"), str(tmp_path))
     result = inference_on_dataset(Truth(), loader, evaluator)["sem_seg"]
     for name in ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "AR50_seen", "AR75_unseen"):
         assert result[name] == pytest.approx(100)

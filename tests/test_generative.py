@@ -13,8 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
-from alignzeg.data.catalog import get_vocabulary
-from alignzeg.data.labels import read_labels
+from alignzeg.data.labels import get_vocabulary, read_labels
 from alignzeg.data.mapper import build_targets
 from alignzeg.engine import read_checkpoint, setup_config
 from alignzeg.engine.run import evaluate, train

@@ -12,6 +12,8 @@ from official_trees import TREES, VOC_MAP, blocks
 from PIL import Image
 
 from alignzeg.data import catalog
+from alignzeg.data.benchmark import read_split_file
+from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
 from alignzeg.data.preparation.command import prepare
 
 NONE, WIDE_NONE = 255, 65535
@@ -75,12 +77,10 @@ def labels_of(dataset: str, root: Path, monkeypatch: pytest.MonkeyPatch, seen: b
     """Picture name -> label map, in ids of a data set's classes or of the seen ones among them."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     catalog.register_all()
-    vocabulary = catalog.get_vocabulary(dataset)
-    table = catalog.label_lookup(dataset, vocabulary.seen_part() if seen else vocabulary)
+    vocabulary = get_vocabulary(dataset)
+    table = label_lookup(dataset, vocabulary.seen_part() if seen else vocabulary)
     return {
-        Path(record["file_name"]).stem: table[
-            catalog.read_labels(record["sem_seg_file_name"], dataset)
-        ]
+        Path(record["file_name"]).stem: table[read_labels(record["sem_seg_file_name"], dataset)]
         for record in DatasetCatalog.get(dataset)
     }
 
@@ -96,7 +96,7 @@ def test_no_benchmark_is_left_out() -> None:
     names = {path.stem for path in catalog.SPLIT_DIR.glob("*.json")}
     names = {name for name in names if not name.startswith("zeroshapes")}
     assert ALL.keys() == names
-    benchmarks = [catalog.read_split_file(catalog.SPLIT_DIR / f"{name}.json") for name in names]
+    benchmarks = [read_split_file(catalog.SPLIT_DIR / f"{name}.json") for name in names]
     assert {b.name for b in benchmarks if b.vocabulary.unseen_ids} == SEEN.keys()
     for benchmark in benchmarks:
         assert tuple(benchmark.folders) == ALL[benchmark.name][1]

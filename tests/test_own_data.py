@@ -14,9 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import alignzeg
-from alignzeg.data import catalog
 from alignzeg.data.checks import check_files
-from alignzeg.data.labels import training_vocabulary
+from alignzeg.data.labels import get_vocabulary, training_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.data.pictures import picture_size, read_rgb
 from alignzeg.engine import setup_config, validate
@@ -62,7 +61,7 @@ def config(root: Path, *opts: str):
 
 def test_one_call_registers_the_folder(folder: Path) -> None:
     assert alignzeg.register_folder("mine", folder) == ["mine_train", "mine_val"]
-    vocabulary = catalog.get_vocabulary("mine_train")
+    vocabulary = get_vocabulary("mine_train")
     assert vocabulary.names == ("sky", "red car", "old dog")
     assert vocabulary.unseen_ids == (2,)
     records = DatasetCatalog.get("mine_val")
@@ -84,8 +83,8 @@ def test_names_and_folders_can_stand_in_the_config(folder: Path) -> None:
     more += [f"{OWN}UNSEEN", "car", f"{OWN}PSEUDO_UNSEEN", "['dog']", "DATASETS.TEST", "()"]
     (folder / "unseen.txt").write_text("not read")
     validate(config(folder, *more))
-    assert catalog.get_vocabulary("mine_train").unseen_ids == (1,)
-    held = catalog.get_vocabulary("mine_train", "pseudo_unseen")
+    assert get_vocabulary("mine_train").unseen_ids == (1,)
+    held = get_vocabulary("mine_train", "pseudo_unseen")
     assert (held.names, held.seen) == (("sky", "dog"), (True, False))
 
 
@@ -97,7 +96,7 @@ def test_data_sets_that_are_named_stay(folder: Path) -> None:
 def test_synonyms_are_said_and_not_named(folder: Path) -> None:
     (folder / "classes.txt").write_text("sky; heaven\nred car\nold dog; hound\n")
     alignzeg.register_folder("mine", folder)
-    vocabulary = catalog.get_vocabulary("mine_train")
+    vocabulary = get_vocabulary("mine_train")
     assert vocabulary.names == ("sky", "red car", "old dog")
     assert vocabulary.prompts == ("sky; heaven", "red car", "old dog; hound")
     assert vocabulary.unseen_ids == (2,)
@@ -107,7 +106,7 @@ def test_an_edited_list_is_read_anew(folder: Path) -> None:
     alignzeg.register_folder("mine", folder)
     (folder / "unseen.txt").write_text("red car\n")
     alignzeg.register_folder("mine", folder)
-    assert catalog.get_vocabulary("mine_val").unseen_ids == (1,)
+    assert get_vocabulary("mine_val").unseen_ids == (1,)
 
 
 def test_a_shipped_name_is_not_replaced(folder: Path) -> None:
@@ -217,7 +216,7 @@ def test_names_in_the_config_are_words(folder: Path, key: str) -> None:
 def test_a_byte_order_mark_is_no_part_of_a_name(folder: Path) -> None:
     (folder / "classes.txt").write_bytes("sky\r\nred car\r\nold dog".encode("utf-8-sig"))
     alignzeg.register_folder("mine", folder)
-    assert catalog.get_vocabulary("mine_val").names == ("sky", "red car", "old dog")
+    assert get_vocabulary("mine_val").names == ("sky", "red car", "old dog")
 
 
 def test_absent_classes_are_mentioned(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

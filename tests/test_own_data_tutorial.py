@@ -15,7 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from alignzeg.__main__ import main
-from alignzeg.data.catalog import dataset_root, get_vocabulary
+from alignzeg.data.catalog import dataset_root
+from alignzeg.data.labels import get_vocabulary
 
 TEXT = (REPOSITORY / "docs" / "own_data.md").read_text(encoding="utf-8")
 COMMANDS = [

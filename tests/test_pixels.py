@@ -9,8 +9,7 @@ from conftest import CONFIGS
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from alignzeg.data.catalog import get_vocabulary, training_vocabulary
-from alignzeg.data.labels import read_labels, without_hidden
+from alignzeg.data.labels import get_vocabulary, read_labels, training_vocabulary, without_hidden
 from alignzeg.data.mapper import ZeroShotMapper, build_targets
 from alignzeg.engine import Trainer, setup_config
 from alignzeg.engine.training.trainer import training_records

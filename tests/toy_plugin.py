@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from alignzeg.data.catalog import training_vocabulary
+from alignzeg.data.labels import training_vocabulary
 from alignzeg.structures import Vocabulary
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from alignzeg.calibration import best, cache_proposals, sweep
-from alignzeg.data.catalog import get_vocabulary
+from alignzeg.data.labels import get_vocabulary
 from alignzeg.engine import AlignZegCheckpointer, Trainer, guarded, setup_config
 
 

@@ -9,26 +9,6 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.data.benchmark import Benchmark, read_split_file
-from alignzeg.data.labels import (
-    get_vocabulary,
-    label_lookup,
-    read_labels,
-    registered_names,
-    training_vocabulary,
-)
-
-__all__ = [
-    "Benchmark",
-    "dataset_root",
-    "get_vocabulary",
-    "label_lookup",
-    "read_labels",
-    "read_split_file",
-    "register",
-    "register_all",
-    "registered_names",
-    "training_vocabulary",
-]
 
 EVALUATOR_TYPE = "zero_shot_sem_seg"
 ROOT_VARIABLE = "DETECTRON2_DATASETS"

@@ -14,7 +14,8 @@ from detectron2.data import DatasetCatalog
 from rich.console import Console
 from rich.table import Table
 
-from alignzeg.data.catalog import dataset_root, get_vocabulary, label_lookup, read_labels
+from alignzeg.data.catalog import dataset_root
+from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
 from alignzeg.data.pictures import read_rgb
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.demo.plan import LABELS, Plan, write_json

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
-from alignzeg.data.catalog import training_vocabulary
+from alignzeg.data.labels import training_vocabulary
 from alignzeg.data.mapper import test_augmentations
 from alignzeg.data.pictures import as_rgb, read_rgb
 from alignzeg.engine.checkpoints.checkpoint import KEY, AlignZegCheckpointer

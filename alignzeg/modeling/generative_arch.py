@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from alignzeg.data.catalog import get_vocabulary
+from alignzeg.data.labels import get_vocabulary
 from alignzeg.losses.functional import no_loss
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.modeling.generator import GMMNGenerator

@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from alignzeg.data.catalog import training_vocabulary
+from alignzeg.data.labels import training_vocabulary
 from alignzeg.losses.criteria import merge_losses, prepare
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.fold import background_wins, fold_label_map

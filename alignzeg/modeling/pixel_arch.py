@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from alignzeg.data.catalog import training_vocabulary
+from alignzeg.data.labels import training_vocabulary
 from alignzeg.losses.pixels import pixel_cross_entropy
 from alignzeg.modeling.layers import PixelNormalizer
 from alignzeg.modeling.naming import shared_vocabulary

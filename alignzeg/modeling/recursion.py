@@ -26,11 +26,8 @@ class Schedule:
 
     Attributes:
         rounds: R, those after round 0; with 0 it is ZS3Net's schedule.
-        generator_steps: in each round.
-        classifier_steps: in each round.
-
-    Raises:
-        ValueError: if there are negative rounds or a part has no step.
+        generator_steps: in each round, at least 1.
+        classifier_steps: likewise.
 
     Source: arXiv 2103.00086; as a step counter, ours.
     """
@@ -38,13 +35,6 @@ class Schedule:
     rounds: int
     generator_steps: int
     classifier_steps: int
-
-    def __post_init__(self) -> None:
-        if self.rounds < 0 or min(self.generator_steps, self.classifier_steps) < 1:
-            raise ValueError(
-                "ALIGNZEG.RECURSION needs ROUNDS >= 0 and GENERATOR_STEPS and CLASSIFIER_STEPS "
-                f">= 1; got {self.rounds}, {self.generator_steps} and {self.classifier_steps}"
-            )
 
     @property
     def round_steps(self) -> int:

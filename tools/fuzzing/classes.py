@@ -18,7 +18,8 @@ PLUGIN = """
 from pathlib import Path
 
 try:
-    from alignzeg.data.catalog import read_split_file, register
+    from alignzeg.data.benchmark import read_split_file
+    from alignzeg.data.catalog import register
 
     register(read_split_file("split.json"))
 except (ValueError, OSError):

@@ -10,8 +10,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
-from alignzeg.data.catalog import registered_names
 from alignzeg.data.checks import check_files
+from alignzeg.data.labels import registered_names
 from alignzeg.data.own import is_own
 from alignzeg.data.pseudo import validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
