@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -65,6 +66,19 @@ class Plan:
     def folder(self, name: str, seed: int) -> Path:
         """Where a row's run with a seed lives."""
         return self.output / name / f"seed_{seed}"
+
+
+def numbers(text: str) -> list[int]:
+    """Comma-separated whole numbers, so that KEY VALUE pairs may follow."""
+    return [int(part) for part in text.split(",") if part]
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """Adds what every command takes that runs a plan; `output` is the default folder."""
+    parser.add_argument("--seeds", type=numbers, default="1,2,3", help="comma-separated")
+    parser.add_argument("--output", default=output)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
 
 
 def check(plan: Plan) -> None:

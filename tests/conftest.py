@@ -15,6 +15,7 @@ from alignzeg.engine.start import LOGGERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
+TOY_PLUGIN = Path(__file__).parent / "toy_plugin.py"
 TINY_OPTS = [
     "MODEL.DEVICE",
     "cpu",
@@ -73,3 +74,11 @@ def tiny_opts(tmp_path: Path) -> list[str]:
 def tiny_cfg(zeroshapes: Path, tiny_opts: list[str]) -> CfgNode:
     """AlignZeg on the tiny data set, not frozen."""
     return setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", tiny_opts)
+
+
+@pytest.fixture
+def toy_cfg(zeroshapes: Path, tiny_opts: list[str]) -> CfgNode:
+    """A run of the plugin's one-layer model."""
+    toy = ["ALIGNZEG.PLUGINS", str(TOY_PLUGIN), "MODEL.META_ARCHITECTURE", "ToySegmenter"]
+    opts = [*tiny_opts, *toy, "ALIGNZEG.TEST.RECALL", "False"]
+    return setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", opts)

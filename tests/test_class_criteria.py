@@ -28,12 +28,6 @@ from alignzeg.losses.criteria import (
 )
 from alignzeg.structures import Matches, Outputs, Proposals, Targets
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 # --- classes
 
 

@@ -28,12 +28,6 @@ from alignzeg.losses.criteria import (
 from alignzeg.registries import CRITERION_REGISTRY
 from alignzeg.structures import Proposals
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 # --- the contract
 
 

@@ -23,11 +23,6 @@ from alignzeg.losses import functional
 from alignzeg.structures import Matches, Outputs, Proposals, Targets
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def naive_mask_losses(outputs, targets, matches, layer: int) -> tuple[float, float]:
     """Deep-supervision losses of one layer in float64, pixel by pixel share."""
     bce_sum = dice_sum = 0.0

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -25,15 +22,6 @@ from alignzeg.engine.solver.optim import (
 from alignzeg.engine.start import run_line
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.engine.training.trainer import build_step_trainer
-
-ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
-PLUGIN = Path(__file__).parent / "toy_plugin.py"
-
-
-@pytest.fixture
-def toy_cfg(zeroshapes: Path, tiny_opts: list[str]) -> CfgNode:
-    toy = ["ALIGNZEG.PLUGINS", str(PLUGIN), "MODEL.META_ARCHITECTURE", "ToySegmenter"]
-    return setup_config(ALIGNZEG, [*tiny_opts, *toy, "ALIGNZEG.TEST.RECALL", "False"])
 
 
 @pytest.mark.parametrize(

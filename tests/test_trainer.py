@@ -22,7 +22,6 @@ from alignzeg.engine import (
     config_from_yaml,
     evaluate,
     read_checkpoint,
-    setup_config,
     start_run,
     validate,
 )
@@ -31,13 +30,6 @@ from alignzeg.engine.processes.placement import parse_args
 from alignzeg.structures import Vocabulary
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
-PLUGIN = Path(__file__).parent / "toy_plugin.py"
-
-
-@pytest.fixture
-def toy_cfg(zeroshapes: Path, tiny_opts: list[str]) -> CfgNode:
-    toy = ["ALIGNZEG.PLUGINS", str(PLUGIN), "MODEL.META_ARCHITECTURE", "ToySegmenter"]
-    return setup_config(ALIGNZEG, [*tiny_opts, *toy, "ALIGNZEG.TEST.RECALL", "False"])
 
 
 def plain(cfg: CfgNode) -> dict:

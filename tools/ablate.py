@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from alignzeg.ablation import Plan, Row, check, run, table
+from alignzeg.ablation import Plan, Row, add_run_arguments, check, run, table
 from alignzeg.arguments import resumable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,11 +21,6 @@ ZEROSHAPES = [
 def words(text: str) -> list[str]:
     """Comma-separated words, so that KEY VALUE pairs may follow."""
     return [part for part in text.split(",") if part]
-
-
-def numbers(text: str) -> list[int]:
-    """Comma-separated whole numbers."""
-    return [int(part) for part in words(text)]
 
 
 def ablate(args: argparse.Namespace) -> None:
@@ -57,10 +52,7 @@ def main() -> int:
         metavar="ROW=OTHER",
         help="comma-separated; evaluate ROW with the weights that row OTHER trained",
     )
-    parser.add_argument("--seeds", type=numbers, default="1,2,3", help="comma-separated")
-    parser.add_argument("--output", default="output/ablation")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
+    add_run_arguments(parser, "output/ablation")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     return resumable(lambda: ablate(args))

@@ -9,15 +9,10 @@ import sys
 from pathlib import Path
 
 from alignzeg import ksplits
-from alignzeg.ablation import Plan, check, run
+from alignzeg.ablation import Plan, add_run_arguments, check, numbers, run
 from alignzeg.arguments import resumable
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def numbers(text: str) -> list[int]:
-    """Comma-separated whole numbers, so that KEY VALUE pairs may follow."""
-    return [int(part) for part in text.split(",") if part]
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -49,13 +44,10 @@ def main() -> int:
     parser.add_argument("--benchmark", default="zeroshapes", help="a folder of configs")
     parser.add_argument("--encoder", default="", help="end of their names, such as R101")
     parser.add_argument("--splits", type=numbers, default="2,4,6,8,10", help="comma-separated K")
-    parser.add_argument("--seeds", type=numbers, default="1,2,3", help="comma-separated")
     parser.add_argument(
         "--base", type=int, default=0, help="K of the one pixel network for all; 0: one for each"
     )
-    parser.add_argument("--output", default="output/ksplits")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
+    add_run_arguments(parser, "output/ksplits")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     return resumable(lambda: compare(args))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from alignzeg.structures import Matches, Outputs, Targets
@@ -82,3 +84,24 @@ class Criterion(nn.Module):
     ) -> dict[str, Tensor]:
         """What `forward` returns, computed in full precision."""
         raise NotImplementedError
+
+
+class WeightedCriterion(Criterion):
+    """A base with nothing to set but the weight of the loss.
+
+    Args:
+        weight: of the loss.
+    """
+
+    # The key below ALIGNZEG.LOSS.
+    WEIGHT: ClassVar[str]
+
+    @configurable
+    def __init__(self, *, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from ALIGNZEG.LOSS."""
+        return {"weight": cfg.ALIGNZEG.LOSS[cls.WEIGHT]}

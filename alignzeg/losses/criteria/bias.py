@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from typing_extensions import override
 
 from alignzeg.losses import functional
-from alignzeg.losses.criteria.base import Criterion
+from alignzeg.losses.criteria.base import WeightedCriterion
 from alignzeg.registries import CRITERION_REGISTRY
 from alignzeg.structures import Matches, Outputs, Targets
 
 
 @CRITERION_REGISTRY.register()
-class IndicatorCriterion(Criterion):
+class IndicatorCriterion(WeightedCriterion):
     """loss_indicator: matched proposals of the final layer are seen, synthetic features are not.
 
     Binary cross-entropy; each of the two groups has half the weight, whatever its size, and an
@@ -28,15 +25,7 @@ class IndicatorCriterion(Criterion):
     Source: AlignZeg (arXiv 2404.05667), predictive bias correction; the balance is ours.
     """
 
-    @configurable
-    def __init__(self, *, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        return {"weight": cfg.ALIGNZEG.LOSS.INDICATOR_WEIGHT}
+    WEIGHT = "INDICATOR_WEIGHT"
 
     @override
     def losses(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from alignzeg.losses import functional
-from alignzeg.losses.criteria.base import Criterion
+from alignzeg.losses.criteria.base import Criterion, WeightedCriterion
 from alignzeg.registries import CRITERION_REGISTRY
 from alignzeg.structures import Matches, Outputs, Targets
 
@@ -34,7 +34,7 @@ def _mean(costs: Tensor, weights: Tensor) -> Tensor:
 
 
 @CRITERION_REGISTRY.register()
-class ForegroundClassCriterion(Criterion):
+class ForegroundClassCriterion(WeightedCriterion):
     """loss_class: softmax cross-entropy of matched proposals over the classes alone.
 
     There is no background: an unmatched proposal, which may show a class without masks, learns
@@ -46,15 +46,7 @@ class ForegroundClassCriterion(Criterion):
     Source: CEL (arXiv 2301.07336).
     """
 
-    @configurable
-    def __init__(self, *, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        return {"weight": cfg.ALIGNZEG.LOSS.CLASS_WEIGHT}
+    WEIGHT = "CLASS_WEIGHT"
 
     @override
     def losses(

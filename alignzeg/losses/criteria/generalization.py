@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from alignzeg.losses import functional
-from alignzeg.losses.criteria.base import Criterion
+from alignzeg.losses.criteria.base import Criterion, WeightedCriterion
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.registries import CRITERION_REGISTRY
 from alignzeg.structures import Matches, Outputs, Targets
@@ -63,7 +63,7 @@ class BackgroundDiversityCriterion(Criterion):
 
 
 @CRITERION_REGISTRY.register()
-class SyntheticCriterion(Criterion):
+class SyntheticCriterion(WeightedCriterion):
     """loss_synthetic: cross-entropy of synthetic features.
 
     The classes are the seen ones, background and the batch's virtual ones. 0 where the batch
@@ -75,15 +75,7 @@ class SyntheticCriterion(Criterion):
     Source: AlignZeg (arXiv 2404.05667), feature expansion strategy.
     """
 
-    @configurable
-    def __init__(self, *, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        return {"weight": cfg.ALIGNZEG.LOSS.SYNTHETIC_WEIGHT}
+    WEIGHT = "SYNTHETIC_WEIGHT"
 
     @override
     def losses(
