@@ -21,7 +21,10 @@ from alignzeg.arguments import PARENT
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "AR50_seen", "AR50_unseen")
+METRICS = (
+    *("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "unseen_to_background"),
+    *("AR50_seen", "AR50_unseen"),
+)
 
 
 @dataclass(frozen=True)
