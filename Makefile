@@ -66,7 +66,7 @@ soak: setup
 	OMP_NUM_THREADS=1 $(PY) tools/stress_failures.py --rounds $(FAILURES)
 	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
 
-# Damaged inputs of every kind: each must run or end with one line. About 10 minutes.
+# Damaged inputs of every kind: each must run or end with one line. About 20 minutes.
 fuzz: setup
 	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
 
