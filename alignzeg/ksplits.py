@@ -69,7 +69,10 @@ class Splits:
         """
         found = tuple(m for m in METHODS if self.path(split, m.config).is_file())
         if not found:
-            raise ValueError(f"there is no config {self.path(split, METHODS[0].config)}")
+            raise ValueError(
+                f"there is no config {self.path(split, METHODS[0].config)}; where names end with "
+                "an image encoder, say which, as --encoder R101"
+            )
         return found
 
 
