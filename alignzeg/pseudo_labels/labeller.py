@@ -36,11 +36,21 @@ class RegionSource:
         weights: a trained checkpoint whose proposals are taken; empty: superpixels.
         scale: of the superpixels, see `superpixel_regions`.
         min_share: of a proposal on pixels without a human label, see `proposal_regions`.
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
     weights: str = ""
     scale: float = 300.0
     min_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and 0 <= self.min_share <= 1):
+            raise ValueError(
+                "regions need a scale above 0 and a share in [0, 1]; got "
+                f"{self.scale} and {self.min_share}"
+            )
 
 
 class Labeller:

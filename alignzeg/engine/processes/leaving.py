@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 from alignzeg.arguments import PARENT
 from alignzeg.engine.processes.errors import PEER_FAILED, one_line
@@ -28,14 +29,7 @@ def watch_parent(parent: int) -> None:
     Args:
         parent: the parent's id; may have ended already.
     """
-
-    def look() -> None:
-        while os.getppid() == parent:
-            pause.wait(POLL_SECONDS)
-        leave("the process that started this one has ended", aloud=True)
-
-    pause = threading.Event()
-    threading.Thread(target=look, name="watch-parent", daemon=True).start()
+    _after_parent(parent, lambda: leave("the process that started this one has ended", aloud=True))
 
 
 def follow_parent() -> None:
@@ -43,18 +37,26 @@ def follow_parent() -> None:
 
     That command says who it is in the environment; without that nothing is watched.
     """
-    parent = os.environ.pop(PARENT, "")
-    if not parent.isdecimal():
-        return
 
-    def look() -> None:
-        while os.getppid() == int(parent):
-            pause.wait(POLL_SECONDS)
+    def stop() -> None:
         logger.error("the command that started this run has ended; stopping")
         os.kill(os.getpid(), signal.SIGTERM)
 
+    parent = os.environ.pop(PARENT, "")
+    if parent.isdecimal():
+        _after_parent(int(parent), stop)
+
+
+def _after_parent(parent: int, act: Callable[[], None]) -> None:
+    """Does something, in a thread, soon after the parent process has ended."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            pause.wait(POLL_SECONDS)
+        act()
+
     pause = threading.Event()
-    threading.Thread(target=look, name="follow-parent", daemon=True).start()
+    threading.Thread(target=look, name="watch-parent", daemon=True).start()
 
 
 def leave(reason: str, *, aloud: bool) -> None:
