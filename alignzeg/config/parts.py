@@ -71,6 +71,9 @@ def add_classification(node: CfgNode) -> None:
     """Classifier, synthesizer and bias corrector."""
     classifier = node.CLASSIFIER = CfgNode()
     classifier.NAME = "CosineClassifier"
+    # What a proposal is classified by: "region", its frozen embedding; "query", a projection of its
+    # query state [ZegFormer]; "both", their sum. [ours]
+    classifier.EMBEDDING = "region"
     # Background prototypes, M; 1 is the usual single background embedding. [paper: several]
     classifier.NUM_BACKGROUND = 8
     # Channels inside the residual adapter. [ours]
@@ -83,6 +86,9 @@ def add_classification(node: CfgNode) -> None:
     synthesizer.NAME = "ManifoldMixup"
     # lambda ~ Beta(ALPHA, ALPHA), kept in RANGE. [paper: mixup; range ours]
     synthesizer.ALPHA = 1.0
+    # What is mixed: "input", region embeddings and query states, which are then embedded, or
+    # "embedding", what the classes are scored by. [ours]
+    synthesizer.SPACE = "input"
     synthesizer.RANGE = [0.3, 0.7]
     # Synthetic samples per matched proposal. [ours]
     synthesizer.RATIO = 1.0

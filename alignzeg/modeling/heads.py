@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -36,14 +37,26 @@ class MaskProposalHead(nn.Module):
         classifier: nn.Module,
         synthesizer: nn.Module | None,
         corrector: nn.Module,
+        mix_embeddings: bool = False,
     ) -> None:
-        """Takes the parts, each by the contract of its registry."""
+        """Takes the parts, each by the contract of its registry.
+
+        Args:
+            vlm: the frozen vision-language model.
+            extractor: of mask proposals.
+            classifier: of proposals.
+            synthesizer: of features for training; None makes none.
+            corrector: of the bias towards seen classes.
+            mix_embeddings: give the synthesizer the embeddings that classes are scored by, instead
+                of what these are made of.
+        """
         super().__init__()
         self.vlm = vlm
         self.extractor = extractor
         self.classifier = classifier
         self.synthesizer = synthesizer
         self.corrector = corrector
+        self.mix_embeddings = mix_embeddings
 
     @classmethod
     def from_config(
@@ -56,6 +69,7 @@ class MaskProposalHead(nn.Module):
             "classifier": build_classifier(cfg, vlm.embed_dim, vlm.logit_scale),
             "synthesizer": build_synthesizer(cfg, vlm.embed_dim),
             "corrector": build_corrector(cfg, vlm.embed_dim, vlm.logit_scale),
+            "mix_embeddings": cfg.ALIGNZEG.SYNTHESIZER.SPACE == "embedding",
         }
 
     def forward(
@@ -76,7 +90,7 @@ class MaskProposalHead(nn.Module):
         proposals = self.extractor(features, self.vlm.embed_dense(encoded))
         # The frozen VLM passes no gradient to the masks, with either region strategy.
         regions = self.vlm.embed_regions(encoded, proposals[-1].mask_logits.detach())
-        embeds = self.classifier.embed(regions)
+        embeds = self.classifier.embed(regions, proposals[-1].embeds)
         return Outputs(
             proposals=proposals,
             embeds=embeds,
@@ -94,14 +108,14 @@ class MaskProposalHead(nn.Module):
         """(B, Q, K+1) class scores after bias correction; `unseen` is (K,) bool."""
         return self.corrector.correct(outputs.class_logits, outputs.unseen_logits, unseen)
 
-    def synthesize(self, regions: Tensor, labels: Tensor, text: Tensor) -> SyntheticOutputs | None:
+    def synthesize(
+        self, region_embeds: Tensor, query_embeds: Tensor, labels: Tensor, text: Tensor
+    ) -> SyntheticOutputs | None:
         """Scores synthetic features made from real ones.
 
-        Mixing happens before the adapter, so that the adapter itself learns to leave the space
-        between the seen classes in place [ours].
-
         Args:
-            regions: (N, D) unit-length frozen region embeddings of matched proposals.
+            region_embeds: (N, D) unit-length frozen region embeddings of matched proposals.
+            query_embeds: (N, C) their query states.
             labels: (N,) int64 their seen classes.
             text: (K, D) unit-length prototypes of the seen classes.
 
@@ -111,8 +125,17 @@ class MaskProposalHead(nn.Module):
         """
         if self.synthesizer is None:
             return None
-        made = self.synthesizer(regions, labels, text)
-        embeds = self.classifier.embed(made.embeds)
+        learned = query_embeds
+        if self.mix_embeddings:
+            learned = self.classifier.embed(region_embeds, query_embeds)
+        sizes = (region_embeds.shape[-1], learned.shape[-1])
+        made = self.synthesizer(torch.cat([region_embeds, learned], dim=-1), labels, text)
+        regions, learned = made.embeds.split(sizes, dim=-1)
+        regions = F.normalize(regions, dim=-1)
+        if self.mix_embeddings:
+            embeds = F.normalize(learned, dim=-1)
+        else:
+            embeds = self.classifier.embed(regions, learned)
         virtual = self.classifier.logit_scale * embeds @ made.prototypes.T
         return SyntheticOutputs(
             logits=torch.cat([self.score(embeds, text), virtual], dim=-1),

@@ -171,10 +171,10 @@ class AlignZeg(nn.Module):
         """The weighted losses of all criteria."""
         targets = [target.padded(images.tensor.shape[-2:]) for target in targets]
         matches = self.matcher(outputs, targets)
-        regions, labels = matched(outputs, targets, matches[-1])
+        regions, queries, labels = matched(outputs, targets, matches[-1])
         text, _ = self.text(vocabulary, single=True)
         outputs = dataclasses.replace(
-            outputs, text=text, synthetic=self.head.synthesize(regions, labels, text)
+            outputs, text=text, synthetic=self.head.synthesize(regions, queries, labels, text)
         )
         return merge_losses([criterion(outputs, targets, matches) for criterion in self.criteria])
 
@@ -252,8 +252,12 @@ class AlignZeg(nn.Module):
 
 def matched(
     outputs: Outputs, targets: list[Targets], matches: list[Matches]
-) -> tuple[Tensor, Tensor]:
-    """(N, D) region embeddings and (N,) labels of the final proposals that own a mask."""
-    embeds = [outputs.region_embeds[i, match.proposals] for i, match in enumerate(matches)]
-    labels = [t.labels[match.targets] for t, match in zip(targets, matches, strict=True)]
-    return torch.cat(embeds), torch.cat(labels)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, D) region embeddings, (N, C) query states and (N,) labels of what owns a mask."""
+    queries = outputs.proposals[-1].embeds
+    pairs = list(enumerate(matches))
+    return (
+        torch.cat([outputs.region_embeds[i, match.proposals] for i, match in pairs]),
+        torch.cat([queries[i, match.proposals] for i, match in pairs]),
+        torch.cat([t.labels[match.targets] for t, match in zip(targets, matches, strict=True)]),
+    )

@@ -76,11 +76,11 @@ class ManifoldMixup(nn.Module):
         share = share.clamp(self.low, self.high)
 
         def mix(values: Tensor, left: Tensor, right: Tensor) -> Tensor:
-            return F.normalize(share * values[left] + (1 - share) * values[right], dim=-1)
+            return share * values[left] + (1 - share) * values[right]
 
         return Synthetic(
             embeds=mix(embeds, first, second),
-            prototypes=mix(text, labels[first], labels[second]),
+            prototypes=F.normalize(mix(text, labels[first], labels[second]), dim=-1),
             targets=torch.arange(count, device=labels.device),
         )
 
