@@ -24,10 +24,12 @@ from PIL import Image
 
 from alignzeg.data.pictures import read_rgb
 from alignzeg.data.preparation.formats import encode_png, read_index_picture
-from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, need, read_ids
+from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, read_ids
 
 OFFICIAL = "MSRC_ObjCategImageDatabase_v2"
 CLEANED = "msrc_v2"
+# Says where the label files beside it came from, as both layouts are prepared into one folder.
+LABELS = "msrc21/labels.txt"
 LISTS = Path(__file__).parent / "lists"
 ARCHIVE = Archive(
     name="msrc_objcategimagedatabase_v2.zip",
@@ -77,8 +79,12 @@ _SORTED = np.sort(_CODES)
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the files of an image lie ({split} and {name} are filled in) and what converts them."""
+    """What converts an image and its labels, and where they lie; {split} and {name} are filled in.
 
+    `name` is what the folder is called in messages and in `LABELS`.
+    """
+
+    name: str
     image: str
     label: str
     convert_image: Callable[[str], bytes]
@@ -86,16 +92,24 @@ class _Layout:
 
 
 def plan(request: Request) -> Plan:
-    """Two tasks for each listed image: a PNG of it and its label file."""
+    """Two tasks for each listed image, a PNG of it and its label file; one that says their source.
+
+    Raises:
+        ValueError: if there is no source, a listed image lacks, or the folder was prepared from
+            the other layout.
+    """
     base, layout = _find(request)
-    tasks, lacking = [], []
+    tasks = [_source_task(request.root / LABELS, layout)]
+    lacking = []
     for split in request.splits:
         for name in read_ids(LISTS / f"msrc21_{split}.txt"):
+            image = base / layout.image.format(split=split, name=name)
             label = base / layout.label.format(split=split, name=name)
             if not label.is_file():
                 lacking.append(name)
                 continue
-            image = need(base / layout.image.format(split=split, name=name), ARCHIVE, request)
+            if not image.is_file():
+                raise ValueError(f"{label} has no image {image}; take {layout.name} anew")
             for kind, convert, source in (
                 ("images", layout.convert_image, image),
                 ("annotations", layout.convert_label, label),
@@ -115,8 +129,8 @@ def _find(request: Request) -> tuple[Path, _Layout]:
     if request.source is not None:
         bases = [request.source, request.source / OFFICIAL]
     for base in bases:
-        for marker, layout in _LAYOUTS.items():
-            if (base / marker).is_dir():
+        for folder, layout in _LAYOUTS.items():
+            if (base / folder).is_dir():
                 return base, layout
     raise ValueError(
         f"no MSRC v2 in {' or '.join(map(str, bases))}: neither Images/ and GroundTruth/, as in "
@@ -124,8 +138,25 @@ def _find(request: Request) -> tuple[Path, _Layout]:
         f"The archive comes from {ARCHIVE.source}\n"
         f"Put it into a folder of downloads and go on with:\n"
         f"  {request.command} --archives FOLDER\n"
-        f"or give the unpacked folder with --source FOLDER"
+        f"or name the unpacked folder: --source FOLDER"
     )
+
+
+def _source_task(path: Path, layout: _Layout) -> Task:
+    """Writes the layout's name; refuses another one that is there already."""
+    if path.is_file():
+        there = path.read_text(encoding="utf-8", errors="replace").strip()
+        if there not in ("", layout.name):
+            raise ValueError(
+                f"{path.parent} was prepared from {there}, not from {layout.name}; their labels "
+                "differ: remove that folder, or choose another --root"
+            )
+    return Task(str(path), say, (layout.name,))
+
+
+def say(name: str) -> bytes:
+    """A line that says where the labels came from."""
+    return f"{name}\n".encode()
 
 
 def copy(source: str) -> bytes:
@@ -171,13 +202,21 @@ def convert_ids(source: str) -> bytes:
     return encode_png(values.astype(np.uint8))
 
 
-# By the folder that only this layout has; "images" alone would not tell where case does not count.
+# By a folder that only this layout has: where case does not count, "images" is in both.
 _LAYOUTS = {
     "GroundTruth": _Layout(
-        "Images/{name}.bmp", "GroundTruth/{name}_GT.bmp", convert_image, convert_colours
+        "the official archive",
+        "Images/{name}.bmp",
+        "GroundTruth/{name}_GT.bmp",
+        convert_image,
+        convert_colours,
     ),
     "annotations": _Layout(
-        "images/{split}/{name}.png", "annotations/{split}/{name}.png", copy, convert_ids
+        "the cleaned-up labels",
+        "images/{split}/{name}.png",
+        "annotations/{split}/{name}.png",
+        copy,
+        convert_ids,
     ),
 }
 RECIPE = Recipe(
