@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.arguments import OneLineParser
 from alignzeg.data.catalog import dataset_root
@@ -141,9 +141,17 @@ def check_dataset(name: str, required: bool) -> Check:
     try:
         count = len(DatasetCatalog.get(name))
     except (ValueError, KeyError, OSError) as error:
-        fix = f"python datasets/prepare_{name.rsplit('_', 1)[0]}.py, or set DETECTRON2_DATASETS"
+        fix = f"{_preparation(name)}, or set DETECTRON2_DATASETS"
         return Check(name, False, " ".join(str(error).split()).split(";")[0], fix, required)
     return Check(name, True, f"{count} images")
+
+
+def _preparation(name: str) -> str:
+    """What makes a data set: the command of its split file, which many data sets share."""
+    benchmark = MetadataCatalog.get(name).get("benchmark") if name in DatasetCatalog else None
+    if benchmark is None or not benchmark.prepare:
+        return f"python datasets/prepare_{name.rsplit('_', 1)[0]}.py"
+    return benchmark.prepare.removeprefix("Make it with: ")
 
 
 def examine(config_file: str = "", opts: Sequence[str] = ()) -> Iterator[Check]:

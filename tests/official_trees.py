@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as run_length
 from scipy.io import savemat
 
-from alignzeg.data.preparation import ade20k, coco_stuff, context, voc
+from alignzeg.data.preparation import ade20k, coco_stuff, context, msrc, voc
 from alignzeg.data.preparation.recipe import Recipe
 
 SIZE = (6, 8)
@@ -26,6 +26,7 @@ RECIPES = (
     coco_stuff.RECIPE,
     ade20k.RECIPE_150,
     ade20k.RECIPE_847,
+    msrc.RECIPE,
 )
 
 
@@ -156,6 +157,34 @@ def ade_847_tree(root: Path) -> Path:
     return root
 
 
+# Official colours of: void, cow; horse, boat; body, sign.
+MSRC_COLOURS = (
+    ((0, 0, 0), (0, 0, 128)),
+    ((128, 0, 128), (192, 64, 0)),
+    ((64, 64, 0), (192, 128, 128)),
+)
+MSRC_IDS = blocks([255, 3], [4, 22], [21, 14])
+MSRC_NAMES = {"train": "5_1_s", "val": "1_3_s"}
+
+
+def msrc_official_tree(root: Path) -> Path:
+    """The archive's two folders, with an image for each split and one that is on neither list."""
+    base = root / "MSRC_ObjCategImageDatabase_v2"
+    colours = np.array(MSRC_COLOURS).repeat(2, 0).repeat(4, 1)
+    for name in (*MSRC_NAMES.values(), "1_99_s"):
+        picture(base / f"Images/{name}.bmp")
+        grey(base / f"GroundTruth/{name}_GT.bmp", colours)
+    return root
+
+
+def msrc_cleaned_tree(root: Path) -> Path:
+    """The same images and ids as PNG, in a folder for each split."""
+    for split, name in MSRC_NAMES.items():
+        picture(root / f"msrc_v2/images/{split}/{name}.png")
+        grey(root / f"msrc_v2/annotations/{split}/{name}.png", MSRC_IDS)
+    return root
+
+
 @dataclass(frozen=True)
 class Tree:
     """A way to prepare something.
@@ -226,6 +255,19 @@ TREES = {
         4,
         {"ADE20K_2021_17_01": ("ADE20K_2021_17_01.zip", "ADE20K_2021_17_01")},
     ),
+    "msrc21-official": Tree(
+        msrc.RECIPE,
+        msrc_official_tree,
+        5,
+        {
+            "MSRC_ObjCategImageDatabase_v2": (
+                "msrc_objcategimagedatabase_v2.zip",
+                "MSRC_ObjCategImageDatabase_v2",
+            )
+        },
+        ("--partial",),
+    ),
+    "msrc21-cleaned": Tree(msrc.RECIPE, msrc_cleaned_tree, 5, {}, ("--partial",)),
 }
 
 

@@ -15,7 +15,7 @@ from alignzeg.data import catalog
 from alignzeg.data.benchmark import read_split_file
 from alignzeg.data.labels import get_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
-from alignzeg.data.preparation import ade20k, context
+from alignzeg.data.preparation import ade20k, context, msrc
 from alignzeg.data.preparation.recipe import read_ids
 from alignzeg.modeling.naming import Naming, group_max
 from alignzeg.structures import Vocabulary
@@ -28,6 +28,7 @@ VOC_NAMES = (
     *("train", "tvmonitor"),
 )
 CONTEXT_K = ("cow", "motorbike", "sofa", "cat", "boat", "fence", "bird", "tvmonitor")
+MSRC_K = ("cow", "boat", "cat", "bicycle", "flower", "book", "bird", "face")
 # Raw value, id among 171 and name of the unseen classes, as SPNet and everybody after it.
 COCO_UNSEEN = {
     (20, 19, "cow"),
@@ -60,6 +61,8 @@ FACTS = {
     "context459": (459, 0, 0, 458, (), (None, (5104,))),
     "ade20k_150": (150, 0, 1, 150, (0,), ((20210,), (2000,))),
     "ade20k_847": (847, 0, 0, 846, (), (None, (2000,))),
+    "msrc21": (21, 4, 0, 22, (4, 7), ((394,), (99,))),
+    **{f"msrc21_k{k}": (21, k, 0, 22, (4, 7), ((394,), (99,))) for k in (2, 4, 6, 8)},
     **{f"voc2012_k{k}": (21, k, 0, 20, (), ((10582,), (1449,))) for k in (2, 4, 6, 8, 10)},
     **{f"context59_k{k}": (59, k, 1, 59, (0,), ((4996, 4998), (5104,))) for k in (2, 4, 6, 8)},
     **{f"context60_k{k}": (60, k, 0, 59, (), ((4996, 4998), (5104,))) for k in (2, 4, 6, 8)},
@@ -170,6 +173,19 @@ def test_unseen_classes_of_context():
         for base in ("context59", "context60"):
             vocabulary = read(f"{base}_k{k}").vocabulary
             assert {vocabulary.names[i] for i in vocabulary.unseen_ids} == set(CONTEXT_K[:k])
+
+
+def test_classes_of_msrc():
+    official = tuple(msrc.COLOURS)
+    assert len(official) == 23
+    benchmark = read("msrc21")
+    names = benchmark.vocabulary.names
+    assert names == tuple(official[raw] for raw in benchmark.raw_ids)
+    assert set(official) - set(names) == {"horse", "mountain"}
+    assert unseen_raw("msrc21") == {3, 12, 19, 22}
+    for k in (2, 4, 6, 8):
+        vocabulary = read(f"msrc21_k{k}").vocabulary
+        assert {vocabulary.names[i] for i in vocabulary.unseen_ids} == set(MSRC_K[:k])
 
 
 def test_the_59_of_context_among_the_459():

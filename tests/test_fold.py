@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignzeg.modeling.fold import fold_label_map
+from alignzeg.modeling.fold import fold_label_map, fold_stripes
 
 
 def plain_scores(
@@ -132,6 +132,29 @@ def test_fast_is_near_exact_on_smooth_masks() -> None:
     arguments = (probs, logits, (192, 192), (190, 190), (281, 150), 8.0)
     differing = fold_label_map(*arguments) != fold_label_map(*arguments, mode="fast")
     assert differing.float().mean() < 0.02
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("classes", [5, 300])
+def test_several_candidates_are_each_named_as_if_alone(mode: str, classes: int) -> None:
+    _, logits = random_case(9, classes, (16, 20))
+    candidates = [random_case(9, classes, (16, 20), seed)[0] for seed in range(3)]
+    arguments = (logits, (64, 80), (60, 75), (51, 90), 0.05, mode, 0.3)
+    found: list[list[Tensor]] = [[], [], []]
+    for rows, answers in fold_stripes(candidates, *arguments):
+        for stripes, labels in zip(found, answers, strict=True):
+            assert labels.shape == (rows.stop - rows.start, 90)
+            stripes.append(labels)
+    for probs, stripes in zip(candidates, found, strict=True):
+        assert len(stripes) > 2
+        assert torch.equal(torch.cat(stripes), fold_label_map(probs, *arguments).int())
+
+
+def test_candidates_have_one_shape() -> None:
+    logits = torch.rand(2, 4, 4)
+    for candidates in ([torch.rand(2, 3), torch.rand(2, 4)], []):
+        with pytest.raises(ValueError, match=r"of one shape \(Q, K\)"):
+            fold_stripes(candidates, logits, (16, 16), (16, 16), (16, 16), 1)
 
 
 @pytest.mark.parametrize(

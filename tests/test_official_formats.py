@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
-from official_trees import TREES, VOC_MAP, blocks
+from official_trees import MSRC_NAMES, TREES, VOC_MAP, blocks
 from PIL import Image
 
 from alignzeg.data import catalog
@@ -22,6 +22,7 @@ CONTEXT_59 = blocks([NONE, 0], [54, NONE], [19, 49])
 CONTEXT_60 = blocks([0, 1], [55, 0], [20, 50])
 ADE_847 = np.array([[0, 1], [846, WIDE_NONE]])
 COCO = blocks([0, 11], [19, 170], [NONE, 160])
+MSRC = blocks([NONE, 3], [NONE, 20], [19, 12])
 # benchmark: where it is prepared from, its splits, and the ids of the fixture's label map.
 ALL = {
     "voc2012": ("voc2012", ("train", "val"), VOC),
@@ -39,6 +40,8 @@ ALL = {
     "coco_stuff171": ("coco-stuff", ("train", "val"), COCO),
     "ade20k_150": ("ade20k-150", ("train", "val"), blocks([NONE, 0], [149, 12], [7, 7])),
     "ade20k_847": ("ade20k-847", ("val",), ADE_847.repeat(3, 0).repeat(4, 1)),
+    "msrc21": ("msrc21-official", ("train", "val"), MSRC),
+    **{f"msrc21_k{k}": ("msrc21-official", ("train", "val"), MSRC) for k in (2, 4, 6, 8)},
 }
 # What a training sees of the same map: seen classes, counted anew; unseen ones are unlabelled.
 SEEN = {
@@ -59,6 +62,11 @@ SEEN = {
     "context60_k6": blocks([0, 1], [49, 0], [NONE, 44]),
     "context60_k8": blocks([0, 1], [NONE, 0], [NONE, 43]),
     "coco_stuff": blocks([0, 11], [NONE, 155], [NONE, NONE]),
+    "msrc21": blocks([NONE, NONE], [NONE, NONE], [16, 10]),
+    "msrc21_k2": blocks([NONE, NONE], [NONE, NONE], [18, 11]),
+    "msrc21_k4": blocks([NONE, NONE], [NONE, NONE], [16, 10]),
+    "msrc21_k6": blocks([NONE, NONE], [NONE, NONE], [14, 9]),
+    "msrc21_k8": blocks([NONE, NONE], [NONE, NONE], [12, 8]),
 }
 
 
@@ -127,6 +135,18 @@ def test_the_json_of_context_gives_what_the_mat_files_give(split, name, roots, m
         found = labels_of(f"context59_{split}", roots[source], monkeypatch)
         assert list(found) == [name]
         np.testing.assert_array_equal(found[name], CONTEXT_59)
+
+
+@pytest.mark.parametrize(("split", "name"), MSRC_NAMES.items())
+def test_both_layouts_of_msrc_give_the_same_files(split, name, roots) -> None:
+    for kind in ("images", "annotations"):
+        files = [
+            [*(roots[f"msrc21-{layout}"] / "msrc21" / kind / split).iterdir()]
+            for layout in ("official", "cleaned")
+        ]
+        assert [[path.name for path in found] for found in files] == 2 * [[f"{name}.png"]]
+        one, other = (np.asarray(Image.open(found[0])) for found in files)
+        np.testing.assert_array_equal(one, other)
 
 
 def test_459_classes_are_16_bit(roots) -> None:

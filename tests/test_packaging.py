@@ -95,6 +95,9 @@ def test_doctor_names_the_fix(
     assert re.search(
         r"FAIL zeroshapes_val .*nowhere.*\n +fix: python datasets/prepare_zeroshapes.py", said
     )
+    assert re.search(
+        r"--   msrc21_k4_val .*nowhere.*\n +fix: python datasets/prepare_msrc21.py, or set", said
+    )
     assert said.endswith("3 required checks failed\n")
     assert doctor.main(["SOLVER.MAX_ITR", "1"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown config key")

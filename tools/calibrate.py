@@ -2,7 +2,8 @@
 """Chooses the bias correction on pseudo-unseen classes, never looking at an unseen label.
 
 Trains nothing: give it the weights of a model that was trained with
-`ALIGNZEG.DATA.HOLD_OUT pseudo_unseen`, and it prints how every strength of the correction does.
+`ALIGNZEG.DATA.HOLD_OUT pseudo_unseen`, and it prints how every strength of the correction does, and
+with `--seen-exponents` and `--unseen-exponents` every share of the frozen VLM with each of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from alignzeg.calibration import best, cache_proposals, sweep
+from alignzeg.calibration import Grid, best, cache_proposals, sweep
 from alignzeg.data.labels import get_vocabulary
 from alignzeg.engine import AlignZegCheckpointer, Trainer, guarded, setup_config
 
@@ -36,16 +37,17 @@ def calibrate(args: argparse.Namespace) -> None:
         "False",
         *args.opts,
     ]
+    grid = Grid(args.gammas, args.thresholds, args.seen_exponents, args.unseen_exponents)
     cfg = setup_config(args.config_file, opts)
     vocabulary = get_vocabulary(args.dataset, cfg.ALIGNZEG.DATA.HOLD_OUT)
     model = Trainer.build_model(cfg).eval()
     AlignZegCheckpointer(model).load(args.weights)
     cached = cache_proposals(model, Trainer.build_test_loader(cfg, args.dataset), args.dataset)
-    settings = sweep(model, cached, vocabulary, args.gammas, args.thresholds)
+    settings = sweep(model, cached, vocabulary, grid)
     for setting in settings:
         sys.stdout.write(json.dumps(dataclasses.asdict(setting)) + "\n")
     chosen = best(settings)
-    sys.stdout.write(f"best: GAMMA {chosen.gamma} THRESHOLD {chosen.threshold}\n")
+    sys.stdout.write(f"best: {chosen.opts()}\n")
     result = {
         "weights": args.weights,
         "dataset": args.dataset,
@@ -69,6 +71,13 @@ def main() -> int:
     parser.add_argument("--output", help="default: calibration.json beside the weights")
     parser.add_argument("--gammas", type=numbers, default="0,0.25,0.5,1,1.5,2,3,4,6,8,10,15")
     parser.add_argument("--thresholds", type=numbers, default="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9")
+    shares = "exponents of the frozen VLM for {} classes; default: the config's"
+    parser.add_argument(
+        "--seen-exponents", type=numbers, default=[], help=shares.format("seen"), metavar="LIST"
+    )
+    parser.add_argument(
+        "--unseen-exponents", type=numbers, default=[], help=shares.format("unseen"), metavar="LIST"
+    )
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args()

@@ -9,14 +9,18 @@ several times faster than one over the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]
+Taps = tuple[Tensor, Tensor, Tensor]
+# Rows of the output and, for each candidate, its scores of the stripe's pixels, (p, K) each.
+_Stripe = tuple[slice, Iterator[Iterator[Tensor]]]
 
 # On a CPU, temporaries that stay in the cache are up to twice as fast as larger ones.
 _CPU_BYTES = 4 * 2**20
@@ -59,22 +63,65 @@ def fold_label_map(
     Raises:
         ValueError: if shapes do not fit, a size is not positive, or the mode is unknown.
     """
-    _check(class_probs, mask_logits, padded_size, image_size, output_size, memory_mib, mode)
-    probs, logits = class_probs.float(), mask_logits.float()
-    wide = probs.shape[1] > 255
-    labels = torch.empty(
-        output_size, dtype=torch.uint16 if wide else torch.uint8, device=logits.device
-    )
-    geometry = _Geometry(logits.shape[-2:], padded_size, image_size, output_size)
-    stripes = _exact_stripes if mode == "exact" else _fast_stripes
-    reject_as = 65535 if wide else 255
+    sizes = (padded_size, image_size, output_size)
+    stripes = fold_stripes([class_probs], mask_logits, *sizes, memory_mib, mode, reject_below)
+    dtype = torch.uint16 if class_probs.shape[1] > 255 else torch.uint8
+    labels = torch.empty(output_size, dtype=dtype, device=mask_logits.device)
+    for rows, (answer,) in stripes:
+        labels[rows] = answer.to(dtype)
+    return labels
+
+
+def fold_stripes(
+    candidates: Sequence[Tensor],
+    mask_logits: Tensor,
+    padded_size: Size,
+    image_size: Size,
+    output_size: Size,
+    memory_mib: float,
+    mode: str = "exact",
+    reject_below: float = 0.0,
+) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+    """`fold_label_map` for several class probabilities of the same masks, stripe by stripe.
+
+    The masks of a stripe are upsampled once, whatever the number of candidates.
+
+    Args:
+        candidates: n times (Q, K), at least one; all others as in `fold_label_map`.
+        mask_logits: see there.
+        padded_size: see there.
+        image_size: see there.
+        output_size: see there.
+        memory_mib: see there.
+        mode: see there.
+        reject_below: see there.
+
+    Returns:
+        Rows of the output and, one for each candidate, the labels (rows, Wo) int32 of them; to be
+        used up before the next rows are asked for. They are those of `fold_label_map`, to the bit.
+
+    Raises:
+        ValueError: as `fold_label_map`, or if the candidates differ in shape.
+    """
+    if len({probs.shape for probs in candidates}) != 1:
+        shapes = [tuple(probs.shape) for probs in candidates]
+        raise ValueError(f"expected class_probs of one shape (Q, K); got {shapes}")
+    _check(candidates[0], mask_logits, padded_size, image_size, output_size, memory_mib, mode)
+    geometry = _Geometry(mask_logits.shape[-2:], padded_size, image_size, output_size)
     # Half of the memory for the masks of a stripe, half for the scores of some of its pixels.
     half = int(memory_mib * 2**20 / 2)
-    if logits.device.type == "cpu":
+    if mask_logits.device.type == "cpu":
         half = min(half, _CPU_BYTES)
-    for rows, answer in stripes(probs, logits, geometry, half, reject_below, reject_as):
-        labels[rows] = answer.view(-1, output_size[1]).to(labels.dtype)
-    return labels
+    reject_as = 65535 if candidates[0].shape[1] > 255 else 255
+
+    def named(parts: Iterator[Tensor]) -> Tensor:
+        labels = torch.cat([name_pixels(part, reject_below, reject_as) for part in parts])
+        return labels.view(-1, output_size[1])
+
+    stripes = _exact_stripes if mode == "exact" else _fast_stripes
+    probs = [candidate.float() for candidate in candidates]
+    found = stripes(probs, mask_logits.float(), geometry, half)
+    return ((rows, map(named, scored)) for rows, scored in found)
 
 
 def background_wins(class_probs: Tensor, mask_logits: Tensor, memory_mib: float) -> Tensor:
@@ -138,14 +185,14 @@ def _source(index: Tensor, size_in: int, size_out: int) -> Tensor:
     return ((index + 0.5) * (size_in / size_out) - 0.5).clamp_(min=0)
 
 
-def interpolation_taps(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def interpolation_taps(position: Tensor, size: int) -> Taps:
     """The two neighbours of each position and the weight of the second."""
     first = position.floor().long().clamp_(max=size - 1)
     second = (first + 1).clamp_(max=size - 1)
     return first, second, (position - first).clamp_(0, 1).float()
 
 
-def interpolate(values: Tensor, taps: tuple[Tensor, Tensor, Tensor], dim: int) -> Tensor:
+def interpolate(values: Tensor, taps: Taps, dim: int) -> Tensor:
     """Interpolates along one dimension at the given taps."""
     first, second, weight = taps
     shape = [1] * values.dim()
@@ -170,9 +217,9 @@ def _mask_rows(logits: Tensor, rows: Tensor, geometry: _Geometry) -> Tensor:
 
 
 def _exact_stripes(
-    probs: Tensor, logits: Tensor, geometry: _Geometry, memory: int, below: float, reject_as: int
-) -> Iterator[tuple[slice, Tensor]]:
-    queries, classes = probs.shape
+    candidates: Sequence[Tensor], logits: Tensor, geometry: _Geometry, memory: int
+) -> Iterator[_Stripe]:
+    queries, classes = candidates[0].shape
     height, width = geometry.output
     # Bytes of one row's temporaries: logits and probabilities, and both again where resized.
     row_bytes = 4 * queries * (2 * geometry.padded[1] + (3 * width if geometry.resized else 0))
@@ -180,17 +227,17 @@ def _exact_stripes(
         row_bytes *= 2
     step = max(1, min(height, memory // row_bytes))
     pixels = max(1, min(step * width, memory // (4 * classes)))
-    buffer = probs.new_empty(pixels, classes)
+    buffer = candidates[0].new_empty(pixels, classes)
+
+    def scores(masks: Tensor, probs: Tensor) -> Iterator[Tensor]:
+        for part in masks.split(pixels, dim=1):
+            yield torch.mm(part.t(), probs, out=buffer[: part.shape[1]])
+
     for start in range(0, height, step):
         stop = min(height, start + step)
         rows = torch.arange(start, stop, dtype=torch.float64, device=logits.device)
         masks = _output_rows(logits, rows, geometry).reshape(queries, -1)
-        answer = torch.empty(masks.shape[1], dtype=torch.int32, device=logits.device)
-        for first in range(0, masks.shape[1], pixels):
-            part = masks[:, first : first + pixels]
-            scores = torch.mm(part.t(), probs, out=buffer[: part.shape[1]])
-            answer[first : first + pixels] = name_pixels(scores, below, reject_as)
-        yield slice(start, stop), answer
+        yield slice(start, stop), map(partial(scores, masks), candidates)
 
 
 def _output_rows(logits: Tensor, rows: Tensor, geometry: _Geometry) -> Tensor:
@@ -207,9 +254,9 @@ def _output_rows(logits: Tensor, rows: Tensor, geometry: _Geometry) -> Tensor:
 
 
 def _fast_stripes(
-    probs: Tensor, logits: Tensor, geometry: _Geometry, memory: int, below: float, reject_as: int
-) -> Iterator[tuple[slice, Tensor]]:
-    queries, classes = probs.shape
+    candidates: Sequence[Tensor], logits: Tensor, geometry: _Geometry, memory: int
+) -> Iterator[_Stripe]:
+    queries, classes = candidates[0].shape
     height, width = geometry.output
     low_height, low_width = geometry.low
     step = max(1, min(height, memory // (4 * classes * (width + low_width))))
@@ -217,17 +264,19 @@ def _fast_stripes(
     columns = interpolation_taps(
         _low_positions(torch.arange(width, device=device), geometry, 1), low_width
     )
+
+    def scores(masks: Tensor, taps: Taps, probs: Tensor) -> Iterator[Tensor]:
+        low = torch.mm(masks.t(), probs).view(-1, low_width, classes)
+        yield interpolate(interpolate(low, taps, 0), columns, 1).view(-1, classes)
+
     for start in range(0, height, step):
         stop = min(height, start + step)
         rows = torch.arange(start, stop, device=device)
         first, second, weight = interpolation_taps(_low_positions(rows, geometry, 0), low_height)
         top, bottom = int(first[0]), int(second[-1]) + 1
         masks = logits[:, top:bottom].sigmoid().reshape(queries, -1)
-        scores = torch.mm(masks.t(), probs).view(bottom - top, low_width, classes)
-        scores = interpolate(
-            interpolate(scores, (first - top, second - top, weight), 0), columns, 1
-        )
-        yield slice(start, stop), name_pixels(scores.view(-1, classes), below, reject_as)
+        taps = (first - top, second - top, weight)
+        yield slice(start, stop), map(partial(scores, masks, taps), candidates)
 
 
 def _low_positions(index: Tensor, geometry: _Geometry, axis: int) -> Tensor:

@@ -237,14 +237,26 @@ class AlignZeg(nn.Module):
 
     def class_probs(self, outputs: Outputs, vocabulary: Vocabulary) -> Tensor:
         """(B, Q, K+1) probabilities after bias correction and, by option, the ensemble."""
-        unseen = vocabulary.unseen_mask(self.device)
-        probs = self.head.correct(outputs, unseen).float().softmax(dim=-1)
+        probs = self.corrected_probs(outputs, vocabulary)
         if not any(self.ensemble):
             return probs
+        return self.ensembled(probs, self.frozen_probs(outputs, vocabulary), vocabulary)
+
+    def corrected_probs(self, outputs: Outputs, vocabulary: Vocabulary) -> Tensor:
+        """(B, Q, K+1) trained probabilities after bias correction, background last."""
+        unseen = vocabulary.unseen_mask(self.device)
+        return self.head.correct(outputs, unseen).float().softmax(dim=-1)
+
+    def frozen_probs(self, outputs: Outputs, vocabulary: Vocabulary) -> Tensor:
+        """(B, Q, K) probabilities of the frozen VLM, which knows no background."""
         text, sizes = self.text(vocabulary)
-        foreground = 1 - probs[..., -1:]
         scores = self.vlm.logit_scale * outputs.region_embeds.float() @ text.T
-        frozen = group_max(scores, sizes).softmax(dim=-1)
+        return group_max(scores, sizes).softmax(dim=-1)
+
+    def ensembled(self, probs: Tensor, frozen: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """(B, Q, K+1) of the trained (B, Q, K+1) and the frozen (B, Q, K) probabilities."""
+        unseen = vocabulary.unseen_mask(self.device)
+        foreground = 1 - probs[..., -1:]
         exponents = torch.where(unseen, self.ensemble[1], self.ensemble[0])
         mixed = geometric_ensemble(probs[..., :-1], frozen * foreground, exponents)
         return torch.cat([mixed, probs[..., -1:]], dim=-1)

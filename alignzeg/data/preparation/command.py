@@ -54,6 +54,8 @@ def _parser(recipe: Recipe) -> argparse.ArgumentParser:
         parser.add_argument(
             "--full", action="store_true", help=f"also {', '.join(recipe.full_benchmarks)}"
         )
+    if recipe.takes_source:
+        parser.add_argument("--source", metavar="FOLDER", help="unpacked files, if not in the root")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument(
@@ -69,12 +71,14 @@ def _prepare(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise ValueError(f"--workers is {options.workers}; give at least 1")
     root = Path(options.root).expanduser().absolute() if options.root else dataset_root()[0]
+    source = getattr(options, "source", None)
     script = f"python datasets/prepare_{recipe.name}.py"
     request = Request(
         root=root,
         splits=tuple(options.splits),
         full=getattr(options, "full", False),
         command=f"{script} --root {root}" if options.root else script,
+        source=Path(source).expanduser().absolute() if source else None,
     )
     if options.archives:
         _unpack(recipe, Path(options.archives).expanduser(), root, options.dry_run)

@@ -64,12 +64,14 @@ class Request:
         splits: "train", "val" or both.
         full: whether the long class list is wanted too, where there are two.
         command: that goes on after a missing file was put in place.
+        source: a folder of unpacked files outside the data root, if one was given.
     """
 
     root: Path
     splits: tuple[str, ...]
     full: bool
     command: str
+    source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Recipe:
         benchmarks: registered names (without split) whose files are checked.
         full_benchmarks: further ones, made on request.
         splits: that can be prepared.
+        takes_source: whether unpacked files may lie outside the data root.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Recipe:
     benchmarks: tuple[str, ...]
     full_benchmarks: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train", "val")
+    takes_source: bool = False
 
 
 def need(path: Path, archive: Archive, request: Request) -> Path:
