@@ -65,7 +65,9 @@ def parameter_groups(
     """Splits trainable parameters by learning rate and weight decay, by the type of their module.
 
     Args:
-        model: its attribute `backbone`, if any, is the image encoder.
+        model: its attribute `backbone`, if any, is the image encoder; of an FPN or a simple feature
+            pyramid the network below it. The pyramid itself starts from nothing and learns at the
+            full rate, as MaskFormer's pixel decoder.
         lr: learning rate of everything but the image encoder.
         backbone_multiplier: learning rate of the image encoder, relative to `lr`.
         weight_decay: of the matrices of linear, convolution and attention layers.
@@ -78,7 +80,8 @@ def parameter_groups(
         matrices that shrink; each trainable parameter occurs once.
     """
     backbone = getattr(model, "backbone", None)
-    encoder = {id(p) for p in backbone.parameters()} if isinstance(backbone, nn.Module) else set()
+    encoder = getattr(backbone, "bottom_up", getattr(backbone, "net", backbone))
+    slow = {id(p) for p in encoder.parameters()} if isinstance(encoder, nn.Module) else set()
     done: set[int] = set()
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for module in model.modules():
@@ -93,7 +96,7 @@ def parameter_groups(
                 decay = weight_decay_bias
             else:
                 decay = weight_decay if matrix else weight_decay_embed
-            rate = lr * (backbone_multiplier if id(parameter) in encoder else 1.0)
+            rate = lr * (backbone_multiplier if id(parameter) in slow else 1.0)
             groups.setdefault((rate, decay, matrix), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay, "matrix": matrix}
