@@ -14,6 +14,7 @@ from conftest import CONFIGS
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from tiny_imagenet import tiny_imagenet
 
 from alignzeg.data.catalog import SPLIT_DIR
 from alignzeg.data.mapper import ZeroShotMapper
@@ -61,6 +62,8 @@ def setup(path: Path, cache_dir: Path) -> CfgNode:
         everything = Thresholds(confidence=0, margin=0)
         make_pseudo_labels(Job(str(path), source, folder, tuple(opts), thresholds=everything))
         cfg = setup_config(path, [*opts, "ALIGNZEG.DATA.PSEUDO.ROOT", folder])
+    if cfg.ALIGNZEG.VLM.NAME == "ImageNetVLM":
+        cfg = setup_config(path, [*opts, *tiny_imagenet(cache_dir)])
     if cfg.ALIGNZEG.DATA.CROP_SIZE:
         cfg.ALIGNZEG.DATA.CROP_SIZE = 32
     if path.parent.name in PIECES:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.metadata
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 # ------------------------------------------------------------------------------------------ places
+def spec_name(spec: str) -> str:
+    """A short name of weights: the package, the tag, or the last part of a path."""
+    return spec.removeprefix(PACKAGE_PREFIX) if PACKAGE_PREFIX in spec else Path(spec).name
+
+
 def package_files(name: str, key: str) -> list[Path]:
     """Files of an installed package, found without importing it.
 
@@ -93,8 +99,8 @@ def weight_file(spec: str, key: str) -> Path:
         ValueError: if there is no such file or package, or the package has not one such file.
     """
     if not spec.startswith(PACKAGE_PREFIX):
-        path = Path(spec).expanduser()
-        if path.is_file() and path.suffix in WEIGHT_SUFFIXES:
+        path = Path(os.path.expanduser(spec))
+        if os.path.isfile(path) and path.suffix in WEIGHT_SUFFIXES:
             return path
         raise ValueError(
             f"{key} is {spec!r}, which is no weight file ({', '.join(WEIGHT_SUFFIXES)}); give a "
@@ -121,12 +127,12 @@ def model_folder(spec: str, key: str, needed: Sequence[str]) -> Path:
     Raises:
         ValueError: if there is no such package, or no folder with these files.
     """
-    folders = [Path(spec).expanduser()]
+    folders = [Path(os.path.expanduser(spec))]
     if spec.startswith(PACKAGE_PREFIX):
         files = package_files(spec.removeprefix(PACKAGE_PREFIX), key)
         folders = sorted({path.parent for path in files if path.name == needed[0]})
     for folder in folders:
-        if spec and all((folder / name).is_file() for name in needed):
+        if spec and all(os.path.isfile(folder / name) for name in needed):
             return folder
     raise ValueError(
         f"{key} is {spec!r}, which has no folder with {', '.join(needed)}; give such a folder, or "

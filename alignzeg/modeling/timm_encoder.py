@@ -12,7 +12,7 @@ from detectron2.modeling.backbone import FPN
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from alignzeg.modeling.pretrained import UNREADABLE, Keys, build_timm
+from alignzeg.modeling.pretrained import UNREADABLE, Keys, build_timm, check_weights
 
 STRIDES = (4, 8, 16, 32)
 KEYS = Keys("ALIGNZEG.ENCODER.TIMM_MODEL", "ALIGNZEG.ENCODER.TIMM_WEIGHTS")
@@ -34,17 +34,12 @@ class TimmPyramid(Backbone):
 
     Raises:
         ValueError: for an unknown network, weights that do not fit, a network that does not give
-            these strides, or a `freeze_at` out of range.
+            these strides or whose stages cannot be told apart.
     """
 
     @configurable
     def __init__(self, *, model_name: str, weights: str = "", freeze_at: int = 0) -> None:
         super().__init__()
-        if not 0 <= freeze_at <= len(STRIDES) + 1:
-            raise ValueError(
-                f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; it counts frozen stages, 0 to "
-                f"{len(STRIDES) + 1}"
-            )
         network, _ = build_timm(model_name, weights, KEYS, features=True)
         strides = network.feature_info.reduction()
         if not set(STRIDES) <= set(strides):
@@ -139,20 +134,35 @@ class TimmPyramid(Backbone):
         }
 
 
-@BACKBONE_REGISTRY.register()
-def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """A timm network (ALIGNZEG.ENCODER.TIMM_MODEL) with FPN: p2 to p5 at strides 4, 8, 16, 32.
+def validate_timm_encoder(cfg: CfgNode) -> None:
+    """Refuses settings of `build_timm_fpn_backbone`; nothing is read or downloaded.
 
-    MODEL.BACKBONE.FREEZE_AT is the number of frozen stages, MODEL.FPN.OUT_CHANNELS the channels of
-    every level.
+    Raises:
+        ValueError: naming the key, its value and the fix.
     """
-    del input_shape  # three channels, as the weights have
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    channels, freeze_at = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.BACKBONE.FREEZE_AT
     if channels % _GROUPS:
         raise ValueError(
             f"MODEL.FPN.OUT_CHANNELS is {channels}; build_timm_fpn_backbone needs a multiple of "
             f"{_GROUPS}, such as 96"
         )
+    if not 0 <= freeze_at <= len(STRIDES) + 1:
+        raise ValueError(
+            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; it counts frozen stages, 0 to "
+            f"{len(STRIDES) + 1}"
+        )
+    check_weights(cfg.ALIGNZEG.ENCODER.TIMM_MODEL, cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS, KEYS)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """A timm network (ALIGNZEG.ENCODER.TIMM_MODEL) with FPN: p2 to p5 at strides 4, 8, 16, 32.
+
+    MODEL.BACKBONE.FREEZE_AT is the number of frozen stages: 0 none, 1 the stem, 2 the stem and the
+    first stage, and so on to 5, all. MODEL.FPN.OUT_CHANNELS are the channels of every level.
+    """
+    del input_shape  # three channels, as the weights have
+    validate_timm_encoder(cfg)
     bottom_up = TimmPyramid(cfg)
     names = list(bottom_up.output_shape())
-    return FPN(bottom_up, names, channels, norm=partial(nn.GroupNorm, _GROUPS))
+    return FPN(bottom_up, names, cfg.MODEL.FPN.OUT_CHANNELS, norm=partial(nn.GroupNorm, _GROUPS))

