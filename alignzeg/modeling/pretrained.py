@@ -46,6 +46,12 @@ class Keys:
     weights: str
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file, as hexadecimal digits."""
     with path.open("rb") as stream:
@@ -188,9 +194,8 @@ def read_weights(
     try:
         return fitted(load_state_dict(str(path), weights_only=True), wanted, in_order)
     except UNREADABLE as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"weight file {str(path)!r} cannot be loaded into {model_name!r} ({reason[0][:200]}): "
+            f"weight file {str(path)!r} cannot be loaded into {model_name!r} ({reason(error)}): "
             f"it is damaged, of another network, or not plain weights; set {keys.model} to the "
             f"network it was saved from, or {keys.weights} to other weights"
         ) from error
@@ -263,18 +268,17 @@ def build_timm(
     """
     check_weights(model_name, weights, keys)
     downloaded = weights == PRETRAINED or weights in _tags(model_name)
-    arguments: dict = {"pretrained": downloaded and bool(weights), **options}
+    arguments = dict(options)
     if features:
         arguments |= {"features_only": True, "feature_cls": "getter"}
-    name = model_name
-    if downloaded and weights not in ("", PRETRAINED):
-        name = f"{model_name.partition('.')[0]}.{weights}"
+    tagged = downloaded and weights != PRETRAINED
+    name = f"{model_name.partition('.')[0]}.{weights}" if tagged else model_name
     try:
-        network = timm.create_model(name, **arguments)
+        network = timm.create_model(name, pretrained=downloaded, **arguments)
     except UNREADABLE as error:
         raise ValueError(
             f"timm cannot build {model_name!r} with weights {weights!r}"
-            f"{f' and {options}' if options else ''} ({error}): set {keys.model} or "
+            f"{f' and {options}' if options else ''} ({reason(error)}): set {keys.model} or "
             f"{keys.weights} to others"
         ) from error
     inner = network.model if features else network

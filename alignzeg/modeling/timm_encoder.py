@@ -12,7 +12,7 @@ from detectron2.modeling.backbone import FPN
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from alignzeg.modeling.pretrained import UNREADABLE, Keys, build_timm, check_weights
+from alignzeg.modeling.pretrained import UNREADABLE, Keys, build_timm, check_weights, reason
 
 STRIDES = (4, 8, 16, 32)
 KEYS = Keys("ALIGNZEG.ENCODER.TIMM_MODEL", "ALIGNZEG.ENCODER.TIMM_WEIGHTS")
@@ -81,7 +81,7 @@ class TimmPyramid(Backbone):
         except (*UNREADABLE, AssertionError) as error:
             raise ValueError(
                 f"{KEYS.model} is {model_name!r}, which does not take images of {side} x {side} "
-                f"pixels ({error}); choose a network for images of any size"
+                f"pixels ({reason(error)}); choose a network for images of any size"
             ) from error
         wanted = {
             name: (shape.channels, side // shape.stride, side // shape.stride)

@@ -13,6 +13,7 @@ from alignzeg.modeling.pretrained import (
     build_timm,
     check_model,
     check_weights,
+    reason,
 )
 from alignzeg.modeling.vlm.encoding import resized
 
@@ -85,10 +86,9 @@ class PlaceClassifier(nn.Module):
         try:
             found = tuple(self(torch.zeros(1, 3, side, side), side).shape)
         except (*UNREADABLE, AssertionError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f"{KEYS.model} is {model_name!r}, which cannot be read place by place "
-                f"({reason[0][:200]}); choose a convolutional network, such as {MODEL!r}"
+                f"({reason(error)}); choose a convolutional network, such as {MODEL!r}"
             ) from error
         wanted = (1, self.rows.shape[1], side // stride, side // stride)
         if found != wanted:

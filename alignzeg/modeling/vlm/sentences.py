@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignzeg.modeling.pretrained import UNREADABLE, file_hash, model_folder
+from alignzeg.modeling.pretrained import UNREADABLE, file_hash, model_folder, reason
 
 KEY = "ALIGNZEG.VLM.TEXT_WEIGHTS"
 NEEDED = ("model.safetensors", "config.json", "tokenizer.json")
@@ -77,7 +77,9 @@ class SentenceEncoder:
             try:
                 self._tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
             except Exception as error:  # noqa: BLE001 (tokenizers raise nothing more exact)
-                raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}") from error
+                raise ValueError(
+                    f"tokenizer {str(path)!r} cannot be read: {reason(error)}"
+                ) from error
             self._tokenizer.enable_padding()
         self._tokenizer.no_truncation()
         return self._tokenizer
@@ -99,9 +101,8 @@ class SentenceEncoder:
                     use_safetensors=True,
                 )
             except UNREADABLE as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
                 raise ValueError(
-                    f"{KEY} names {str(self.folder)!r}, which cannot be read ({reason[0][:200]})"
+                    f"{KEY} names {str(self.folder)!r}, which cannot be read ({reason(error)})"
                 ) from error
             self._network = network.float().eval().requires_grad_(False)
         return self._network
