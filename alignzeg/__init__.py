@@ -32,6 +32,7 @@ from alignzeg.modeling import (
     pixel_arch,
     proposals,
     synthesizers,
+    timm_encoder,
     vlm,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "proposals",
     "register_folder",
     "synthesizers",
+    "timm_encoder",
     "vlm",
 ]
 

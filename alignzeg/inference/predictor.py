@@ -74,6 +74,8 @@ class Predictor:
         cfg = config_from_yaml(about["config"], [*opts, *device_opts])
         self.vocabulary = None if classes is None else _vocabulary(classes, about["seen"])
         _provide_seen(cfg, about["seen"])
+        # The checkpoint has these weights too, so their package or file need not be here.
+        cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS = ""
         self.model: nn.Module = build_model(cfg).eval()
         AlignZegCheckpointer(self.model, strict=True).load(weights)
         self.seen: tuple[str, ...] = tuple(about["seen"])

@@ -87,7 +87,8 @@ def verify(path: str, found: Mapping[str, Any], model: nn.Module) -> None:
         raise ValueError(
             f"checkpoint {path!r} was trained with other weights of the VLM {here['vlm_id']!r}: "
             f"their hash was {found['vlm_hash']}, here it is {here['vlm_hash']}; "
-            "set ALIGNZEG.VLM.WEIGHTS to the original file"
+            "set ALIGNZEG.VLM.WEIGHTS to the original file, and what ImageNetVLM is made with "
+            "(TEXT_WEIGHTS, TEMPLATES, RIDGE) to what it was"
         )
     if found["seen"] != here["seen"]:
         theirs, ours = ([str(name) for name in side["seen"] or []] for side in (found, here))

@@ -17,6 +17,10 @@ from alignzeg.data.pseudo import validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
 from alignzeg.engine.settings.ranges import validate_ranges
 from alignzeg.engine.solver.optim import AMP_DTYPES, LR_SCHEDULERS, OPTIMIZERS
+from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
+from alignzeg.modeling.vlm import ImageNetVLM
+from alignzeg.modeling.vlm.classifier import check_classifier
+from alignzeg.modeling.vlm.sentences import SentenceEncoder
 from alignzeg.registries import (
     BIAS_CORRECTOR_REGISTRY,
     CLASSIFIER_REGISTRY,
@@ -64,6 +68,7 @@ def validate(
     """
     validate_ranges(cfg)
     validate_components(cfg)
+    validate_pretrained(cfg)
     validate_weights(cfg, needs_weights, trust_pickle)
     validate_expected(cfg)
     if training:
@@ -82,6 +87,16 @@ def validate_components(cfg: CfgNode) -> None:
             _check_name(f"ALIGNZEG.{section}.NAME", name, registry)
     for name in cfg.ALIGNZEG.CRITERIA:
         _check_name("ALIGNZEG.CRITERIA", name, CRITERION_REGISTRY)
+
+
+def validate_pretrained(cfg: CfgNode) -> None:
+    """Refuses timm networks, packages and folders that are not there; nothing is downloaded."""
+    if cfg.MODEL.BACKBONE.NAME == build_timm_fpn_backbone.__name__:
+        validate_timm_encoder(cfg)
+    vlm = cfg.ALIGNZEG.VLM
+    if vlm.NAME == ImageNetVLM.__name__:
+        check_classifier(vlm.MODEL, vlm.WEIGHTS, vlm.OUTPUT_STRIDE)
+        SentenceEncoder(vlm.TEXT_WEIGHTS)
 
 
 def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> None:

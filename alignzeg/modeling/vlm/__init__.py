@@ -1,5 +1,7 @@
-"""The frozen vision-language model: any open_clip model, read for names, pictures and regions."""
+"""Frozen vision-language models, read for names, images and regions."""
 
-from alignzeg.modeling.vlm.model import EncodedImage, OpenClipVLM
+from alignzeg.modeling.vlm.encoding import EncodedImage
+from alignzeg.modeling.vlm.imagenet import ImageNetVLM
+from alignzeg.modeling.vlm.model import OpenClipVLM
 
-__all__ = ["EncodedImage", "OpenClipVLM"]
+__all__ = ["EncodedImage", "ImageNetVLM", "OpenClipVLM"]

@@ -6,10 +6,7 @@ dense grid.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -20,6 +17,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from alignzeg.modeling.vlm.encoding import EncodedImage, check_masks, resized
 from alignzeg.modeling.vlm.regions import (
     dense_values,
     mask_guided_tokens,
@@ -29,27 +27,17 @@ from alignzeg.modeling.vlm.regions import (
     vit_states,
 )
 from alignzeg.modeling.vlm.templates import resolve_templates
-from alignzeg.modeling.vlm.text import TextCache, encode_prompts, text_channels, token_counts
+from alignzeg.modeling.vlm.text import (
+    TextCache,
+    checked_names,
+    encode_prompts,
+    prompt_means,
+    text_channels,
+    token_counts,
+)
 from alignzeg.modeling.vlm.towers import cell_size, check_visual, convnet_dense
 from alignzeg.modeling.vlm.weights import load_clip
 from alignzeg.registries import VLM_REGISTRY
-from alignzeg.structures import SYNONYM_SEPARATOR
-
-_PROMPT_BATCH = 256
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """One pass over a batch of pictures, from which dense features and regions are both read.
-
-    Attributes:
-        dense: (B, D, Hv, Wv) patch features in the text space, not normalised.
-        states: what enters each of the last blocks, each (B, 1+P, W); empty unless regions are
-            read by MaskGuidedTokens.
-    """
-
-    dense: Tensor
-    states: tuple[Tensor, ...] = ()
 
 
 @VLM_REGISTRY.register()
@@ -63,11 +51,12 @@ class OpenClipVLM(nn.Module):
         model_name: a name of ``open_clip.list_models()``, or "alignzeg-tiny", which ships with the
             package.
         weights: "" for bundled weights, a pretrained tag, or a local .safetensors or .pt file.
-        templates: "single", "vild", "imagenet" or sentences with one ``{}``.
+        templates: "single", "vild", "imagenet", "default" (vild) or sentences with one ``{}``.
         regions: "MaskGuidedTokens" (ViT) or "MaskPooling" (any tower).
         region_blocks: last blocks that a region's class token runs through, 1 to the depth of the
             ViT.
         image_size: shorter side in pixels that the tower sees; 0 is the model's own.
+        logit_scale: cosines times this are logits; 0 is the model's own.
         cache_dir: folder of text prototypes; "" is ``~/.cache/alignzeg/text``.
 
     Raises:
@@ -81,10 +70,11 @@ class OpenClipVLM(nn.Module):
         *,
         model_name: str = "alignzeg-tiny",
         weights: str = "",
-        templates: Sequence[str] = ("vild",),
+        templates: Sequence[str] = ("default",),
         regions: str = "MaskGuidedTokens",
         region_blocks: int = 3,
         image_size: int = 0,
+        logit_scale: float = 0.0,
         cache_dir: str = "",
     ) -> None:
         super().__init__()
@@ -102,13 +92,10 @@ class OpenClipVLM(nn.Module):
         self._preprocess = dict(clip.visual.preprocess_cfg)
         own = self._preprocess["size"]
         self.image_size = image_size or (own if isinstance(own, int) else min(own))
+        self._scale = float(logit_scale)
         self.regions = regions
         self.region_blocks = region_blocks
-        self._cache = TextCache(
-            Path(cache_dir).expanduser()
-            if cache_dir
-            else Path.home() / ".cache" / "alignzeg" / "text"
-        )
+        self._cache = TextCache(cache_dir)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -121,6 +108,7 @@ class OpenClipVLM(nn.Module):
             "regions": node.REGIONS,
             "region_blocks": node.REGION_BLOCKS,
             "image_size": node.IMAGE_SIZE,
+            "logit_scale": node.LOGIT_SCALE,
             "cache_dir": node.CACHE_DIR,
         }
 
@@ -156,8 +144,8 @@ class OpenClipVLM(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """exp(logit_scale), at most 100: cosines times this are logits."""
-        return min(float(self.clip.logit_scale.exp()), 100.0)
+        """Cosines times this are logits; the model's own is exp(logit_scale), at most 100."""
+        return self._scale or min(float(self.clip.logit_scale.exp()), 100.0)
 
     # ---------------------------------------------------------------------------------------- names
     @property
@@ -183,48 +171,22 @@ class OpenClipVLM(nn.Module):
         Raises:
             ValueError: if there are no names, or an empty one.
         """
-        names = list(names)
-        if not names or any(not name.strip() for name in names):
-            raise ValueError(f"class names must not be empty; got {names}")
+        names = checked_names(names)
         identity = {"id": self.id, "hash": self.hash, "templates": self.templates, "names": names}
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         shape = (len(names), self.embed_dim)
-        return self._cache.get(key, shape, lambda: self._prototypes(names)).to(self.device)
+        return self._cache.get(identity, shape, lambda: self._prototypes(names)).to(self.device)
 
     def _prototypes(self, names: list[str]) -> Tensor:
-        groups = [name.split(SYNONYM_SEPARATOR) for name in names]
-        each = [name for group in groups for name in group]
-        prompts = [template.replace("{}", name) for name in each for template in self.templates]
-        parts = []
+        def encode(prompts: list[str]) -> Tensor:
+            return encode_prompts(self.clip, self._tokenizer(prompts).to(self.device))
+
         with torch.autocast(self.device.type, enabled=False):
-            for start in range(0, len(prompts), _PROMPT_BATCH):
-                tokens = self._tokenizer(prompts[start : start + _PROMPT_BATCH]).to(self.device)
-                parts.append(F.normalize(encode_prompts(self.clip, tokens).float(), dim=-1))
-        means = torch.cat(parts).unflatten(0, (len(each), len(self.templates))).mean(dim=1)
-        means = F.normalize(means, dim=-1)
-        if len(each) == len(names):
-            return means
-        means = torch.stack([part.mean(dim=0) for part in means.split([len(g) for g in groups])])
-        return F.normalize(means, dim=-1)
+            return prompt_means(names, self.templates, encode)
 
     # ------------------------------------------------------------------------------------- pictures
     def _prepared(self, image: Tensor) -> Tensor:
         """Resize to the model's resolution (aspect kept, sides in whole patches) and normalise."""
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(
-                f"pictures must be (B, 3, H, W) RGB in 0..255; got {tuple(image.shape)}"
-            )
-        unit = cell_size(self.clip.visual)
-        scale = self.image_size / min(image.shape[-2:])
-        size = [
-            max(1, round(side * scale / step)) * step
-            for side, step in zip(image.shape[-2:], unit, strict=True)
-        ]
-        image = image.float()
-        if size != list(image.shape[-2:]):
-            image = F.interpolate(
-                image, size=size, mode="bicubic", align_corners=False, antialias=True
-            ).clamp(0, 255)
+        image = resized(image, self.image_size, cell_size(self.clip.visual))
         mean = image.new_tensor(self._preprocess["mean"]).view(1, 3, 1, 1)
         std = image.new_tensor(self._preprocess["std"]).view(1, 3, 1, 1)
         return ((image / 255 - mean) / std).to(self.clip.logit_scale.dtype)
@@ -280,10 +242,7 @@ class OpenClipVLM(nn.Module):
         """
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         dense = encoded.dense
-        if mask_logits.ndim != 4 or mask_logits.shape[0] != dense.shape[0]:
-            raise ValueError(
-                f"mask_logits must be ({dense.shape[0]}, Q, h, w); got {tuple(mask_logits.shape)}"
-            )
+        check_masks(mask_logits, dense)
         grid = (dense.shape[2], dense.shape[3])
         if mask_logits.shape[1] == 0:
             return dense.new_zeros(dense.shape[0], 0, dense.shape[1], dtype=torch.float32)

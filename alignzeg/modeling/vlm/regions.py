@@ -154,11 +154,18 @@ def patches_inside(mask_logits: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.where(inside.any(dim=2, keepdim=True), inside, peak)
 
 
-def mask_pooled(dense: Tensor, mask_logits: Tensor) -> Tensor:
-    """(B, Q, D): mean of normalised (B, D, Hv, Wv), weighted by the mask probability."""
+def mask_pooled(dense: Tensor, mask_logits: Tensor, normalize: bool = True) -> Tensor:
+    """(B, Q, D): mean of (B, D, Hv, Wv), weighted by the mask probability.
+
+    Args:
+        dense: features of all places.
+        mask_logits: (B, Q, h, w) at any resolution; a mask that is empty takes its best place.
+        normalize: let every place count alike, however long its feature is.
+    """
     grid = (dense.shape[2], dense.shape[3])
     shares = F.adaptive_avg_pool2d(mask_logits.float().sigmoid(), grid).flatten(2)
     solid = shares.amax(dim=2, keepdim=True) > 1e-4
     shares = torch.where(solid, shares, patches_inside(mask_logits, grid).float())
     shares = shares / shares.sum(dim=2, keepdim=True)
-    return shares @ F.normalize(dense.float(), dim=1).flatten(2).transpose(1, 2)
+    places = F.normalize(dense.float(), dim=1) if normalize else dense.float()
+    return shares @ places.flatten(2).transpose(1, 2)

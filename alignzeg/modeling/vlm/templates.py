@@ -8,6 +8,8 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 
 SINGLE = ("a photo of a {}.",)
 
+SHORT = ("a photo of a {}", "a {}", "{}", "a photo of the {} in a scene")
+
 VILD = (
     "a photo of a {}.",
     "This is a photo of a {}",
@@ -28,17 +30,19 @@ VILD = (
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "single": SINGLE,
+    "short": SHORT,
     "vild": VILD,
     "imagenet": tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES),
 }
 
 
-def resolve_templates(templates: Sequence[str]) -> tuple[str, ...]:
+def resolve_templates(templates: Sequence[str], default: Sequence[str] = VILD) -> tuple[str, ...]:
     """Template sets by name and templates of the caller's own, in one list.
 
     Args:
-        templates: each entry is "single", "vild" (14), "imagenet" (80) or a sentence with exactly
-            one ``{}``.
+        templates: each entry is "single", "short" (4), "vild" (14), "imagenet" (80), "default" or
+            a sentence with exactly one ``{}``.
+        default: what "default" stands for, the caller's own choice.
 
     Returns:
         The templates, in order, without repetition.
@@ -49,15 +53,16 @@ def resolve_templates(templates: Sequence[str]) -> tuple[str, ...]:
     entries = [templates] if isinstance(templates, str) else list(templates)
     if not entries:
         raise ValueError("no prompt templates: set ALIGNZEG.VLM.TEMPLATES, for example ['vild']")
+    sets = {"default": default, **TEMPLATE_SETS}
     resolved: list[str] = []
     for entry in entries:
-        if entry in TEMPLATE_SETS:
-            resolved.extend(TEMPLATE_SETS[entry])
+        if entry in sets:
+            resolved.extend(sets[entry])
         elif entry.count("{}") == 1:
             resolved.append(entry)
         else:
             raise ValueError(
-                f"prompt template {entry!r} is neither one of {sorted(TEMPLATE_SETS)} nor a "
+                f"prompt template {entry!r} is neither one of {sorted(sets)} nor a "
                 "sentence with "
                 "exactly one {} for the class name"
             )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alignzeg.modeling.vlm.weights import UNREADABLE
+from alignzeg.modeling.pretrained import UNREADABLE
+from alignzeg.structures import SYNONYM_SEPARATOR
 
 logger = logging.getLogger(__name__)
+
+# Prompts that the text encoder reads at once.
+_PROMPT_BATCH = 256
 
 
 def _is_causal(text: nn.Module) -> bool:
@@ -81,15 +88,66 @@ def token_counts(tokenizer: Any, templates: Sequence[str], names: Sequence[str])
     return counts
 
 
+def checked_names(names: Sequence[str]) -> list[str]:
+    """The names as a list.
+
+    Raises:
+        ValueError: if there are none, or an empty one.
+    """
+    names = list(names)
+    if not names or any(not name.strip() for name in names):
+        raise ValueError(f"class names must not be empty; got {names}")
+    return names
+
+
+def prompt_means(
+    names: Sequence[str], templates: Sequence[str], encode: Callable[[list[str]], Tensor]
+) -> Tensor:
+    """Text prototypes: means over templates, then over the several names of a class.
+
+    Args:
+        names: K class names; one may hold several, between SYNONYM_SEPARATORs.
+        templates: sentences with one ``{}``.
+        encode: n prompts to (n, D) embeddings, not normalised.
+
+    Returns:
+        (K, D) float32, unit length. What is averaged is normalised before.
+    """
+    groups = [name.split(SYNONYM_SEPARATOR) for name in names]
+    each = [name for group in groups for name in group]
+    prompts = [template.replace("{}", name) for name in each for template in templates]
+    parts = [
+        F.normalize(encode(prompts[start : start + _PROMPT_BATCH]).float(), dim=-1)
+        for start in range(0, len(prompts), _PROMPT_BATCH)
+    ]
+    means = torch.cat(parts).unflatten(0, (len(each), len(templates))).mean(dim=1)
+    means = F.normalize(means, dim=-1)
+    if len(each) == len(names):
+        return means
+    means = torch.stack([part.mean(dim=0) for part in means.split([len(g) for g in groups])])
+    return F.normalize(means, dim=-1)
+
+
 class TextCache:
     """Text prototypes in memory and on disk, by the sha256 of everything they depend on."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        """Keeps files in `folder`; "" is ``~/.cache/alignzeg/text``."""
+        default = Path.home() / ".cache" / "alignzeg" / "text"
+        self._folder = Path(folder).expanduser() if folder else default
         self._memory: dict[str, Tensor] = {}
 
-    def get(self, key: str, shape: tuple[int, int], make: Callable[[], Tensor]) -> Tensor:
-        """The stored prototypes, or those that `make` computes; an unreadable file is made anew."""
+    def get(
+        self, identity: Mapping[str, Any], shape: tuple[int, int], make: Callable[[], Tensor]
+    ) -> Tensor:
+        """The stored prototypes, or those that `make` computes; an unreadable file is made anew.
+
+        Args:
+            identity: everything that they depend on, as JSON holds it.
+            shape: that they must have.
+            make: computes them, float32.
+        """
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         if key not in self._memory:
             path = self._folder / f"{key}.safetensors"
             stored = self._read(path, shape)

@@ -5,31 +5,18 @@ No code stored with the weights runs, and nothing is downloaded before what can 
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import open_clip
 from open_clip.model import CLIP
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+
+from alignzeg.modeling.pretrained import UNREADABLE, file_hash
 
 ASSETS = Path(__file__).parents[2] / "assets"
-# What reading a damaged or foreign file of weights or prototypes raises.
-UNREADABLE = (
-    RuntimeError,
-    LookupError,
-    ValueError,
-    OSError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    StopIteration,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
 
 
 def bundled_models() -> dict[str, Path]:
@@ -124,11 +111,6 @@ def _weight_file(model_name: str, weights: str) -> Path:
     )
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep back open_clip's warning that a model has no weights yet: they are loaded next."""
@@ -179,4 +161,4 @@ def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
             "or save its "
             "state_dict as safetensors"
         ) from error
-    return model.eval(), _file_hash(path)
+    return model.eval(), file_hash(path)

