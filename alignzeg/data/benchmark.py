@@ -16,7 +16,9 @@ A split file holds (paths are relative to the data root, `DETECTRON2_DATASETS` o
     ignored_raw_ids optional; more values that mean "no class" (such as VOC's background)
     splits          optional; {split: {"image_root": ..., "sem_seg_root": ..., "images": ...}};
                     <name>/images/<split> and <name>/annotations/<split> by default; "images" is
-                    the official number of labelled pictures, or a list of numbers in use
+                    the official number of labelled pictures, or a list of numbers in use; "take":
+                    [n, [r, ...]] has only those whose place in the order of names, modulo n, is one
+                    of r
     extra_images    optional; true if image folders also hold pictures without a label file
     prepare         optional; the command that makes the files
 """
@@ -61,6 +63,8 @@ class Benchmark:
         prepare: what to do when the files are missing; ends an error message.
         counts: split -> official numbers of labelled pictures; a split may be absent.
         extra_images: whether image folders also hold pictures without a label file.
+        taken: split -> n and remainders: only the images whose place in the order of names, modulo
+            n, is one of these; a split may be absent.
         root: absolute data root; None reads `DETECTRON2_DATASETS` when the files are needed.
 
     Raises:
@@ -79,6 +83,7 @@ class Benchmark:
     root: str | None = None
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     extra_images: bool = False
+    taken: Mapping[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = self.vocabulary.names
@@ -157,11 +162,11 @@ def _benchmark(content: dict[str, Any]) -> Benchmark:
         for split in ("train", "val")
     }
     for split, given in splits.items():
-        unknown = sorted(set(given) - {*_ROOTS, "images"})
+        unknown = sorted(set(given) - {*_ROOTS, "images", "take"})
         if unknown or not set(_ROOTS) <= set(given):
             raise ValueError(
                 f"'splits' {split!r} holds {sorted(given)}; it needs {list(_ROOTS)} and may hold "
-                "'images'"
+                "'images' and 'take'"
             )
     return Benchmark(
         name=name,
@@ -178,6 +183,11 @@ def _benchmark(content: dict[str, Any]) -> Benchmark:
             split: _counts(given["images"]) for split, given in splits.items() if "images" in given
         },
         extra_images=bool(content.get("extra_images", False)),
+        taken={
+            split: (int(given["take"][0]), tuple(given["take"][1]))
+            for split, given in splits.items()
+            if "take" in given
+        },
     )
 
 

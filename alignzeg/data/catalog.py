@@ -55,13 +55,15 @@ def load_records(benchmark: Benchmark, split: str) -> list[dict[str, str]]:
                 f"data set {dataset_name!r}: {have[alone[0]]} has no {kind} file "
                 f"{folder / alone[0]}.* ({len(alone)} such files); {where}"
             )
+    modulus, remainders = benchmark.taken.get(split, (1, (0,)))
+    keys = [key for place, key in enumerate(sorted(labels)) if place % modulus in remainders]
     return [
         {
             "file_name": str(images[key]),
             "sem_seg_file_name": str(labels[key]),
             "dataset_name": dataset_name,
         }
-        for key in sorted(labels)
+        for key in keys
     ]
 
 

@@ -49,7 +49,7 @@ class TimmPyramid(Backbone):
             )
         # Of several stages with one stride, the last has seen most.
         self._places = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
-        self.network = freeze_batch_norm_2d(network)
+        self.network = freeze_batch_norm_2d(network).to(memory_format=torch.channels_last)
         self._out_features = [f"res{level + 2}" for level in range(len(STRIDES))]
         channels = network.feature_info.channels()
         self._out_feature_channels = {
@@ -127,7 +127,8 @@ class TimmPyramid(Backbone):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(B, C, H/s, W/s) at every stride s of a normalised (B, 3, H, W) image."""
-        features = self.network(image)
+        # Convolutions of one thread are a third faster with the channels last.
+        features = self.network(image.contiguous(memory_format=torch.channels_last))
         return {
             name: features[place]
             for name, place in zip(self._out_features, self._places, strict=True)

@@ -77,7 +77,7 @@ class PlaceClassifier(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(self.network.pretrained_cfg[name]).view(1, 3, 1, 1) * 255
             self.register_buffer(name, values)
-        self.requires_grad_(False).eval()
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self._try(model_name, output_stride)
 
     def _try(self, model_name: str, stride: int) -> None:
@@ -112,7 +112,8 @@ class PlaceClassifier(nn.Module):
             ValueError: if the shape is not (B, 3, H, W).
         """
         pixels = resized(image, side, (_UNIT, _UNIT)).to(self.mean.dtype)
-        maps = self.network.forward_features((pixels - self.mean) / self.std)
+        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        maps = self.network.forward_features(pixels)
         places = maps.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]
         features = self.network.forward_head(places, pre_logits=True)
         return features.unflatten(0, (len(maps), *maps.shape[2:])).permute(0, 3, 1, 2)
