@@ -224,13 +224,15 @@ class SyntheticOutputs:
     Attributes:
         logits: (S, K+1+P) class scores: seen classes, background, virtual classes.
         targets: (S,) int64 index into the K+1+P scores.
-        unseen_logits: (S,) the indicator's logits, or None without an indicator.
+        embeds: (S, D) unit-length embeddings.
+        region_embeds: (S, D) unit length, what stands for their frozen region embeddings.
         imitated: as in `Synthetic`.
     """
 
     logits: Tensor
     targets: Tensor
-    unseen_logits: Tensor | None
+    embeds: Tensor
+    region_embeds: Tensor
     imitated: tuple[Tensor, Tensor] | None = None
 
 
@@ -247,6 +249,8 @@ class Outputs:
         background: (M, D) unit-length background prototypes.
         synthetic: scores of the synthetic features; None in inference or without a synthesizer.
         text: (K, D) unit-length text prototypes of the classes in training; None in inference.
+        unseen_examples: (M,) logits of the indicator and (M,) bool truth, for its loss; None in
+            inference or without an indicator.
     """
 
     proposals: tuple[Proposals, ...]
@@ -257,3 +261,4 @@ class Outputs:
     background: Tensor | None = None
     synthetic: SyntheticOutputs | None = field(default=None)
     text: Tensor | None = None
+    unseen_examples: tuple[Tensor, Tensor] | None = None

@@ -112,11 +112,13 @@ def add_classification(node: CfgNode) -> None:
     synthesizer.RATIO = 1.0
 
     corrector = node.CORRECTOR = CfgNode()
-    # UnseenIndicator (AlignZeg), ConstantShift (the peers), NoCorrection.
+    # UnseenIndicator (AlignZeg), LeaveOutIndicator (ours), ConstantShift (the peers), NoCorrection.
     corrector.NAME = "UnseenIndicator"
     corrector.HIDDEN_DIM = 128
     # Seen cosines given to the indicator, the highest first. [ours]
     corrector.TOP_COSINES = 5
+    # Share of the seen names that a LeaveOutIndicator is not given at a time in training. [ours]
+    corrector.LEFT_OUT = 0.25
     # Lower seen scores where the unseen probability exceeds THRESHOLD (theta) ...
     corrector.THRESHOLD = 0.5
     # ... by GAMMA, in logits; 0 turns the correction off. tools/calibrate.py chooses both.

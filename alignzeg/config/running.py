@@ -57,6 +57,9 @@ def add_inference(node: CfgNode) -> None:
     # 0 is the trained score alone. [ZegFormer 1/3 and 2/3; ours 0]
     test.ENSEMBLE_SEEN = 0.0
     test.ENSEMBLE_UNSEEN = 0.0
+    # Whether the classes of a proposal share what the background leaves, after the ensemble, or a
+    # proposal that the two scores disagree on counts less. [ZegFormer: false; fc-clip: true]
+    test.ENSEMBLE_NORMALIZED = False
     # Proposals whose masks overlap with this IoU share one vote; above 1 each has its own. [ours]
     test.COPY_IOU = 0.5
     # "exact": upsample masks, then classes x masks; "fast": the product at stride 4, then upsample.

@@ -96,7 +96,7 @@ class MaskProposalHead(nn.Module):
             embeds=embeds,
             region_embeds=regions,
             class_logits=self.classifier.score(embeds, text),
-            unseen_logits=self.corrector.indicate(embeds, seen_text),
+            unseen_logits=self.corrector.indicate(embeds, regions, seen_text),
             background=self.classifier.background,
         )
 
@@ -140,7 +140,8 @@ class MaskProposalHead(nn.Module):
         return SyntheticOutputs(
             logits=torch.cat([self.score(embeds, text), virtual], dim=-1),
             targets=len(text) + 1 + made.targets,
-            unseen_logits=self.corrector.indicate(embeds, text),
+            embeds=embeds,
+            region_embeds=regions,
             imitated=made.imitated,
         )
 
