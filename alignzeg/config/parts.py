@@ -64,7 +64,8 @@ def add_extractor(node: CfgNode) -> None:
     head.NAME = "MaskProposalHead"
 
     extractor = node.EXTRACTOR = CfgNode()
-    # MutuallyRefinedExtractor (AlignZeg) or PlainExtractor (MaskFormer).
+    # MutuallyRefinedExtractor (AlignZeg), VLMAffinityExtractor (ours, on top of it) or
+    # PlainExtractor (MaskFormer).
     extractor.NAME = "MutuallyRefinedExtractor"
     # Mask queries, N in the papers. [paper: 100]
     extractor.NUM_QUERIES = 100
@@ -79,10 +80,6 @@ def add_extractor(node: CfgNode) -> None:
     extractor.USE_VLM = True
     # Let the pixel features attend to the queries, the other half of "mutual". [paper]
     extractor.REFINE_FEATURES = True
-    # Start every query from the pixel features at its point of a square grid. [ours]
-    extractor.SEED_QUERIES = True
-    # Draw masks together by likeness in the VLM's feature space. [ours]
-    extractor.LIKENESS = True
 
 
 def add_classification(node: CfgNode) -> None:
