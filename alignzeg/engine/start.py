@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import logging
 import os
+import platform
 import sys
 
 import torch
@@ -22,6 +24,8 @@ from alignzeg.engine.solver.optim import scaled_lr
 logger = logging.getLogger(__name__)
 
 LOGGERS = ("alignzeg", "detectron2", "fvcore")
+# M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h, in bytes.
+_MALLOC_OPTIONS = {-3: 2**30, -1: 2**31 - 1, -2: 2**28}
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
@@ -41,6 +45,8 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError: if another process is training into OUTPUT_DIR, as this one would.
     """
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     if comm.is_main_process() and not getattr(args, "eval_only", False):
         occupy(cfg.OUTPUT_DIR)
     if cfg.SEED < 0:
@@ -53,6 +59,20 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     if not (getattr(args, "debug", False) or os.environ.get("ALIGNZEG_DEBUG")):
         hide_tracebacks()
     return cfg
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep large blocks of freed memory for the next step, instead of returning them.
+
+    A step on a CPU frees and allocates the same large tensors again and again, and each new page
+    costs a fault: without this a step of the MSRC-21 training takes a fifth longer. Other C
+    libraries, and processes with MALLOC_* variables of their own, are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(key.startswith("MALLOC_") for key in os.environ):
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, amount in _MALLOC_OPTIONS.items():
+        mallopt(option, amount)
 
 
 class _WithoutTraceback(logging.Formatter):
