@@ -260,7 +260,9 @@ def test_muon_takes_kernels_with_their_channels_last():
     for memory in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         convolution = nn.Conv2d(3, 8, 3).to(memory_format=memory)
-        optimizer = MuonWithAdamW([{"params": [convolution.weight], "lr": 0.1, "matrix": True}])
+        optimizer = MuonWithAdamW(
+            [{"params": [convolution.weight], "lr": 0.1, "weight_decay": 0.0, "matrix": True}]
+        )
         for _ in range(2):
             optimizer.zero_grad()
             convolution(torch.ones(1, 3, 8, 8).cumsum(-1)).square().sum().backward()
