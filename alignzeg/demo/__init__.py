@@ -1,11 +1,12 @@
-"""The demo: the baseline and AlignZeg trained alike on zeroshapes, compared in a report.
+"""The demo: the baseline and AlignZeg trained alike on one data set, compared in a report.
 
-Everything it makes lies in one folder. What is there and still valid is used again, so a demo that
-was cut off goes on where it stopped.
+The data set is zeroshapes, or photographs. All else lies in one folder. What is there and still
+valid is used again, so a comparison that was cut off goes on where it stopped.
 """
 
+from alignzeg.demo.datasets import DataSet, Photographs, Scenes
 from alignzeg.demo.plan import Plan
-from alignzeg.demo.run import run_demo
-from alignzeg.demo.training import DemoError
+from alignzeg.demo.run import run
+from alignzeg.demo.training import TrainingError
 
-__all__ = ["DemoError", "Plan", "run_demo"]
+__all__ = ["DataSet", "Photographs", "Plan", "Scenes", "TrainingError", "run"]

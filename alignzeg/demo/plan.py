@@ -1,53 +1,54 @@
-"""What the demo runs, and when an earlier run may be used again."""
+"""What a comparison runs, and where."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import alignzeg
-from alignzeg.data.zeroshapes import DEFAULT_COUNTS
-from alignzeg.engine import setup_config
+from alignzeg.demo.datasets import DataSet
 
 LABELS = {"baseline": "Baseline", "alignzeg": "AlignZeg"}
-# What a trained model depends on; report and prediction may change without a new training.
-_SOURCES = ("config.py", "structures.py", "registries.py", "data", "engine", "evaluation", "losses")
-_SOURCES += ("modeling", "assets/*.json", "assets/*.safetensors")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the demo does.
+    """The baseline and AlignZeg on one data set.
 
     Attributes:
         repository: where configs/ and tools/ are.
-        output: everything is written here.
+        output: everything but the data set is written here.
+        data: what they are trained and judged on.
         iterations: of each training; 0 takes the configs' own number.
-        scenes: pictures for training and validation.
-        size: of a picture's side in pixels.
         jobs: trainings at a time, sharing the cores evenly.
         opts: KEY VALUE pairs for both trainings.
     """
 
     repository: Path
     output: Path
+    data: DataSet
     iterations: int = 0
-    scenes: tuple[int, int] = (DEFAULT_COUNTS["train"], DEFAULT_COUNTS["val"])
-    size: int = 128
     jobs: int = 1
     opts: tuple[str, ...] = ()
 
+    @property
+    def dataset(self) -> str:
+        """The registered data set that both are judged by."""
+        return f"{self.data.benchmark}_val"
+
     def config(self, name: str) -> Path:
         """The YAML file of a run."""
-        return self.repository / "configs" / "zeroshapes" / f"{name}.yaml"
+        return self.repository / "configs" / self.data.benchmark / f"{name}.yaml"
 
     def folder(self, name: str) -> Path:
         """OUTPUT_DIR of a run."""
         return self.output / name
+
+    def record(self, name: str, what: str) -> Path:
+        """A file of the comparison, not the training, in the folder of a run."""
+        return self.folder(name) / f"{self.data.name}_{what}"
 
     def run_opts(self, name: str) -> list[str]:
         """KEY VALUE pairs of a run."""
@@ -59,25 +60,6 @@ class Plan:
         script = self.repository / "tools" / "train_net.py"
         config = ["--config-file", str(self.config(name)), "--resume"]
         return [sys.executable, str(script), *config, *self.run_opts(name)]
-
-
-def identity(plan: Plan, name: str) -> str:
-    """A hash of everything that a trained model follows from: config, data, code, weights."""
-    cfg = setup_config(plan.config(name), plan.run_opts(name))
-    cfg.OUTPUT_DIR = ""
-    digest = hashlib.sha256(cfg.dump().encode())
-    digest.update(repr((plan.scenes, plan.size)).encode())
-    package = Path(alignzeg.__file__).parent
-    for source in _SOURCES:
-        found = package.glob(source) if "*" in source else [package / source]
-        for path in sorted(found):
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file() and file.suffix in (".py", ".json", ".safetensors"):
-                    digest.update(str(file.relative_to(package)).encode() + b"\0")
-                    digest.update(file.read_bytes())
-    for file in cfg.ALIGNZEG.PLUGINS:
-        digest.update(Path(file).read_bytes())
-    return digest.hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

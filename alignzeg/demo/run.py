@@ -1,4 +1,4 @@
-"""The demo from data to report."""
+"""A comparison from data to report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from rich.console import Console
 from rich.table import Table
@@ -17,20 +18,19 @@ from rich.table import Table
 from alignzeg.data.catalog import dataset_root
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
 from alignzeg.data.pictures import read_rgb
-from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.demo.plan import LABELS, Plan, write_json
 from alignzeg.demo.training import DONE, train_all
 from alignzeg.engine import setup_config
+from alignzeg.engine.settings.validation import validate_pretrained
 from alignzeg.inference import Predictor
 from alignzeg.report import About, RunResult, Sample, read_run, write_report
 from alignzeg.structures import Vocabulary
 
-DATASET = "zeroshapes_val"
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 _SAMPLES = 8
 
 
-def run_demo(plan: Plan, fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
+def run(plan: Plan, fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Prepares, trains, evaluates, compares.
 
     Args:
@@ -44,43 +44,27 @@ def run_demo(plan: Plan, fresh: bool = False, console: Console | None = None) ->
         of its training.
 
     Raises:
-        ValueError: on a config that cannot run.
-        DemoError: if a training fails.
+        ValueError: on a config or a data set that cannot be worked with, before any work.
+        TrainingError: if a training fails.
     """
     console = console or Console()
+    plan.data.check()
+    cfgs = {name: setup_config(plan.config(name), plan.run_opts(name)) for name in LABELS}
+    for cfg in cfgs.values():
+        validate_pretrained(cfg)
     if fresh:
         for name in LABELS:
             shutil.rmtree(plan.folder(name), ignore_errors=True)
-    cfgs = {name: setup_config(plan.config(name), plan.run_opts(name)) for name in LABELS}
-    seconds: dict[str, float] = {}
-    start = time.monotonic()
-    # Said once and for all where no live display is possible, such as a log file.
-    console.print(f"Preparing zeroshapes in {dataset_root()[0]}", soft_wrap=True)
-    with console.status("Preparing zeroshapes"):
-        root = dataset_root()[0]
-        for split, count in zip(("train", "val"), plan.scenes, strict=True):
-            write_dataset(root, split, count, plan.size)
-    seconds["prepare"] = time.monotonic() - start
-    steps = cfgs["alignzeg"].SOLVER.MAX_ITER
-    console.print(f"Training {steps} steps each; logs in {plan.output}/*/log.txt", soft_wrap=True)
-    train_all(plan, {name: cfg.SOLVER.MAX_ITER for name, cfg in cfgs.items()}, console)
-    for name in LABELS:
-        seconds[f"train_{name}"] = json.loads((plan.folder(name) / DONE).read_text())["seconds"]
+    seconds = {"prepare": _prepare(plan, console)}
+    steps = {name: cfg.SOLVER.MAX_ITER for name, cfg in cfgs.items()}
+    seconds |= _train(plan, steps, console)
     start = time.monotonic()
     runs = [
-        read_run(name, label, plan.folder(name), DATASET, _shown(plan, name))
+        read_run(name, label, plan.folder(name), plan.dataset, _shown(plan, name))
         for name, label in LABELS.items()
     ]
     with console.status("Writing the report"):
-        facts = {
-            "iterations": cfgs["alignzeg"].SOLVER.MAX_ITER,
-            "pictures": f"{plan.scenes[0]} to train on, {plan.scenes[1]} to judge by",
-            "seed": cfgs["alignzeg"].SEED,
-            **{
-                f"seconds, {key.replace('_', ' ')}": f"{value:.0f}"
-                for key, value in seconds.items()
-            },
-        }
+        facts = _facts(plan, cfgs["alignzeg"], seconds)
         report = _write_report(plan, runs, facts)
     seconds["report"] = time.monotonic() - start
     results: dict[str, Any] = {
@@ -93,6 +77,28 @@ def run_demo(plan: Plan, fresh: bool = False, console: Console | None = None) ->
     return results
 
 
+def _prepare(plan: Plan, console: Console) -> float:
+    """Makes the data set; returns the seconds that it took."""
+    start = time.monotonic()
+    name = plan.data.benchmark
+    # Said once and for all where no live display is possible, such as a log file.
+    console.print(f"Preparing {name} in {dataset_root()[0]}", soft_wrap=True)
+    with console.status(f"Preparing {name}"):
+        plan.data.prepare()
+    return time.monotonic() - start
+
+
+def _train(plan: Plan, iterations: dict[str, int], console: Console) -> dict[str, float]:
+    """Trains both; returns the seconds that each took."""
+    steps = iterations["alignzeg"]
+    console.print(f"Training {steps} steps each; logs in {plan.output}/*/log.txt", soft_wrap=True)
+    train_all(plan, iterations, console)
+    return {
+        f"train_{name}": json.loads(plan.record(name, DONE).read_text())["seconds"]
+        for name in LABELS
+    }
+
+
 def _shown(plan: Plan, name: str) -> str:
     """The training command as somebody in the repository would type it."""
     config = plan.config(name).relative_to(plan.repository)
@@ -100,34 +106,53 @@ def _shown(plan: Plan, name: str) -> str:
     return f"python tools/train_net.py --config-file {config} {opts}".strip()
 
 
+def _facts(plan: Plan, cfg: CfgNode, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Settings and durations, as the report shows them."""
+    train, val = (len(DatasetCatalog.get(f"{plan.data.benchmark}_{s}")) for s in ("train", "val"))
+    return {
+        "iterations": cfg.SOLVER.MAX_ITER,
+        f"{plan.data.kind}s": f"{train} to train on, {val} to judge by",
+        **plan.data.facts(),
+        "seed": cfg.SEED,
+        **{f"seconds, {key.replace('_', ' ')}": f"{value:.0f}" for key, value in seconds.items()},
+    }
+
+
 def _write_report(plan: Plan, runs: Sequence[RunResult], facts: dict[str, Any]) -> Path:
-    vocabulary = get_vocabulary(DATASET)
+    vocabulary = get_vocabulary(plan.dataset)
     predictors = {
         run.name: Predictor(plan.folder(run.name) / "model_final.pth", vocabulary.names)
         for run in runs
     }
     seen, unseen = len(vocabulary.seen_ids), len(vocabulary.unseen_ids)
     example = vocabulary.names[vocabulary.unseen_ids[0]] if unseen else ""
-    about = About(
-        title="AlignZeg against its baseline on zeroshapes",
-        lead=f"Both models learned from masks of {seen} classes and are asked to name "
+    data = plan.data
+    lead = (
+        f"Both models learned from masks of {seen} classes and are asked to name "
         f"{seen + unseen}. The other {unseen}, such as “{example}”, were visible in the training "
-        "pictures, but without any label. Pictures, schedule, seed and the frozen "
-        "vision-language model are the same for both.",
-        commands=["make demo", "# or one by one:"],
-        facts=facts,
+        f"{data.kind}s, but without any label. {data.kind.capitalize()}s, schedule, seed and the "
+        "frozen vision-language model are the same for both."
     )
-    samples = choose_samples(vocabulary, predictors)
+    about = About(
+        title=f"AlignZeg against its baseline on {data.title}",
+        lead=f"{lead} {data.remark}".strip(),
+        commands=data.commands(),
+        facts=facts,
+        kind=data.kind,
+    )
+    samples = choose_samples(plan.dataset, vocabulary, predictors)
     return write_report(plan.output / "report.html", runs, samples, vocabulary, about)
 
 
-def choose_samples(vocabulary: Vocabulary, predictors: Mapping[str, Predictor]) -> list[Sample]:
-    """The first validation pictures that show an unseen class, with everybody's answer."""
-    lookup = label_lookup(DATASET, vocabulary)
+def choose_samples(
+    dataset: str, vocabulary: Vocabulary, predictors: Mapping[str, Predictor]
+) -> list[Sample]:
+    """The first images of a data set that show an unseen class, with everybody's answer."""
+    lookup = label_lookup(dataset, vocabulary)
     unseen = set(vocabulary.unseen_ids)
     samples: list[Sample] = []
-    for record in DatasetCatalog.get(DATASET):
-        truth = lookup[read_labels(record["sem_seg_file_name"], DATASET)]
+    for record in DatasetCatalog.get(dataset):
+        truth = lookup[read_labels(record["sem_seg_file_name"], dataset)]
         if unseen.isdisjoint(np.unique(truth).tolist()):
             continue
         name = record["file_name"]

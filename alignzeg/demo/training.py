@@ -23,14 +23,15 @@ from rich.progress import (
 
 from alignzeg.arguments import PARENT
 from alignzeg.data.catalog import dataset_root
-from alignzeg.demo.plan import LABELS, Plan, identity, write_json
+from alignzeg.demo.identity import identity
+from alignzeg.demo.plan import LABELS, Plan, write_json
 
-DONE = "demo_done.json"
-_IDENTITY, _SPENT = "demo_identity.txt", "demo_spent.json"
+DONE = "done.json"
+_IDENTITY, _SPENT, _LOG = "identity.txt", "spent.json", "log.txt"
 _TAIL_LINES = 25
 
 
-class DemoError(RuntimeError):
+class TrainingError(RuntimeError):
     """A training failed; the message holds the end of its log and the log's path."""
 
 
@@ -38,7 +39,7 @@ def train_all(plan: Plan, iterations: dict[str, int], console: Console) -> None:
     """Trains and evaluates what is not done yet, `plan.jobs` runs at a time.
 
     Raises:
-        DemoError: if one fails; the others are stopped and keep their checkpoints.
+        TrainingError: if one fails; the others are stopped and keep their checkpoints.
     """
     waiting = [name for name in LABELS if not _reusable(plan, name, console)]
     if not waiting:
@@ -66,12 +67,12 @@ def train_all(plan: Plan, iterations: dict[str, int], console: Console) -> None:
 def _reusable(plan: Plan, name: str, console: Console) -> bool:
     """Whether a run is done; clears its folder if it was made from something else."""
     folder, current = plan.folder(name), identity(plan, name)
-    marker = folder / _IDENTITY
+    marker = plan.record(name, _IDENTITY)
     if folder.exists() and not (marker.is_file() and marker.read_text() == current):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(current)
-    done = (folder / DONE).is_file() and (folder / "model_final.pth").is_file()
+    done = plan.record(name, DONE).is_file() and (folder / "model_final.pth").is_file()
     if done:
         console.print(f"{LABELS[name]}: trained already, used again", highlight=False)
     return done
@@ -83,11 +84,11 @@ class _Training:
     def __init__(
         self, plan: Plan, name: str, iterations: dict[str, int], progress: Progress
     ) -> None:
-        self.name, self.folder = name, plan.folder(name)
+        self.plan, self.name = plan, name
         self.total, self.progress = iterations[name], progress
-        self.log = self.folder / "demo_log.txt"
+        self.log = plan.record(name, _LOG)
         self.start = time.monotonic()
-        spent = self.folder / _SPENT
+        spent = plan.record(name, _SPENT)
         self.spent = json.loads(spent.read_text())["seconds"] if spent.is_file() else 0.0
         self.task: TaskID = progress.add_task(LABELS[name], total=self.total)
         threads = str(max(1, (os.cpu_count() or 1) // plan.jobs))
@@ -111,10 +112,10 @@ class _Training:
         """Updates the bar; True once the run is complete.
 
         Raises:
-            DemoError: if the process failed.
+            TrainingError: if the process failed.
         """
         code = self.process.poll()
-        done = last_iteration(self.folder / "metrics.json") + 1
+        done = last_iteration(self.plan.folder(self.name) / "metrics.json") + 1
         last = done >= self.total
         label = LABELS[self.name]
         self.progress.update(
@@ -124,17 +125,20 @@ class _Training:
             return False
         if code != 0:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-            raise DemoError(
+            raise TrainingError(
                 f"{label} failed with exit code {code}; the end of {self.log}:\n"
                 + "\n".join(lines[-_TAIL_LINES:])
             )
         self.progress.update(self.task, completed=self.total, description=label)
-        write_json(self.folder / DONE, {"seconds": round(self._seconds(), 1)})
+        self._write(DONE, round(self._seconds(), 1))
         return True
 
     def _seconds(self) -> float:
         """Wall time of this run, earlier parts of it included."""
         return self.spent + time.monotonic() - self.start
+
+    def _write(self, what: str, seconds: float) -> None:
+        write_json(self.plan.record(self.name, what), {"seconds": seconds})
 
     def stop(self) -> None:
         """Asks the process to end, and insists after five seconds."""
@@ -145,7 +149,7 @@ class _Training:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        write_json(self.folder / _SPENT, {"seconds": self._seconds()})
+        self._write(_SPENT, self._seconds())
 
 
 def last_iteration(path: Path) -> int:

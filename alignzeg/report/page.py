@@ -24,12 +24,14 @@ class About:
         lead: one or two sentences on what was done.
         commands: what makes the report again, before the runs' own commands.
         facts: settings and durations, name -> value.
+        kind: what one of the images is called.
     """
 
     title: str
     lead: str
     commands: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "picture"
 
 
 def write_report(
@@ -69,12 +71,15 @@ def render(
     protocol = runs[-1].protocol
     body = "".join(
         [
-            sections.section("Result", _protocol_note(protocol), sections.headline(runs)),
+            sections.section(
+                "Result", _protocol_note(protocol, about.kind), sections.headline(runs)
+            ),
             sections.section(
                 "What it looks like",
-                "Validation pictures. Orange marks classes that had no mask in training. What the "
-                "truth leaves unlabelled is not scored; the models name it all the same.",
-                sections.samples_grid(samples, runs, vocabulary),
+                f"Validation {escape(about.kind)}s. Orange marks classes that had no mask in "
+                "training. What the truth leaves unlabelled is not scored; the models name it all "
+                "the same.",
+                sections.samples_grid(samples, runs, vocabulary, about.kind),
             ),
             sections.section(
                 "Does the model still find what it was not taught?",
@@ -121,11 +126,11 @@ def render(
     )
 
 
-def _protocol_note(protocol: Mapping[str, Any]) -> str:
+def _protocol_note(protocol: Mapping[str, Any], kind: str) -> str:
     if not protocol:
         return "In percent."
     parts = [
-        f"{protocol.get('images', '?')} pictures of {protocol.get('dataset', '?')}, "
+        f"{protocol.get('images', '?')} {kind}s of {protocol.get('dataset', '?')}, "
         f"{protocol.get('seen', '?')} seen and {protocol.get('unseen', '?')} unseen classes",
         *(str(protocol[key]) for key in ("setting", "background") if protocol.get(key)),
     ]

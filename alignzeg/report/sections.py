@@ -239,13 +239,13 @@ def audit(runs: Sequence[RunResult]) -> str:
 
 
 def samples_grid(
-    samples: Sequence[Sample], runs: Sequence[RunResult], vocabulary: Vocabulary
+    samples: Sequence[Sample], runs: Sequence[RunResult], vocabulary: Vocabulary, kind: str
 ) -> str:
-    """Picture, truth and every run's answer, with a legend of the classes in sight."""
+    """Image (a `kind`), truth and every run's answer, with a legend of the classes in sight."""
     colors = palette(len(vocabulary))
     parts = []
     for sample in samples:
-        tiles = [("picture", sample.picture), ("truth", colorize(sample.truth, colors))]
+        tiles = [(kind, sample.picture), ("truth", colorize(sample.truth, colors))]
         maps = [sample.truth]
         for run in runs:
             if run.name in sample.predictions:

@@ -88,7 +88,7 @@ def _prepare(recipe: Recipe, options: argparse.Namespace) -> int:
     if options.check:
         return _check(recipe, request, options.workers, options.partial)
     plan = recipe.plan(request)
-    _report_lacking(plan, options.partial)
+    report_lacking(plan, options.partial)
     todo = len(pending(plan.tasks))
     if options.dry_run:
         sys.stdout.write(f"{recipe.name}: {todo} of {len(plan.tasks)} files to write in {root}\n")
@@ -114,7 +114,12 @@ def _unpack(recipe: Recipe, downloads: Path, root: Path, dry: bool) -> None:
             sys.stdout.write(f"{archive.name}: {unpack(archive, downloads, root)} files unpacked\n")
 
 
-def _report_lacking(plan: Plan, partial: bool) -> None:
+def report_lacking(plan: Plan, partial: bool) -> None:
+    """Warns of images that the sources lack, where that is accepted.
+
+    Raises:
+        ValueError: where it is not.
+    """
     if not plan.lacking:
         return
     text = f"no label source for {len(plan.lacking)} listed pictures, as {plan.lacking[0]}"

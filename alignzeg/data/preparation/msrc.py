@@ -38,6 +38,11 @@ ARCHIVE = Archive(
     wanted=(f"{OFFICIAL}/Images/", f"{OFFICIAL}/GroundTruth/"),
     md5="8fcd292c7f1e69f91a2ef513746bd52c",
 )
+# The two layouts in words; what is unpacked has one of them.
+EXPECTED = (
+    f"Images/ and GroundTruth/, as in {ARCHIVE.name}, or images/ and annotations/, each with "
+    "train/ and val/"
+)
 VOID = 255
 # Official colours, red, green, blue, in the order of the 23 ids.
 COLOURS = {
@@ -129,17 +134,22 @@ def _find(request: Request) -> tuple[Path, _Layout]:
     if request.source is not None:
         bases = [request.source, request.source / OFFICIAL]
     for base in bases:
-        for folder, layout in _LAYOUTS.items():
-            if (base / folder).is_dir():
-                return base, layout
+        layout = layout_of(base)
+        if layout is not None:
+            return base, layout
     raise ValueError(
-        f"no MSRC v2 in {' or '.join(map(str, bases))}: neither Images/ and GroundTruth/, as in "
-        f"{ARCHIVE.name}, nor images/ and annotations/, each with train/ and val/.\n"
+        f"no MSRC v2 in {' or '.join(map(str, bases))}, which would be {EXPECTED}.\n"
         f"The archive comes from {ARCHIVE.source}\n"
         f"Put it into a folder of downloads and go on with:\n"
         f"  {request.command} --archives FOLDER\n"
         f"or name the unpacked folder: --source FOLDER"
     )
+
+
+def layout_of(folder: Path) -> _Layout | None:
+    """The layout of a folder of unpacked files, if it has one."""
+    found = (layout for name, layout in _LAYOUTS.items() if (folder / name).is_dir())
+    return next(found, None)
 
 
 def _source_task(path: Path, layout: _Layout) -> Task:
@@ -149,7 +159,7 @@ def _source_task(path: Path, layout: _Layout) -> Task:
         if there not in ("", layout.name):
             raise ValueError(
                 f"{path.parent} was prepared from {there}, not from {layout.name}; their labels "
-                "differ: remove that folder, or choose another --root"
+                "differ: remove that folder, or choose another data root"
             )
     return Task(str(path), say, (layout.name,))
 

@@ -44,8 +44,14 @@ def pending(tasks: Iterable[Task]) -> list[Task]:
     ]
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, title: str) -> int:
+def run_tasks(tasks: Sequence[Task], workers: int, title: str, bar: bool = True) -> int:
     """Writes what is missing and returns the number of files written.
+
+    Args:
+        tasks: of any number.
+        workers: processes; 1 works in this one.
+        title: of the progress bar.
+        bar: whether there is one.
 
     Raises:
         ValueError: if a source is wrong; files written until then stay, as they are whole.
@@ -56,7 +62,7 @@ def run_tasks(tasks: Sequence[Task], workers: int, title: str) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{TEMPORARY}*"):
             left.unlink(missing_ok=True)  # of a run that was killed
-    for _ in each(_write, todo, workers, title):
+    for _ in each(_write, todo, workers, title, bar):
         pass
     return len(todo)
 
@@ -69,17 +75,22 @@ def _write(task: Task) -> None:
 
 
 def each(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    workers: int,
+    title: str,
+    bar: bool = True,
 ) -> Iterator[Any]:
     """Results of a module's function on every item, in any order, with a progress bar.
 
     With more than one worker, few items are under way at any time, so an interrupt ends it soon.
     """
-    with tqdm(total=len(items), desc=title, disable=None, unit="file") as bar:
+    hidden = None if bar else True  # None: unless on a terminal
+    with tqdm(total=len(items), desc=title, disable=hidden, unit="file") as progress:
         if workers <= 1 or len(items) <= _CHUNK:
             for item in items:
                 yield function(item)
-                bar.update()
+                progress.update()
             return
         chunks = iter([items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK)])
         # Forked workers start at once; others import the whole package first.
@@ -98,7 +109,7 @@ def each(
                     for future in done:
                         results = future.result()
                         yield from results
-                        bar.update(len(results))
+                        progress.update(len(results))
             except BrokenProcessPool as error:
                 raise ValueError(
                     "a worker process was killed, perhaps for its memory; try fewer --workers"
