@@ -35,6 +35,7 @@ from alignzeg.engine.checkpoints.state import set_rng_state
 from alignzeg.engine.failures.batches import naming_images
 from alignzeg.engine.failures.crash import CrashWriter
 from alignzeg.engine.processes import lifeline
+from alignzeg.engine.processes.carried import Carrying
 from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.records.curve import LossCurve
 from alignzeg.engine.solver.optim import (
@@ -274,7 +275,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         """Every image of a test set once, one at a time, split over the processes."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=ZeroShotMapper(cfg, False))
+        mapper = Carrying(ZeroShotMapper(cfg, False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
