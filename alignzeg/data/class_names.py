@@ -128,11 +128,9 @@ def _problem(name: str) -> str:
 
 
 def _numbered(names: Sequence[str]) -> bool:
-    """Whether all names begin, or all end, with a number, each one more than the last."""
-    for pattern in (r"(\d+)\s+\D", r".*\D\s(\d+)$"):
-        found = [re.match(pattern, name) for name in names]
-        numbers = [int(match.group(1)) for match in found if match]
-        if len(names) > 1 and len(numbers) == len(names) and numbers[0] in (0, 1):
-            if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-                return True
-    return False
+    """Whether all names begin with a number, each one more than the last."""
+    found = [re.match(r"(\d+)\s+\D", name) for name in names]
+    numbers = [int(match.group(1)) for match in found if match]
+    if len(names) < 2 or len(numbers) < len(names):
+        return False
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))

@@ -20,11 +20,17 @@ logger = logging.getLogger(__name__)
 _SHOWN = 20
 
 
-def validate_names(cfg: CfgNode, vlm: nn.Module) -> None:
+def validate_names(cfg: CfgNode, model: nn.Module) -> None:
     """Logs a warning for everything that is wrong with the names of the data sets.
 
     Near-synonyms are looked for in the training sets only.
+
+    Args:
+        cfg: a validated config.
+        model: its VLM reads the names, if it has one; or that VLM itself.
     """
+    vlm = getattr(model, "vlm", model)
+    vlm = vlm if hasattr(vlm, "embed_text") else None
     cosine = cfg.ALIGNZEG.DATA.SYNONYM_COSINE
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         close = cosine if name in cfg.DATASETS.TRAIN else 1.0

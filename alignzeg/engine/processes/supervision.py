@@ -73,8 +73,9 @@ def run_processes(
 ) -> None:
     """Calls `target(*job)` in a process of its own for each job, and waits for all of them.
 
-    They have the data sets and plugins that are registered here. SIGTERM and SIGUSR1 are handed on. If one fails, the others get PATIENCE_SECONDS to leave by
-    themselves, and are killed then. If this process is killed, they leave too.
+    They have the data sets and plugins that are registered here. SIGTERM and SIGUSR1 are handed on.
+    If one fails, the others get PATIENCE_SECONDS to leave by themselves, and are killed then. If
+    this process is killed, they leave too.
 
     Args:
         target: a function at the top level of a module.

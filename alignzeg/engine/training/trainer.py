@@ -29,6 +29,7 @@ from alignzeg.engine.checkpoints.resume import (
     check_resumable,
     rank_state,
     report_changes,
+    report_other_classes,
     restore_rank,
 )
 from alignzeg.engine.checkpoints.state import set_rng_state
@@ -185,10 +186,13 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: if none of the checkpoints is intact, or the model, the VLM, the classes,
                 the training data or (unless allowed) the number of processes is another one.
+                The classes may be others for MODEL.WEIGHTS.
         """
         path = self.checkpointer.get_checkpoint_file() if resume else ""
         if not path:
-            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            self.checkpointer.other_classes = True
+            loaded = self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            report_other_classes(self.cfg, loaded)
             return
         # A weight that the file does not have would otherwise stay as it was drawn.
         self.checkpointer.strict = True
