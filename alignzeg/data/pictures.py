@@ -71,7 +71,7 @@ def read_values(path: str | Path) -> NDArray:
                     "its 0 means white, so that its numbers are turned around when they are read; "
                     "save it with 0 as black"
                 )
-            image.load()
+            _load(image)
             return np.array(ImageOps.exif_transpose(image))
     except _READ_ERRORS as error:
         raise ValueError(f"cannot read label file {path}: {error}") from error
@@ -113,7 +113,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: if its values have no known range.
     """
     kind = _raw_mode(image)
-    image.load()
+    _load(image)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
@@ -163,6 +163,22 @@ def eight_bits(values: NDArray) -> NDArray[np.uint8]:
             "it to 8 bits"
         )
     return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
+
+
+def _load(image: Image.Image) -> None:
+    """Loads the values; a grey TIFF that is turned comes out of Pillow 13 scrambled without this.
+
+    Pillow maps an uncompressed file into memory by the size that it has when it is turned.
+    """
+    name = getattr(image, "filename", "")
+    if not isinstance(image, TiffImageFile) or not name:
+        image.load()
+        return
+    image.filename = ""  # what has no name is not mapped
+    try:
+        image.load()
+    finally:
+        image.filename = name
 
 
 def _size(image: Image.Image) -> tuple[int, int]:
