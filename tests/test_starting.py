@@ -86,7 +86,7 @@ def test_names_of_test_sets_are_looked_at_too(
         short = Short()
         short.embed_text = None  # type: ignore[attr-defined]
         validate_names(tiny_cfg, short)  # type: ignore[arg-type]
-    assert "classes of voc2012_val: too long: 'dining table'" in caplog.text
+    assert "classes of voc2012_val: too long: 'pottedplant'" in caplog.text
 
 
 class Model(nn.Module):

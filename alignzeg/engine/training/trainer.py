@@ -39,11 +39,7 @@ from alignzeg.engine.processes import lifeline
 from alignzeg.engine.processes.carried import Carrying
 from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.records.curve import LossCurve
-from alignzeg.engine.solver.optim import (
-    AMP_DTYPES,
-    build_lr_scheduler,
-    build_optimizer,
-)
+from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
 from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
 from alignzeg.engine.training.sampling import TrainLoader
 from alignzeg.engine.training.step import StepTrainer
@@ -185,8 +181,8 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ValueError: if none of the checkpoints is intact, or the model, the VLM, the classes,
-                the training data or (unless allowed) the number of processes is another one.
-                The classes may be others for MODEL.WEIGHTS.
+                the training data or (unless allowed) the number of processes is another one;
+                MODEL.WEIGHTS may be of other classes.
         """
         path = self.checkpointer.get_checkpoint_file() if resume else ""
         if not path:
@@ -279,8 +275,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         """Every image of a test set once, one at a time, split over the processes."""
-        mapper = Carrying(ZeroShotMapper(cfg, False))
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(
+            cfg, dataset_name, mapper=Carrying(ZeroShotMapper(cfg, False))
+        )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
