@@ -48,6 +48,8 @@ def add_data(node: CfgNode) -> None:
     own.CLASSES = []
     own.UNSEEN = []
     own.PSEUDO_UNSEEN = []
+    # Value of pixels without a class; -1: 255, and 65535 for more than 255 classes.
+    own.IGNORE_LABEL = -1
 
 
 def add_inference(node: CfgNode) -> None:

@@ -18,7 +18,8 @@ from detectron2.utils.logger import setup_logger
 
 from alignzeg.engine.checkpoints.resume import saved_seed
 from alignzeg.engine.processes.errors import explain
-from alignzeg.engine.records.occupation import occupy
+from alignzeg.engine.records.occupation import check_unused, clear, occupy
+from alignzeg.engine.settings.reading import flatten
 from alignzeg.engine.solver.optim import scaled_lr
 
 logger = logging.getLogger(__name__)
@@ -43,12 +44,16 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         The same config, frozen.
 
     Raises:
-        ValueError: if another process is training into OUTPUT_DIR, as this one would.
+        ValueError: if another process is training into OUTPUT_DIR, as this one would, or has
+            trained there, see `check_folder`.
     """
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     if comm.is_main_process() and not getattr(args, "eval_only", False):
+        check_folder(cfg, args)
         occupy(cfg.OUTPUT_DIR)
+        if getattr(args, "overwrite", False):
+            clear(cfg.OUTPUT_DIR)
     if cfg.SEED < 0:
         old = saved_seed(cfg.OUTPUT_DIR) if getattr(args, "resume", False) else None
         cfg.SEED = comm.shared_random_seed() if old is None else old
@@ -73,6 +78,16 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     for option, amount in _MALLOC_OPTIONS.items():
         mallopt(option, amount)
+
+
+def check_folder(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuses to train anew in a folder with a training, unless it is resumed or overwritten.
+
+    Raises:
+        ValueError: naming the folder.
+    """
+    if not (getattr(args, "eval_only", False) or getattr(args, "resume", False)):
+        check_unused(cfg.OUTPUT_DIR, getattr(args, "overwrite", False), dict(flatten(cfg)))
 
 
 class _WithoutTraceback(logging.Formatter):

@@ -113,6 +113,7 @@ RANGES: Mapping[str, Range] = {
         ),
         SHARE,
     ),
+    f"{_A}DATA.OWN.IGNORE_LABEL": Range(-1, 65535),
     f"{_A}DATA.CROP_MAX_CLASS_SHARE": Range(0, 1, above=True),
     f"{_A}LOSS.DIVERSITY_MARGIN": Range(-1, 1),
     f"{_A}LOSS.ENHANCE_BIAS": Range(-1e6, 1e6),

@@ -20,7 +20,6 @@ def _matrix(values: Tensor, parameter: nn.Parameter) -> Tensor:
     return values.reshape(len(values), -1)
 
 
-
 class MuonWithAdamW(torch.optim.Optimizer):
     """One optimizer out of PyTorch's Muon and AdamW.
 
