@@ -59,18 +59,14 @@ def forget() -> None:
 
 
 def test_what_is_registered_comes_along(folder: Path) -> None:
-    before = {name: (records_of(name), get_vocabulary(name)) for name in ("carried_train",)}
+    before = records_of("carried_train"), get_vocabulary("carried_train")
     data = pickle.dumps(Carrying(str))
     forget()
     assert "given_train" not in registered_names()
     assert pickle.loads(data)(5) == "5"
-    assert before == {"carried_train": (records_of("carried_train"), before_vocabulary())}
+    assert (records_of("carried_train"), get_vocabulary("carried_train")) == before
     assert [r["dataset_name"] for r in records_of("given_train")] == ["given_train"]
     assert read_labels(records_of("given_train")[0]["sem_seg_file_name"], "given_train").sum() == 4
-
-
-def before_vocabulary() -> object:
-    return get_vocabulary("carried_train")
 
 
 def test_what_the_package_registers_does_not_come_along() -> None:
@@ -78,17 +74,20 @@ def test_what_the_package_registers_does_not_come_along() -> None:
     assert len(pickle.dumps(Registered())) < 100_000
 
 
-def test_a_spawned_worker_reads_own_data_through_a_plugin(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def spawning():
+    """Processes are spawned, as on macOS, on Windows, and inside a process that was spawned."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.usefixtures("spawning")
+def test_a_spawned_worker_reads_own_data_through_a_plugin(folder: Path) -> None:
     (folder / "plugin.py").write_text(PLUGIN)
     mapper = import_plugin(folder / "plugin.py").Mapper()
     assert str((folder / "plugin.py").resolve()) in imported_plugins()
-    # What a DataLoader takes where nobody says otherwise: macOS, Windows, and Linux from 3.14.
-    context = multiprocessing.get_context("spawn")
-    monkeypatch.setattr("multiprocessing.context._default_context", context)
-    monkeypatch.setattr("torch.multiprocessing.Process", context.Process)
-    monkeypatch.setattr("torch.utils.data.dataloader.multiprocessing", context)
     loader = TrainLoader(records_of("given_train"), mapper, images=1, seed=0, workers=1)
     (sample,) = next(iter(loader))
     assert np.array_equal(sample["labels"], np.eye(4)) and sample["names"] == ["grass", "sky"]

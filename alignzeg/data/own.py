@@ -54,9 +54,8 @@ def register_folder(
         classes: all names in id order, in place of classes.txt.
         unseen: in place of unseen.txt.
         pseudo_unseen: in place of pseudo_unseen.txt.
-        ignore_label: value of pixels without a class, 0..65535 but no position in the list. None:
-            255; beyond 255 classes 65535, and then a label file with 255 is refused, as nobody can
-            tell whether that class is meant.
+        ignore_label: value of pixels of no class, 0..65535. None: 255, beyond 255 classes 65535;
+            a label file with 255 is then refused: nobody can tell if that class is meant.
 
     Returns:
         The names `<name>_<split>` of the splits that have a picture folder.
@@ -71,27 +70,24 @@ def register_folder(
     splits = _splits(name, root, images)
     where = f"data set {name!r}"
     prompts = class_names(classes, f"{where}, classes") or read_class_file(root / "classes.txt")
-    names = tuple(prompt.split(SYNONYM_SEPARATOR)[0] for prompt in prompts)
-    hidden = _of_the_list(names, class_names(unseen, f"{where}, unseen"), root / "unseen.txt")
+    hidden = class_names(unseen, f"{where}, unseen")
     pseudo = class_names(pseudo_unseen, f"{where}, pseudo_unseen")
-    pseudo = _of_the_list(names, pseudo, root / "pseudo_unseen.txt")
-    doubtful = (IGNORE_LABEL,) if ignore_label is None and len(names) > IGNORE_LABEL else ()
     try:
-        vocabulary = Vocabulary.from_unseen(names, hidden)
-        vocabulary = Vocabulary(vocabulary.names, vocabulary.seen, prompts)
+        vocabulary = _vocabulary(prompts, hidden, root)
+        clear = ignore_label is not None or len(vocabulary) <= IGNORE_LABEL
         benchmark = Benchmark(
             name=name,
             vocabulary=vocabulary,
-            pseudo_unseen=pseudo,
-            raw_ids=tuple(range(len(names))),
+            pseudo_unseen=_of_the_list(vocabulary.names, pseudo, root / "pseudo_unseen.txt"),
+            raw_ids=tuple(range(len(vocabulary))),
             folders={split: (f"{images}/{split}", f"{labels}/{split}") for split in splits},
             ignore_label=ignore_value(vocabulary) if ignore_label is None else ignore_label,
-            doubtful_raw_ids=doubtful,
+            doubtful_raw_ids=() if clear else (IGNORE_LABEL,),
             prepare=f"It needs {images}/<split> and {labels}/<split>.",
             root=str(root),
         )
     except ValueError as error:
-        raise ValueError(f"data set {name!r} in {root}: {error}") from error
+        raise ValueError(f"{where} in {root}: {error}") from error
     _forget(name)
     return register(benchmark)
 
@@ -158,6 +154,12 @@ def _splits(name: str, root: Path, images: str) -> list[str]:
         if meant in SPLITS and meant not in splits and path.is_dir():
             raise ValueError(f"data set {name!r}: {path} is no split; call it {images}/{meant}")
     return splits
+
+
+def _vocabulary(prompts: tuple[str, ...], unseen: tuple[str, ...], root: Path) -> Vocabulary:
+    names = tuple(prompt.split(SYNONYM_SEPARATOR)[0] for prompt in prompts)
+    hidden = _of_the_list(names, unseen, root / "unseen.txt")
+    return Vocabulary(names, Vocabulary.from_unseen(names, hidden).seen, prompts)
 
 
 def _of_the_list(names: Sequence[str], given: tuple[str, ...], path: Path) -> tuple[str, ...]:
