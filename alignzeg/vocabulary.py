@@ -6,12 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignzeg.arguments import OneLineParser
+from alignzeg.command_lines import vocabulary as parser
 from alignzeg.data.labels import get_vocabulary, registered_names
 from alignzeg.data.lint import lint, spoken
 from alignzeg.engine.settings.reading import setup_config
 from alignzeg.registries import build_vlm
-from alignzeg.structures import SYNONYM_SEPARATOR
 
 CLEAN, WARNINGS = 0, 1
 
@@ -28,22 +27,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: if there are no names, or a file or the VLM cannot be read.
     """
-    parser = OneLineParser(
-        prog="python -m alignzeg vocabulary",
-        description="Warns of duplicate names, near-synonyms, names that are cut off, and clashes "
-        "of seen and unseen names. Exit code 0 if there is nothing to say, 1 if there is.",
-    )
-    parser.add_argument(
-        "names",
-        help='"cat, dog, tree", a text file with one name a line, or a registered data set; '
-        f'synonyms are written "sofa{SYNONYM_SEPARATOR}couch"',
-    )
-    parser.add_argument("--unseen", default="", help="names that will have no training masks")
-    parser.add_argument("--config-file", default="", help="for the VLM that reads the names")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="over the config, in turn"
-    )
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     cfg = setup_config(args.config_file, args.opts)
     prompts, unseen = read_names(args.names)
     unseen = [*unseen, *_split(args.unseen)]

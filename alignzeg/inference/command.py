@@ -9,40 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from alignzeg.arguments import OneLineParser
+from alignzeg.command_lines import PROPOSALS_SHOWN
+from alignzeg.command_lines import predict as parser
 from alignzeg.data.pictures import read_rgb
 from alignzeg.inference.predictor import Predictor, parse_classes
 from alignzeg.structures import Vocabulary
-
-_PROPOSALS = 24
-
-
-def parser() -> OneLineParser:
-    """The command line."""
-    result = OneLineParser(
-        prog="python -m alignzeg predict",
-        description="Names every pixel of pictures among any class names.",
-    )
-    result.add_argument("pictures", nargs="+", metavar="PICTURE")
-    result.add_argument("--weights", required=True, help="checkpoint; it is all that is needed")
-    result.add_argument("--classes", required=True, help='such as "red star, brick, grass"')
-    result.add_argument("--output", default="output/predict", help="folder of the results")
-    result.add_argument(
-        "--reject",
-        type=float,
-        default=None,
-        metavar="T",
-        help="answer 'none of these' where the best score is below T; by default, every pixel is "
-        "named",
-    )
-    result.add_argument(
-        "--proposals", action="store_true", help=f"also write the {_PROPOSALS} surest masks"
-    )
-    result.add_argument("--device", default=None, help='such as "cpu" or "cuda:0"')
-    result.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="over the checkpoint's config"
-    )
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(work) > 1:
             work = track(work, "Predicting", console=Console(stderr=True), transient=True)
         for picture, stem in work:
-            prediction = predictor(picture, proposals=_PROPOSALS if args.proposals else 0)
+            prediction = predictor(picture, proposals=PROPOSALS_SHOWN if args.proposals else 0)
             files = prediction.save(args.output, stem)
             largest = list(prediction.areas.items())[:5]
             found = ", ".join(f"{n} {100 * p / prediction.labels.size:.0f} %" for n, p in largest)
