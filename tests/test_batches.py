@@ -51,7 +51,9 @@ def test_alone_and_in_any_batch_to_the_bit(model) -> None:
     for _ in range(4):
         count = int(torch.randint(2, 5, (), generator=generator))
         chosen = torch.randperm(len(images), generator=generator)[:count].tolist()
-        for place, together in zip(chosen, answers(model, [images[i] for i in chosen]), strict=True):
+        for place, together in zip(
+            chosen, answers(model, [images[i] for i in chosen]), strict=True
+        ):
             assert alone[place]["sem_seg"].shape == tuple(sizes[place])
             for key, value in alone[place].items():
                 same = value is together[key] or torch.equal(value, together[key])
