@@ -10,6 +10,8 @@ import argparse
 from alignzeg.arguments import OneLineParser, number
 
 PROPOSALS_SHOWN = 24
+# What is done at once, in pixels; see `alignzeg.inference.Predictor`.
+MAX_PIXELS = 2_000_000
 # What is written between names that mean the same; see `alignzeg.structures.SYNONYM_SEPARATOR`.
 _SYNONYMS = "sofa; couch"
 
@@ -91,6 +93,14 @@ def predict() -> OneLineParser:
         "--proposals", action="store_true", help=f"also write the {PROPOSALS_SHOWN} surest masks"
     )
     parser.add_argument("--device", default=None, help='such as "cpu" or "cuda:0"')
+    parser.add_argument(
+        "--max-pixels",
+        type=number(int, 0),
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"larger images are looked at as smaller copies of so many pixels; {MAX_PIXELS} by "
+        "default, 0 is without limit",
+    )
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="over the checkpoint's config"
     )

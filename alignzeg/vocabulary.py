@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignzeg.arguments import did_you_mean
 from alignzeg.command_lines import vocabulary as parser
 from alignzeg.data.labels import get_vocabulary, registered_names
 from alignzeg.data.lint import lint, spoken
@@ -48,6 +49,12 @@ def read_names(source: str) -> tuple[list[str], list[str]]:
     if source in registered_names():
         return spoken(get_vocabulary(source))
     path = Path(source)
+    if "," not in source and path.suffix != ".txt" and not path.is_file():
+        hint = did_you_mean(source, registered_names())
+        raise ValueError(
+            f"{source!r} is no data set, no file and no list; {hint}a list has commas, as in "
+            "'cat, dog', also after a single name: 'cat,'"
+        )
     if path.suffix == ".txt" or path.is_file():
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -41,13 +41,14 @@ def lint(
         cosine: classes whose prototypes are closer are near-synonyms; 1 turns that off.
 
     Returns:
-        One line each, in the order duplicates, clashes, cut off names, near-synonyms.
+        One line each, in the order duplicates, clashes, cut off names, words that the VLM has
+        never read, near-synonyms.
     """
     names = [_synonyms(prompt)[0] for prompt in prompts]
     warnings = [*_duplicates(names), *_shared_words(prompts), *_clashes(names, unseen)]
     if vlm is None:
         return warnings
-    warnings += _cut_off(prompts, vlm)
+    warnings += [*_cut_off(prompts, vlm), *never_read(prompts, vlm)]
     if cosine < 1:
         distinct = list(dict.fromkeys(prompts))
         text = vlm.embed_text(distinct)
@@ -129,6 +130,26 @@ def _cut_off(prompts: Sequence[str], vlm: Any) -> list[str]:
         f"reads {limit}; the end is lost"
         for word, count in zip(words, vlm.token_counts(words), strict=True)
         if count > limit
+    ]
+
+
+def never_read(prompts: Sequence[str], vlm: Any) -> list[str]:
+    """One line about the words that the text encoder was not trained with, or none.
+
+    Only encoders that were trained with a few words say which, as `known_words`.
+    """
+    known = getattr(vlm, "known_words", None)
+    if known is None:
+        return []
+    words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"\w+", prompt.lower()))
+    unread = [word for word in words if word not in known]
+    if not unread:
+        return []
+    shown = ", ".join(map(repr, unread[:_SHOWN])) + (", ..." if len(unread) > _SHOWN else "")
+    return [
+        f"never read: {vlm.id} was trained on drawn scenes and does not know {shown}; what it "
+        "answers for them means little. For photographs train with another ALIGNZEG.VLM.MODEL, such "
+        "as ViT-B-16"
     ]
 
 
