@@ -14,21 +14,17 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 UNNAMED_COLOR = (38, 40, 46)
 # Simulated sight on linear RGB: all three primary colours, without green, without red.
 # Source: Machado, Oliveira and Fernandes 2009, severity 1.
-_SIGHTS = np.array(
-    [
-        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-        [
-            [0.367322, 0.860646, -0.227968],
-            [0.280085, 0.672501, 0.047413],
-            [-0.01182, 0.04294, 0.968881],
-        ],
-        [
-            [0.152286, 1.052583, -0.204868],
-            [0.114503, 0.786281, 0.099216],
-            [-0.003882, -0.048116, 1.051998],
-        ],
-    ]
-)
+_WITHOUT_GREEN = [
+    [0.367322, 0.860646, -0.227968],
+    [0.280085, 0.672501, 0.047413],
+    [-0.011820, 0.042940, 0.968881],
+]
+_WITHOUT_RED = [
+    [0.152286, 1.052583, -0.204868],
+    [0.114503, 0.786281, 0.099216],
+    [-0.003882, -0.048116, 1.051998],
+]
+_SIGHTS = np.array([np.eye(3), _WITHOUT_GREEN, _WITHOUT_RED])
 # Names of colours, with their hue in degrees, and how far a shade may lie from it; without a hue,
 # the range of grey values, 0 to 1.
 _HUES = {

@@ -1,4 +1,4 @@
-"""Weights of CLIP as people have them on disk: all layouts load, and nothing stored with them runs."""
+"""Weights of CLIP as people have them on disk: all layouts load, and no code stored there runs."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def test_a_torchscript_archive_gives_what_torch_reads_from_it(clip, tmp_path) ->
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     loaded, _ = load_clip("layouts", str(path))
     image = torch.rand(2, 3, 32, 32)
-    assert torch.equal(loaded.encode_image(image), clip.encode_image(image))
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_image(image), clip.encode_image(image))
 
 
 def test_an_archive_in_half_precision_with_shared_storage(tmp_path) -> None:
@@ -122,9 +123,7 @@ def test_an_archive_in_half_precision_with_shared_storage(tmp_path) -> None:
 def test_openais_numbers_tell_the_activation(clip, tmp_path) -> None:
     state = {**clip.state_dict(), **{name: torch.tensor(v) for name, v in NUMBERS.items()}}
     torch.save(state, tmp_path / "ViT.pt")
-    with pytest.raises(
-        ValueError, match="QuickGELU: set ALIGNZEG.VLM.MODEL to 'layouts-quickgelu'"
-    ):
+    with pytest.raises(ValueError, match="QuickGELU: set .* to 'layouts-quickgelu'"):
         load_clip("layouts", str(tmp_path / "ViT.pt"))
     load_clip("layouts-quickgelu", str(tmp_path / "ViT.pt"))
 
@@ -155,7 +154,7 @@ class Trap:
 def test_no_pickled_code_runs_in_any_layout(clip, tmp_path) -> None:
     mark = tmp_path / "mark"
     torch.save({"state_dict": dict(clip.state_dict()), "more": Trap(mark)}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="holds the Python object pathlib"):
+    with pytest.raises(ValueError, match="a.pt.*holds the Python object .*: save its state_dict"):
         load_clip("layouts", str(tmp_path / "a.pt"))
     archive(clip, tmp_path / "good.pt")
     with (

@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from alignzeg.arguments import did_you_mean
 from alignzeg.data.pictures import read_values
 from alignzeg.structures import IGNORE_LABEL, Vocabulary
 

@@ -148,8 +148,8 @@ def never_read(prompts: Sequence[str], vlm: Any) -> list[str]:
     shown = ", ".join(map(repr, unread[:_SHOWN])) + (", ..." if len(unread) > _SHOWN else "")
     return [
         f"never read: {vlm.id} was trained on drawn scenes and does not know {shown}; what it "
-        "answers for them means little. For photographs train with another ALIGNZEG.VLM.MODEL, such "
-        "as ViT-B-16"
+        "answers for them means little. For photographs train with another ALIGNZEG.VLM.MODEL, "
+        "such as ViT-B-16"
     ]
 
 
