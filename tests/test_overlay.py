@@ -15,7 +15,7 @@ from PIL import Image
 
 from alignzeg import lettering
 from alignzeg.inference import Prediction
-from alignzeg.lettering import font, legible
+from alignzeg.lettering import font
 from alignzeg.structures import Vocabulary
 from alignzeg.visualize import LONGEST_SIDE, display_size
 
@@ -72,13 +72,15 @@ def test_a_strip_keeps_its_whole_legend() -> None:
 def test_letters_that_no_font_has_are_named_and_a_font_is_asked_for(monkeypatch, caplog) -> None:
     monkeypatch.setattr(lettering, "_system_fonts", lambda: (font_manager.findfont("DejaVu Sans"),))
     monkeypatch.delenv(lettering.FONT_VARIABLE, raising=False)
-    lettering._file_for.cache_clear()
-    lettering._hint.cache_clear()
-    assert legible("Wiese, луг, λιβάδι") == "Wiese, луг, λιβάδι"
-    grass, ground = legible("\u8349"), legible("\u5730")
-    assert "8349" in grass and "5730" in ground
-    assert font(20, grass).getmask(grass).getbbox() is not None
-    assert bytes(font(20).getmask(grass)) != bytes(font(20).getmask(ground))
+    for cache in (lettering._file_for, lettering._hint, lettering.font):
+        cache.cache_clear()
+    plain = "Wiese, луг, λιβάδι"
+    assert font(20, plain).spelled(plain) == plain
+    assert "8349" in font(20).spelled("\u8349")
+    # Two letters of which the font has none are drawn apart.
+    grass, ground = font(20).getmask("\u8349"), font(20).getmask("\u5730")
+    assert grass.getbbox() is not None and bytes(grass) != bytes(ground)
+    assert font(20).getlength("\u8349") == font(20).getlength("U+8349 ")
     assert "ALIGNZEG_FONT=FILE" in caplog.text
 
 
@@ -91,11 +93,12 @@ def test_a_font_can_be_given(monkeypatch, tmp_path) -> None:
     lettering._file_for.cache_clear()
     lettering.font.cache_clear()
     try:
-        assert legible(letter) == letter
         assert font(20, letter).path == ours
+        assert font(20, letter).spelled(letter) == letter
         monkeypatch.setenv(lettering.FONT_VARIABLE, str(tmp_path / "none.ttf"))
         lettering._file_for.cache_clear()
-        assert legible(letter) != letter
+        lettering.font.cache_clear()
+        assert font(20, letter).spelled(letter) != letter
     finally:
         lettering._file_for.cache_clear()
         lettering.font.cache_clear()
