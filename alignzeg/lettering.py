@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import lru_cache
+from typing import Any
 
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
@@ -16,23 +17,38 @@ logger = logging.getLogger(__name__)
 FONT_VARIABLE = "ALIGNZEG_FONT"
 
 
+class LegibleFont(ImageFont.FreeTypeFont):
+    """A font that draws code points, such as U+8349, for letters that it has not."""
+
+    def getmask2(self, text: str, *args: Any, **options: Any) -> Any:
+        """As Pillow's, which drawing goes through."""
+        return super().getmask2(self.spelled(text), *args, **options)
+
+    def getbbox(self, text: str, *args: Any, **options: Any) -> Any:
+        """As Pillow's."""
+        return super().getbbox(self.spelled(text), *args, **options)
+
+    def getlength(self, text: str, *args: Any, **options: Any) -> float:
+        """As Pillow's."""
+        return super().getlength(self.spelled(text), *args, **options)
+
+    def spelled(self, text: str) -> str:
+        """The text with code points for letters that this font has not."""
+        lacking = {letter for letter in text if letter not in _letters(str(self.path))}
+        if not lacking:
+            return text
+        _hint("".join(sorted(lacking)))
+        return "".join(f"U+{ord(c):04X} " if c in lacking else c for c in text)
+
+
 @lru_cache(maxsize=64)
-def font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+def font(size: int, text: str = "") -> LegibleFont:
     """A font that has the letters of a text, in pixels.
 
     That is DejaVu Sans, which Matplotlib ships, then the file that ALIGNZEG_FONT names, then any
     font of the system; DejaVu Sans again where none has them.
     """
-    return ImageFont.truetype(_file_for(frozenset(text)) or _usual(), size)
-
-
-def legible(text: str) -> str:
-    """The text, with code points such as U+8349 for letters that no font here has."""
-    if _file_for(frozenset(text)):
-        return text
-    lacking = [letter for letter in text if letter not in _letters(_usual())]
-    _hint("".join(dict.fromkeys(lacking)))
-    return "".join(f"U+{ord(c):04X} " if c in lacking else c for c in text)
+    return LegibleFont(_file_for(frozenset(text)) or _usual(), size)
 
 
 @lru_cache(maxsize=256)

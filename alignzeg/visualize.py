@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from alignzeg.colors import UNNAMED_COLOR
-from alignzeg.lettering import font, legible
+from alignzeg.lettering import font
 
 # Longest side of a drawn overlay in pixels; larger images are shown smaller.
 LONGEST_SIDE = 2048
@@ -121,7 +121,7 @@ def with_legend(
     size = text_size or int(np.clip(height / 28, 12, 40))
     line, margin = round(1.6 * size), size
     room = max((height - 2 * margin) // line, min(len(entries), _FEWEST_LINES))
-    shown = [(legible(text), color) for text, color in entries]
+    shown = list(entries)
     if len(shown) > room:
         hidden = len(shown) - room + 1
         shown = [*shown[: room - 1], (f"and {hidden} more", UNNAMED_COLOR)]

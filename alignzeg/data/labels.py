@@ -21,6 +21,10 @@ HOLD_OUTS = ("", "pseudo_unseen")
 WIDE_IGNORE_LABEL = 65535
 
 
+# Data sets that anyone can make.
+_EXAMPLES = "'zeroshapes_train', 'zeroshapes_val'"
+
+
 def registered_names() -> list[str]:
     """Names of all data sets that carry a vocabulary, sorted."""
     return sorted(
@@ -34,7 +38,7 @@ def known_names(wrong: str) -> str:
     """What a wrong name of a data set may have meant, and where all names stand."""
     names = registered_names()
     return (
-        f"{did_you_mean(wrong, names)}{len(names)} are registered: "
+        f"{did_you_mean(wrong, names)}registered: {len(names)} names such as {_EXAMPLES}; "
         "python -m alignzeg doctor --all lists them"
     )
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from alignzeg.colors import UNNAMED_COLOR, class_colors
-from alignzeg.lettering import font, legible
+from alignzeg.lettering import font
 from alignzeg.structures import Vocabulary
 from alignzeg.visualize import (
     blend,
@@ -223,7 +223,7 @@ class Prediction:
     def _caption(self, sheet: Image.Image, box: tuple[int, int, int, int], i: int) -> None:
         assert self.proposals is not None
         name = self.names[self.proposals.classes[i]]
-        caption = legible(f"{name}  {self.proposals.scores[i]:.2f}")
+        caption = f"{name}  {self.proposals.scores[i]:.2f}"
         ImageDraw.Draw(sheet).text(
             (box[0] + 4, box[1] + box[3] / 2),
             caption,
