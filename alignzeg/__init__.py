@@ -1,40 +1,16 @@
 """Zero-shot semantic segmentation with AlignZeg, as a Detectron2 plugin.
 
 Importing this package registers its components and data sets with Detectron2; nothing else does.
+Only where a command line is to be read first (`python -m alignzeg`, and scripts that set
+`__alignzeg_late__`) is that left to the command, as it takes seconds.
 """
 
 from __future__ import annotations
 
-try:
-    import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "detectron2":
-        raise
-    raise ImportError(
-        "alignzeg needs Detectron2, which is not installed. `make setup` installs it; by hand, "
-        "from a package index: uv pip install --python-version 3.10 --no-deps --target "
-        '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
-        "sal-detectron2==0.7.2; or from its source: pip install --no-build-isolation "
-        "git+https://github.com/facebookresearch/detectron2.git"
-    ) from None
-
-from alignzeg.config import add_alignzeg_config
-from alignzeg.data import catalog
-from alignzeg.data.own import register_folder
-from alignzeg.losses import criteria
-from alignzeg.modeling import (
-    classifiers,
-    correctors,
-    encoders,
-    generative_arch,
-    heads,
-    meta_arch,
-    pixel_arch,
-    proposals,
-    synthesizers,
-    timm_encoder,
-    vlm,
-)
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
@@ -54,4 +30,24 @@ __all__ = [
     "vlm",
 ]
 
-catalog.register_all()
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("alignzeg.registration"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _command_line_comes_first() -> bool:
+    """Whether this process is a command of the package that has not yet read its words."""
+    if getattr(sys.modules.get("__main__"), "__alignzeg_late__", False):
+        return True
+    program, words = "".join(sys.argv[:1]), sys.orig_argv
+    if program != "-m":
+        return Path(program).stem == __name__
+    # Python's own words end with "-m NAME" or "-mNAME".
+    asked = next((i for i, word in enumerate(words) if i and word.startswith("-m")), 0)
+    return words[asked : asked + 2] == ["-m", __name__] or words[asked] == f"-m{__name__}"
+
+
+if not _command_line_comes_first():
+    importlib.import_module("alignzeg.registration")

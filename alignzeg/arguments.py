@@ -1,10 +1,17 @@
-"""The command lines of all commands: what is wrong with one is one line, like any other error."""
+"""The command lines of all commands: what is wrong with one is one line, like any other error.
+
+Nothing heavy is imported here, so that --help and a wrong word are answered at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 # Environment variable in which a command gives its process id to the trainings that it starts, so
@@ -15,13 +22,101 @@ PARENT = "ALIGNZEG_PARENT"
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose error is raised, for `alignzeg.engine.guarded` to report on one line."""
 
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; keeps the words, for a hint at what was meant."""
+        self._words = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> Any:
-        """Raises the message.
+        """Raises the message, with the options that unknown ones look like.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"{message}; see --help")
+        flags = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+        unknown = [flag for flag in flags if not self._known(flag)]
+        hints = [did_you_mean(flag, self._option_string_actions) for flag in unknown]
+        if unknown and "unrecognized arguments" not in message:
+            message = f"{message}; unknown option {unknown[0]}"
+        raise ValueError(f"{message}; {''.join(dict.fromkeys(hints))}see --help")
+
+    def _known(self, flag: str) -> bool:
+        return any(option.startswith(flag) for option in self._option_string_actions)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'NAME'? ` for the name that is spelled most alike, or nothing."""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    return f"did you mean {names[near[0]]!r}? " if near else ""
+
+
+def number(
+    kind: Callable[[str], Any], low: float, high: float = math.inf, *, open_ends: bool = False
+) -> Callable[[str], Any]:
+    """The type of an option that is a number in a range.
+
+    Args:
+        kind: int or float.
+        low: least value.
+        high: largest value.
+        open_ends: whether the ends themselves are refused.
+    """
+    ends = "between" if open_ends else "from"
+    span = f"{low:g} or more" if math.isinf(high) else f"{ends} {low:g} to {high:g}"
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+            fits = low < value < high if open_ends else low <= value <= high
+        except ValueError:
+            fits = False
+        if not fits:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {span}")
+        return value
+
+    return read
+
+
+def require_folder(path: str | Path, option: str) -> Path:
+    """Refuses a folder that cannot be made or written to; nothing is made.
+
+    Args:
+        path: the folder, which need not be there yet.
+        option: that names it, for the message.
+
+    Raises:
+        ValueError: naming the option, the folder and what is in its way.
+    """
+    folder = Path(path).expanduser()
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, but {place} is a file; give another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{option} is {str(path)!r}, but {place} cannot be written to; give another folder"
+        )
+    return folder
+
+
+def require_file_place(path: str | Path, option: str) -> Path:
+    """Refuses a file that cannot be written, as its folder is missing or closed, or it is a folder.
+
+    Raises:
+        ValueError: naming the option, the file and what is in its way.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, which is a folder; give a file")
+    if not file.parent.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, but there is no folder {str(file.parent)!r}")
+    require_folder(file.parent, option)
+    return file
 
 
 def resumable(run: Callable[[], object]) -> int:
@@ -40,3 +135,18 @@ def resumable(run: Callable[[], object]) -> int:
         sys.stderr.write("stopped; run the same command to go on\n")
         return 130
     return 0
+
+
+def read_command_line(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parses before anything heavy is imported; a wrong word ends the process.
+
+    Raises:
+        SystemExit: 0 after --help, 2 after one line about a wrong word.
+    """
+    try:
+        return parser.parse_args(argv)
+    except ValueError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None

@@ -22,7 +22,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from alignzeg.arguments import OneLineParser
+from alignzeg.command_lines import audit as parser
 from alignzeg.data.changed import Relabelling, hidden_names, relabelled, renamed
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.engine import Trainer, setup_config, validate
@@ -202,21 +202,6 @@ def describe_change(change: Relabelling, images: int, steps: int) -> str:
         f"other labels for {change.changed_pixels} hidden pixels "
         f"({change.unseen_pixels} of unseen classes)"
     )
-
-
-def parser() -> OneLineParser:
-    """The command line."""
-    result = OneLineParser(
-        prog="python -m alignzeg audit",
-        description="Proves on real training steps that no unseen label or name reaches a loss. "
-        "Exit code 0 if none does, 1 on a leak, 2 if nothing can be proved.",
-    )
-    result.add_argument("config", metavar="CONFIG")
-    result.add_argument("--steps", type=int, default=3, help="training steps of each trial")
-    result.add_argument(
-        "opts", nargs="*", default=[], metavar="KEY VALUE", help="on top of the config"
-    )
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

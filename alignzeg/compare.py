@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from alignzeg.arguments import OneLineParser
+from alignzeg.command_lines import compare as parser
 from alignzeg.engine.records.curve import FILE_NAME as CURVE_FILE
 from alignzeg.engine.records.curve import read_curve
 from alignzeg.engine.records.provenance import FILE_NAME, last_training, read_history
@@ -46,24 +46,6 @@ class Part:
         """The result on one line."""
         result = "differs" if self.differences else "equal" if self.known else "unknown"
         return f"{result:8} {self.name:12} {self.detail}"
-
-
-def parser() -> OneLineParser:
-    """The command line."""
-    result = OneLineParser(
-        prog="python -m alignzeg compare",
-        description="Names the first divergence of a run from another: config, environment, VLM, "
-        "data, losses. Exit code 0 if equal, 1 if different, 2 if a folder cannot be read.",
-    )
-    result.add_argument("run", metavar="RUN", help="a run's folder (OUTPUT_DIR)")
-    result.add_argument("reference", metavar="REFERENCE", help="the folder to compare with")
-    result.add_argument(
-        "--tolerance",
-        type=float,
-        default=0.0,
-        help="relative difference of losses that counts as equal; 0, the default, is to the bit",
-    )
-    return result
 
 
 def read_entries(folder: str) -> list[dict[str, Any]]:

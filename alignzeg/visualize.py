@@ -1,32 +1,22 @@
-"""Label maps as pictures: palette, overlay, legend. Shared by prediction and report."""
+"""Label maps as images: overlay and legend. Shared by prediction and report."""
 
 from __future__ import annotations
 
 import base64
-import colorsys
 import io
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-from matplotlib import font_manager
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-# What is drawn where nothing is named: a neutral grey that no class gets.
-UNNAMED_COLOR = (38, 40, 46)
-# Successive hues are this share of the circle apart, so that neighbours in the list differ most.
-_GOLDEN_SHARE = 0.6180339887
-_TONES = ((0.62, 0.95), (0.80, 0.72), (0.42, 0.98), (0.95, 0.88), (0.55, 0.62))
+from alignzeg.colors import UNNAMED_COLOR
+from alignzeg.lettering import font
 
-
-def palette(count: int) -> NDArray[np.uint8]:
-    """Colours of class ids 0 to count - 1, the same for every call: (count, 3) RGB."""
-    colors = [
-        colorsys.hsv_to_rgb((0.02 + i * _GOLDEN_SHARE) % 1.0, *_TONES[i % len(_TONES)])
-        for i in range(count)
-    ]
-    return np.round(255 * np.array(colors, dtype=np.float64).reshape(-1, 3)).astype(np.uint8)
+# Longest side of a drawn overlay in pixels; larger images are shown smaller.
+LONGEST_SIDE = 2048
+# So many lines of a legend are shown even beside an image that is not as tall.
+_FEWEST_LINES = 8
 
 
 def colorize(labels: NDArray, colors: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -51,7 +41,7 @@ def blend(
     Args:
         picture: (H, W, 3) RGB.
         labels: (H, W) class ids.
-        colors: see `palette`.
+        colors: (n, 3) RGB, see `alignzeg.colors`.
         opacity: of the label map, 0 to 1.
 
     Raises:
@@ -60,21 +50,58 @@ def blend(
     if picture.shape[:2] != labels.shape:
         raise ValueError(f"picture of {picture.shape[:2]} pixels, labels of {labels.shape}")
     colored = colorize(labels, colors)
-    mixed = (1 - opacity) * picture + opacity * colored
+    mixed = np.round((1 - opacity) * picture + opacity * colored).astype(np.uint8)
     mixed[boundaries(labels)] = 255
-    return np.round(mixed).astype(np.uint8)
+    return mixed
 
 
-@lru_cache(maxsize=8)
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib ships and which covers most alphabets."""
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+def display_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
+    """Height and width at which an image is drawn.
+
+    Small ones are enlarged by a whole factor until the shorter side has `shorter_side` pixels or
+    the longer one nears `LONGEST_SIDE`; those whose longer side exceeds that are made smaller.
+    """
+    short, long = sorted((height, width))
+    if long > LONGEST_SIDE:
+        scale = LONGEST_SIDE / long
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    factor = max(1, min(-(-shorter_side // short), LONGEST_SIDE // long))
+    return height * factor, width * factor
 
 
-def enlarge(picture: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
-    """Repeats pixels until the shorter side has at least this many."""
-    factor = max(1, -(-shorter_side // max(1, min(picture.shape[:2]))))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+def resized(values: NDArray, size: tuple[int, int]) -> NDArray:
+    """An image or a label map at another size: whole pixels repeated, or left out evenly."""
+    rows, columns = (
+        (np.arange(new) * old // new) for new, old in zip(size, values.shape[:2], strict=True)
+    )
+    return values[rows][:, columns]
+
+
+def shrunk(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """An image at another height and width; averaged where it shrinks, repeated where it grows."""
+    if size[0] >= picture.shape[0]:
+        return resized(picture, size)
+    image = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX)
+    return np.asarray(image)
+
+
+def shown_colors(
+    drawn: NDArray[np.uint8], labels: NDArray, ids: Sequence[int]
+) -> list[tuple[int, int, int]]:
+    """What each class looks like in an overlay: the mean colour of its pixels, but for lines.
+
+    Args:
+        drawn: (H, W, 3) what `blend` made.
+        labels: (H, W) class ids.
+        ids: classes; one that is all lines is white, as these are.
+    """
+    lines = boundaries(labels)
+    found = []
+    for label in ids:
+        pixels = drawn[(labels == label) & ~lines]
+        mean = pixels.mean(axis=0) if len(pixels) else np.full(3, 255.0)
+        found.append(tuple(int(value) for value in np.round(mean)))
+    return found
 
 
 def with_legend(
@@ -86,28 +113,31 @@ def with_legend(
 
     Args:
         picture: (H, W, 3) RGB.
-        entries: texts and their colours, from the top; what does not fit is counted in a last line.
+        entries: texts and their colours, from the top; what does not fit is counted in a last line,
+            beyond 8 lines, for which the panel grows below the image.
         text_size: in pixels; 0 chooses one for the picture's height.
     """
     height, width = picture.shape[:2]
     size = text_size or int(np.clip(height / 28, 12, 40))
     line, margin = round(1.6 * size), size
-    room = max(1, (height - 2 * margin) // line)
+    room = max((height - 2 * margin) // line, min(len(entries), _FEWEST_LINES))
     shown = list(entries)
     if len(shown) > room:
         hidden = len(shown) - room + 1
         shown = [*shown[: room - 1], (f"and {hidden} more", UNNAMED_COLOR)]
-    face = font(size)
-    text_width = max((int(face.getlength(text)) for text, _ in shown), default=0)
+    faces = [font(size, text) for text, _ in shown]
+    texts = zip(faces, shown, strict=True)
+    text_width = max((int(face.getlength(text)) for face, (text, _) in texts), default=0)
     panel = 2 * margin + round(1.6 * size) + text_width
-    canvas = Image.new("RGB", (width + panel, height), (255, 255, 255))
+    tall = max(height, 2 * margin + line * len(shown))
+    canvas = Image.new("RGB", (width + panel, tall), (255, 255, 255))
     canvas.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(canvas)
     for row, (text, color) in enumerate(shown):
         x, y = width + margin, margin + row * line
         draw.rounded_rectangle((x, y, x + size, y + size), radius=size // 5, fill=tuple(color))
         middle = y + size / 2
-        draw.text((x + 1.6 * size, middle), text, fill=(25, 27, 31), font=face, anchor="lm")
+        draw.text((x + 1.6 * size, middle), text, fill=(25, 27, 31), font=faces[row], anchor="lm")
     return canvas
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from alignzeg.arguments import OneLineParser
-from alignzeg.data.class_names import read_class_list
+from alignzeg.arguments import did_you_mean
+from alignzeg.command_lines import vocabulary as parser
+from alignzeg.data.class_names import is_class_file, read_class_list
 from alignzeg.data.labels import get_vocabulary, registered_names
 from alignzeg.data.lint import lint, spoken
 from alignzeg.engine.settings.reading import setup_config
 from alignzeg.registries import build_vlm
-from alignzeg.structures import SYNONYM_SEPARATOR
 
 CLEAN, WARNINGS = 0, 1
 
@@ -28,24 +28,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: if there are no names, or a file or the VLM cannot be read.
     """
-    parser = OneLineParser(
-        prog="python -m alignzeg vocabulary",
-        description="Warns of duplicate names, near-synonyms, names that are cut off, and clashes "
-        "of seen and unseen names. Exit code 0 if there is nothing to say, 1 if there is.",
-    )
-    parser.add_argument(
-        "names",
-        help='"cat, dog, tree", a text file with one name a line, or a registered data set; '
-        f'synonyms are written "sofa{SYNONYM_SEPARATOR}couch"',
-    )
-    parser.add_argument(
-        "--unseen", default="", help="names or a file, of classes without training masks"
-    )
-    parser.add_argument("--config-file", default="", help="for the VLM that reads the names")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="over the config, in turn"
-    )
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     cfg = setup_config(args.config_file, args.opts)
     prompts, unseen = read_names(args.names)
     if args.unseen.strip():
@@ -62,8 +45,14 @@ def read_names(source: str) -> tuple[list[str], list[str]]:
     """Prompts and unseen names from a data set's name, a text file, or a list with commas.
 
     Raises:
-        ValueError: as `read_class_list`.
+        ValueError: as `read_class_list`, or on one word that may be a data set's name misspelled.
     """
     if source in registered_names():
         return spoken(get_vocabulary(source))
+    if "," not in source and not is_class_file(source):
+        hint = did_you_mean(source, registered_names())
+        raise ValueError(
+            f"{source!r} is no data set, no file and no list; {hint}a list has commas, as in "
+            "'cat, dog', also after a single name: 'cat,'"
+        )
     return list(read_class_list(source)), []

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
+# The command line is read before anything heavy is imported.
+__alignzeg_late__ = True
+
 import os
 import sys
 
-from alignzeg.data.zeroshapes import DEFAULT_COUNTS, write_dataset
+from alignzeg.arguments import OneLineParser, number, read_command_line, require_folder
 
 
 def main() -> int:
-    """Parse the command line and write the splits."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Reads the command line and writes the splits; the exit code."""
+    parser = OneLineParser(description=__doc__)
     default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--root", default=default_root, help="default: $DETECTRON2_DATASETS")
-    parser.add_argument("--train", type=int, default=DEFAULT_COUNTS["train"], help="scenes")
-    parser.add_argument("--val", type=int, default=DEFAULT_COUNTS["val"], help="scenes")
-    parser.add_argument("--calib", type=int, default=DEFAULT_COUNTS["calib"], help="scenes")
-    parser.add_argument("--size", type=int, default=128, help="side in pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    for split in DEFAULT_COUNTS:
-        count = getattr(arguments, split)
-        try:
-            written = write_dataset(arguments.root, split, count, arguments.size, arguments.seed)
-        except ValueError as error:
-            parser.error(str(error))
-        where = os.path.join(arguments.root, "zeroshapes")
-        sys.stdout.write(f"zeroshapes {split}: {count} scenes in {where}, {written} written now\n")
+    count = number(int, 1)
+    parser.add_argument("--train", type=count, help="scenes")
+    parser.add_argument("--val", type=count, help="scenes")
+    parser.add_argument("--calib", type=count, help="scenes")
+    parser.add_argument("--size", type=count, default=128, help="side in pixels")
+    parser.add_argument("--seed", type=number(int, 0), default=0)
+    args = read_command_line(parser)
+    from alignzeg.data.zeroshapes import DEFAULT_COUNTS, write_dataset
+
+    where = os.path.join(args.root, "zeroshapes")
+    try:
+        require_folder(args.root, "--root")
+        for split, usual in DEFAULT_COUNTS.items():
+            wanted = getattr(args, split) or usual
+            written = write_dataset(args.root, split, wanted, args.size, args.seed)
+            sys.stdout.write(
+                f"zeroshapes {split}: {wanted} scenes in {where}, {written} written now\n"
+            )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     return 0
 
 

@@ -11,7 +11,7 @@ from detectron2.utils.env import seed_all_rng
 
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.engine import setup_config
-from alignzeg.engine.start import LOGGERS
+from alignzeg.engine.records.log import LOGGERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"

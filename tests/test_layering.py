@@ -32,6 +32,7 @@ LAYERS = {
     "alignzeg.modeling": (2, ""),
     "alignzeg.modeling.layers": (1, "layers"),
     "alignzeg.modeling.pretrained": (1, "weights"),
+    "alignzeg.modeling.tensor_files": (1, "weights"),
     "alignzeg.modeling.fold": (1, "fold"),
     "alignzeg.modeling.views": (1, "fold"),
     "alignzeg.modeling.viewing": (3, "viewing"),

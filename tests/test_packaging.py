@@ -9,7 +9,7 @@ import pytest
 from conftest import CONFIGS, REPOSITORY
 
 import alignzeg
-from alignzeg import doctor
+from alignzeg import doctor, machine
 from alignzeg.__main__ import COMMANDS, main
 
 BLOCKED = """
@@ -80,6 +80,7 @@ def test_doctor_says_what_is_there(zeroshapes: Path, capsys: pytest.CaptureFixtu
     ):
         assert re.search(rf"^ok   {word} +\d", said, re.MULTILINE), word
     assert "detectron2._C" in said and "not needed" in said
+    assert len(said.splitlines()) <= 25
     assert re.search(r"^ok   bundled CLIP +alignzeg-tiny", said, re.MULTILINE)
     assert re.search(r"^ok   zeroshapes_train +8 images", said, re.MULTILINE)
     assert f"{zeroshapes} (from DETECTRON2_DATASETS" in said
@@ -91,7 +92,10 @@ def test_doctor_names_the_fix(
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     config = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
-    assert doctor.main(["--config-file", config, "ALIGNZEG.VLM.WEIGHTS", "no.safetensors"]) == 1
+    opts = ["ALIGNZEG.VLM.WEIGHTS", "no.safetensors"]
+    assert doctor.main(["--config-file", config, *opts]) == 1
+    assert len(capsys.readouterr().out.splitlines()) <= 25
+    assert doctor.main(["--all", "--config-file", config, *opts]) == 1
     said = capsys.readouterr().out
     assert "FAIL VLM of the config" in said and "no.safetensors" in said
     assert re.search(
@@ -103,8 +107,53 @@ def test_doctor_names_the_fix(
     assert said.endswith("3 required checks failed\n")
     assert doctor.main(["SOLVER.MAX_ITR", "1"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown config key")
-    lost = doctor.check_package("no_such_package_of_ours")
+    lost = machine.check_package("no_such_package_of_ours")
     assert not lost.ok and lost.line().startswith("FAIL") and "pip install no_such" in lost.line()
+
+
+def test_every_fix_names_a_script_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    # Wherever it is asked from.
+    monkeypatch.chdir(tmp_path)
+    doctor.main(["--all"])
+    scripts = re.findall(r"fix: python (\S+\.py)", capsys.readouterr().out)
+    assert len(scripts) > 20
+    assert all(Path(script).is_file() for script in scripts)
+
+
+def test_a_misspelt_data_set_is_one_hint(zeroshapes: Path, capsys) -> None:
+    assert doctor.main(["DATASETS.TEST", "('zeroshapes_vla',)"]) == 1
+    said = capsys.readouterr().out
+    assert "did you mean 'zeroshapes_val'?" in said
+    assert len(said.splitlines()) <= 25
+
+
+def run_blocked(command: str) -> subprocess.CompletedProcess[str]:
+    """A command where Detectron2 is not installed."""
+    code = BLOCKED.replace(
+        "import alignzeg\n",
+        "import runpy\nsys.orig_argv[1:] = ['-m', 'alignzeg']\n"
+        f"sys.argv = ['-m', *{command.split()!r}]\nimport alignzeg\n"
+        "runpy.run_module('alignzeg', run_name='__main__', alter_sys=True)\n",
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=REPOSITORY
+    )
+
+
+def test_doctor_works_where_detectron2_is_not_installed() -> None:
+    done = run_blocked("doctor")
+    assert done.returncode == 1 and done.stderr == ""
+    assert re.search(
+        r"^FAIL packages +detectron2: .*\n +fix: make setup", done.stdout, re.MULTILINE
+    )
+    assert done.stdout.endswith("1 required checks failed\n")
+    done = run_blocked("predict x.png --weights m.pth --classes a")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: alignzeg needs Detectron2, which is not installed.")
+    assert done.stderr.count("\n") == 1
 
 
 def test_commands_are_dispatched(capsys: pytest.CaptureFixture[str]) -> None:

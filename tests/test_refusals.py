@@ -14,9 +14,9 @@ from detectron2.config import CfgNode
 
 from alignzeg.engine import setup_config, validate
 from alignzeg.engine.checkpoints.likeness import check_kinds, misfit
+from alignzeg.engine.records.log import LOGGERS, hide_tracebacks
 from alignzeg.engine.settings.ranges import RANGES, Range, validate_ranges
 from alignzeg.engine.settings.reading import default_config, flat_keys
-from alignzeg.engine.start import LOGGERS, hide_tracebacks
 
 
 def test_every_range_is_of_a_key_and_holds_its_default() -> None:

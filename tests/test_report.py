@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alignzeg.colors import palette
 from alignzeg.report import About, RunResult, Sample, read_run, write_report
 from alignzeg.report.charts import Series, line_chart, ticks
 from alignzeg.report.sections import delta, thinned
 from alignzeg.structures import Vocabulary
-from alignzeg.visualize import blend, boundaries, colorize, palette, with_legend
+from alignzeg.visualize import blend, boundaries, colorize, with_legend
 
 VOCABULARY = Vocabulary.from_unseen(["grass", "brick", "red <star>"], ["red <star>"])
 VOID = {"meta", "img", "line", "br", "i"} - {"i"}
@@ -194,14 +195,6 @@ def test_thinning_keeps_the_mean() -> None:
     assert len(thin) <= 120
     assert np.mean([y for _, y in thin[:-1]]) == pytest.approx(np.mean([x for x, _ in thin[:-1]]))
     assert thinned(points[:3]) == [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]
-
-
-def test_palette_is_distinct_and_stable() -> None:
-    colors = palette(42)
-    assert len({tuple(color) for color in colors.tolist()}) == 42
-    assert (palette(100)[:42] == colors).all()
-    gaps = np.abs(colors[:, None].astype(int) - colors[None]).sum(-1) + 999 * np.eye(42, dtype=int)
-    assert gaps.min() > 15
 
 
 def test_overlay_and_legend() -> None:

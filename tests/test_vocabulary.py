@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from alignzeg.__main__ import main
 from alignzeg.data.labels import get_vocabulary
 from alignzeg.data.lint import lint, spoken, validate_names
-from alignzeg.engine import setup_config
+from alignzeg.engine import setup_config, validate
 from alignzeg.registries import build_vlm
 
 
@@ -123,6 +123,35 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["vocabulary", " , ", *opts]) == 2
     assert main(["vocabulary", str(tmp_path / "nothing.txt"), *opts]) == 2
     assert "cannot read class names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("zeroshape_val", "did you mean 'zeroshapes_val'? "), ("cat", "single name: 'cat,'")],
+)
+def test_what_is_no_list_file_or_data_set_is_refused(given, hint, capsys):
+    assert main(["vocabulary", given]) == 2
+    said = capsys.readouterr().err
+    assert hint in said and said.count("\n") == 1
+
+
+def test_words_that_the_text_encoder_never_read(tmp_path, capsys):
+    opts = ["--opts", "ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text")]
+    assert main(["vocabulary", "red star, cat,", *opts]) == 1
+    assert "never read: alignzeg-tiny/bundled" in (said := capsys.readouterr().out)
+    assert "does not know 'cat';" in said
+    vlm = Plane(cat=0.0, dog=90.0)
+    assert lint(["cat", "dog"], [], vlm, 0.95) == []
+
+
+def test_an_unknown_data_set_is_one_hint():
+    with pytest.raises(ValueError, match="did you mean 'voc2012_train'") as failure:
+        get_vocabulary("voc_2012_train")
+    assert len(str(failure.value)) < 300
+    cfg = setup_config("", ["DATASETS.TRAIN", "('zeroshapes_trian',)"])
+    with pytest.raises(ValueError, match="did you mean 'zeroshapes_train'") as failure:
+        validate(cfg)
+    assert len(str(failure.value)) < 300
 
 
 def test_the_threshold_is_a_key():

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+# The command line is read before anything heavy is imported.
+__alignzeg_late__ = True
+
 import argparse
 import logging
 import sys
 from pathlib import Path
 
 from alignzeg.ablation import Plan, Row, add_run_arguments, check, run, table
-from alignzeg.arguments import resumable
+from alignzeg.arguments import OneLineParser, read_command_line, resumable
 
 ROOT = Path(__file__).resolve().parent.parent
 ZEROSHAPES = [
@@ -41,7 +44,7 @@ def ablate(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument(
         "--configs", type=words, default=ZEROSHAPES, help="comma-separated, one row each"
     )
@@ -53,7 +56,7 @@ def main() -> int:
         help="comma-separated; evaluate ROW with the weights that row OTHER trained",
     )
     add_run_arguments(parser, "output/ablation")
-    args = parser.parse_args()
+    args = read_command_line(parser)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     return resumable(lambda: ablate(args))
 

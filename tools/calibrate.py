@@ -8,6 +8,9 @@ with `--seen-exponents` and `--unseen-exponents` every share of the frozen VLM w
 
 from __future__ import annotations
 
+# The command line is read before anything heavy is imported.
+__alignzeg_late__ = True
+
 import argparse
 import dataclasses
 import json
@@ -16,9 +19,7 @@ import os
 import sys
 from pathlib import Path
 
-from alignzeg.calibration import Grid, best, cache_proposals, sweep
-from alignzeg.data.labels import get_vocabulary
-from alignzeg.engine import AlignZegCheckpointer, Trainer, guarded, setup_config
+from alignzeg.arguments import OneLineParser, read_command_line
 
 
 def numbers(text: str) -> list[float]:
@@ -28,6 +29,10 @@ def numbers(text: str) -> list[float]:
 
 def calibrate(args: argparse.Namespace) -> None:
     """Runs the sweep and writes its result."""
+    from alignzeg.calibration import Grid, best, cache_proposals, sweep
+    from alignzeg.data.labels import get_vocabulary
+    from alignzeg.engine import AlignZegCheckpointer, Trainer, setup_config
+
     opts = [
         "DATASETS.TEST",
         args.dataset,
@@ -64,7 +69,7 @@ def calibrate(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--weights", required=True, help="trained with the pseudo-unseen held out")
     parser.add_argument("--dataset", default="zeroshapes_calib")
@@ -80,8 +85,10 @@ def main() -> int:
     )
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
-    args = parser.parse_args()
+    args = read_command_line(parser)
     logging.basicConfig(level=logging.WARNING)
+    from alignzeg.engine import guarded
+
     return guarded(lambda: calibrate(args), debug=args.debug)
 
 

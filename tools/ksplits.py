@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+# The command line is read before anything heavy is imported.
+__alignzeg_late__ = True
+
 import argparse
 import logging
 import sys
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from alignzeg import ksplits
 from alignzeg.ablation import Plan, add_run_arguments, check, numbers, run
-from alignzeg.arguments import resumable
+from alignzeg.arguments import OneLineParser, read_command_line, resumable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +43,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--benchmark", default="zeroshapes", help="a folder of configs")
     parser.add_argument("--encoder", default="", help="end of their names, such as R101")
     parser.add_argument("--splits", type=numbers, default="2,4,6,8,10", help="comma-separated K")
@@ -48,7 +51,7 @@ def main() -> int:
         "--base", type=int, default=0, help="K of the one pixel network for all; 0: one for each"
     )
     add_run_arguments(parser, "output/ksplits")
-    args = parser.parse_args()
+    args = read_command_line(parser)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     return resumable(lambda: compare(args))
 

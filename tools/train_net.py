@@ -14,16 +14,22 @@ goes on as if it had never been stopped.
 
 from __future__ import annotations
 
+# The command line is read before anything heavy is imported.
+__alignzeg_late__ = True
+
 import argparse
 import os
 import sys
 from typing import Any
 
-from alignzeg import engine
+from alignzeg.arguments import read_command_line
+from alignzeg.command_lines import train as parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """What every process does."""
+    from alignzeg import engine
+
     cfg = engine.start_run(engine.setup_config(args.config_file, args.opts), args)
     if args.eval_only:
         return engine.evaluate(cfg, resume=args.resume, trust_pickle=args.trust_pickle)
@@ -37,6 +43,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def start(args: argparse.Namespace) -> None:
     """Checks everything, then starts the processes."""
+    from alignzeg import engine
+
     cfg = engine.setup_config(args.config_file, args.opts)
     engine.validate(
         cfg,
@@ -49,10 +57,13 @@ def start(args: argparse.Namespace) -> None:
     engine.launch(main, args, cfg.MODEL.DEVICE)
 
 
+def command() -> int:
+    """Reads the command line and carries it out; the exit code."""
+    args = read_command_line(parser())
+    from alignzeg.engine import guarded
+
+    return guarded(lambda: start(args), debug=args.debug or bool(os.environ.get("ALIGNZEG_DEBUG")))
+
+
 if __name__ == "__main__":
-    sys.exit(
-        engine.guarded(
-            lambda: start(engine.parse_args()),
-            debug="--debug" in sys.argv or bool(os.environ.get("ALIGNZEG_DEBUG")),
-        )
-    )
+    sys.exit(command())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
+# The command line is read before anything heavy is imported.
+__alignzeg_late__ = True
+
 import dataclasses
 import json
 import logging
@@ -10,15 +12,16 @@ import shlex
 import sys
 from pathlib import Path
 
-from alignzeg.tiny_clip.evaluation import evaluate
-from alignzeg.tiny_clip.model import ASSETS
+import alignzeg
+from alignzeg.arguments import OneLineParser, read_command_line
 from alignzeg.tiny_clip.recipe import Recipe
-from alignzeg.tiny_clip.training import Job, train
+
+ASSETS = Path(alignzeg.__file__).parent / "assets"
 
 
 def main() -> int:
     """Parse the recipe and run it, or judge what is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     fields = dataclasses.fields(Recipe)
     for field in fields:
         kind = type(field.default)
@@ -28,7 +31,10 @@ def main() -> int:
     parser.add_argument("--eval-only", action="store_true", help="judge --weights, train nothing")
     parser.add_argument("--weights", default="", help="for --eval-only; default: the bundled ones")
     parser.add_argument("--scenes", type=int, default=200, help="for --eval-only")
-    arguments = parser.parse_args()
+    arguments = read_command_line(parser)
+    from alignzeg.tiny_clip.evaluation import evaluate
+    from alignzeg.tiny_clip.training import Job, train
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if arguments.eval_only:
         figures = evaluate(arguments.weights, arguments.scenes, arguments.region_blocks)

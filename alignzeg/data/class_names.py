@@ -76,7 +76,7 @@ def read_class_list(source: str) -> tuple[str, ...]:
     Raises:
         ValueError: if there is no name, or as `read_class_file` and `class_names`.
     """
-    if source.strip().lower().endswith(_FILES) and "," not in source or _is_file(source):
+    if is_class_file(source):
         names = read_class_file(source.strip() if not _is_file(source) else source)
     else:
         names = class_names([name for name in source.split(",") if name.strip()], repr(source))
@@ -86,6 +86,11 @@ def read_class_list(source: str) -> tuple[str, ...]:
             "one a line"
         )
     return names
+
+
+def is_class_file(source: str) -> bool:
+    """Whether a word of a command line means a file: it exists, or is called like one."""
+    return source.strip().lower().endswith(_FILES) and "," not in source or _is_file(source)
 
 
 def _is_file(source: str) -> bool:

@@ -12,12 +12,17 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from alignzeg.arguments import did_you_mean
 from alignzeg.data.pictures import read_values
 from alignzeg.structures import IGNORE_LABEL, Vocabulary, spelling
 
 HOLD_OUTS = ("", "pseudo_unseen")
 # Ids that do not fit into uint8 (a vocabulary of more than 255 names) are written as uint16.
 WIDE_IGNORE_LABEL = 65535
+
+
+# Data sets that anyone can make.
+_EXAMPLES = "'zeroshapes_train', 'zeroshapes_val'"
 
 
 def registered_names() -> list[str]:
@@ -29,13 +34,22 @@ def registered_names() -> list[str]:
     )
 
 
+def known_names(wrong: str) -> str:
+    """What a wrong name of a data set may have meant, and where all names stand."""
+    names = registered_names()
+    return (
+        f"{did_you_mean(wrong, names)}registered: {len(names)} names such as {_EXAMPLES}; "
+        "python -m alignzeg doctor --all lists them"
+    )
+
+
 def _metadata(dataset_name: str) -> dict:
     # Asking Detectron2 for the metadata of an unknown name would create it.
     metadata = MetadataCatalog.get(dataset_name).as_dict() if dataset_name in DatasetCatalog else {}
     if "vocabulary" not in metadata:
         raise ValueError(
             f"no data set named {dataset_name!r} with a seen/unseen vocabulary; "
-            f"registered: {registered_names()}"
+            f"{known_names(dataset_name)}"
         )
     return metadata
 
@@ -81,7 +95,7 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary:
     names = cfg.DATASETS.TRAIN
     if not names:
         raise ValueError(
-            f"DATASETS.TRAIN is empty; give at least one training set of {registered_names()}"
+            f"DATASETS.TRAIN is empty; give at least one training set; {known_names('')}"
         )
     hold_out = cfg.ALIGNZEG.DATA.HOLD_OUT
     vocabularies = []

@@ -51,9 +51,12 @@ def pitfalls(vocabulary: Vocabulary, vlm: Any = None) -> list[str]:
         vlm: as in `lint`.
 
     Returns:
-        One line each: one class alone, names that are cut off.
+        One line each: one class alone, names that are cut off, words that the VLM has never read.
     """
-    return [*_few(vocabulary), *([] if vlm is None else _cut_off(spoken(vocabulary)[0], vlm))]
+    if vlm is None:
+        return _few(vocabulary)
+    prompts = spoken(vocabulary)[0]
+    return [*_few(vocabulary), *_cut_off(prompts, vlm), *_never_read(prompts, vlm)]
 
 
 def _few(vocabulary: Vocabulary) -> list[str]:
@@ -78,13 +81,14 @@ def lint(
         cosine: classes whose prototypes are closer are near-synonyms; 1 turns that off.
 
     Returns:
-        One line each, in the order duplicates, clashes, cut off names, near-synonyms.
+        One line each, in the order duplicates, clashes, cut off names, words that the VLM has
+        never read, near-synonyms.
     """
     names = [_synonyms(prompt)[0] for prompt in prompts]
     warnings = [*_duplicates(names), *_shared_words(prompts), *_clashes(names, unseen)]
     if vlm is None:
         return warnings
-    warnings += _cut_off(prompts, vlm)
+    warnings += [*_cut_off(prompts, vlm), *_never_read(prompts, vlm)]
     if cosine < 1:
         distinct = list(dict.fromkeys(prompts))
         text = vlm.embed_text(distinct)
@@ -166,6 +170,26 @@ def _cut_off(prompts: Sequence[str], vlm: Any) -> list[str]:
         f"reads {limit}; the end is lost"
         for word, count in zip(words, vlm.token_counts(words), strict=True)
         if count > limit
+    ]
+
+
+def _never_read(prompts: Sequence[str], vlm: Any) -> list[str]:
+    """One line about the words that the text encoder was not trained with, or none.
+
+    Only encoders that were trained with a few words say which, as `known_words`.
+    """
+    known = getattr(vlm, "known_words", None)
+    if known is None:
+        return []
+    words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"\w+", prompt.lower()))
+    unread = [word for word in words if word not in known]
+    if not unread:
+        return []
+    shown = ", ".join(map(repr, unread[:_SHOWN])) + (", ..." if len(unread) > _SHOWN else "")
+    return [
+        f"never read: {vlm.id} was trained on drawn scenes and does not know {shown}; what it "
+        "answers for them means little. For photographs train with another ALIGNZEG.VLM.MODEL, "
+        "such as ViT-B-16"
     ]
 
 

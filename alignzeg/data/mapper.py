@@ -149,13 +149,25 @@ class ZeroShotMapper:
         return labels if labels.dtype == np.uint8 else labels.astype(np.float32)
 
 
+class ShorterSide(T.ResizeShortestEdge):
+    """Detectron2's, which makes strips of no pixels where the longer side reaches its limit."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """A resize whose sides are 1 pixel or more."""
+        found = super().get_transform(image)
+        if isinstance(found, T.ResizeTransform) and min(found.new_h, found.new_w) < 1:
+            size = (max(1, found.new_h), max(1, found.new_w))
+            return T.ResizeTransform(found.h, found.w, *size, found.interp)
+        return found
+
+
 def test_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
     """Resizes the shorter side to `INPUT.MIN_SIZE_TEST` pixels; 0 leaves the image as it is.
 
     With `TEST.AUG.ENABLED` it stays too: the model makes all of its sizes from the original.
     """
     size = 0 if cfg.TEST.AUG.ENABLED else cfg.INPUT.MIN_SIZE_TEST
-    return [T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)] if size else []
+    return [ShorterSide([size, size], cfg.INPUT.MAX_SIZE_TEST)] if size else []
 
 
 def training_augmentations(
@@ -169,7 +181,7 @@ def training_augmentations(
     steps: list[T.Augmentation | T.Transform] = []
     if any(cfg.INPUT.MIN_SIZE_TRAIN):
         steps.append(
-            T.ResizeShortestEdge(
+            ShorterSide(
                 cfg.INPUT.MIN_SIZE_TRAIN,
                 cfg.INPUT.MAX_SIZE_TRAIN,
                 cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,

@@ -1,40 +1,23 @@
-"""The command line that `tools/demo.py` and `tools/photos.py` share."""
+"""What `tools/demo.py` and `tools/photos.py` do with their command line."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from alignzeg.arguments import resumable
 from alignzeg.demo.datasets import DataSet
 from alignzeg.demo.plan import Plan
 from alignzeg.demo.run import run
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """Adds what does not depend on the data set; `output` is the default folder."""
-    parser.add_argument("--output", default=output, help="folder of everything it makes")
-    parser.add_argument("--iterations", type=int, default=0, help="of each training; 0: the config")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=min(2, os.cpu_count() or 1),
-        help="trainings at a time, sharing the cores; two with one thread each are faster than "
-        "one after the other with two",
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both trainings")
-
-
-def run_command(args: argparse.Namespace, data: DataSet, repository: Path) -> int:
-    """Does what the command line says; returns the exit code."""
+def run_command(args: argparse.Namespace, data: DataSet, repository: Path) -> None:
+    """Does what the command line of `alignzeg.command_lines.comparison` says."""
     plan = Plan(
         repository=repository,
-        output=Path(args.output).absolute(),
+        output=Path(args.output).expanduser().absolute(),
         data=data,
         iterations=args.iterations,
-        jobs=max(1, args.jobs),
+        jobs=args.jobs,
         opts=tuple(args.opts),
     )
-    return resumable(lambda: run(plan, fresh=args.fresh))
+    run(plan, fresh=args.fresh)

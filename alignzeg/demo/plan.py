@@ -53,7 +53,9 @@ class Plan:
     def run_opts(self, name: str) -> list[str]:
         """KEY VALUE pairs of a run."""
         steps = ["SOLVER.MAX_ITER", str(self.iterations)] if self.iterations else []
-        return [*self.opts, *steps, "OUTPUT_DIR", str(self.folder(name))]
+        # The report says how far chance over images would move the figures.
+        kept = ["ALIGNZEG.TEST.SAVE_PER_IMAGE", "True"]
+        return [*kept, *self.opts, *steps, "OUTPUT_DIR", str(self.folder(name))]
 
     def command(self, name: str) -> list[str]:
         """What trains and evaluates a run, from its last checkpoint if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alignzeg import registration  # noqa: F401 (what a config may name)
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.processes.launch import guarded, launch

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import ctypes
 import logging
 import os
 import platform
-import sys
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 
 from alignzeg.engine.checkpoints.resume import saved_seed
-from alignzeg.engine.processes.errors import explain
+from alignzeg.engine.records.log import hide_tracebacks, start_log
 from alignzeg.engine.records.occupation import check_unused, clear, occupy
 from alignzeg.engine.settings.reading import flatten
 from alignzeg.engine.solver.optim import scaled_lr
 
 logger = logging.getLogger(__name__)
 
-LOGGERS = ("alignzeg", "detectron2", "fvcore")
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h, in bytes.
 _MALLOC_OPTIONS = {-3: 2**30, -1: 2**31 - 1, -2: 2**28}
 
@@ -58,9 +56,12 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         old = saved_seed(cfg.OUTPUT_DIR) if getattr(args, "resume", False) else None
         cfg.SEED = comm.shared_random_seed() if old is None else old
     cfg.freeze()
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="alignzeg", abbrev_name="alignzeg")
+    start_log(cfg.OUTPUT_DIR, comm.get_rank())
     logger.info(run_line(cfg, comm.get_world_size()))
-    default_setup(cfg, args)
+    describe(cfg, args)
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if not (getattr(args, "debug", False) or os.environ.get("ALIGNZEG_DEBUG")):
         hide_tracebacks()
     return cfg
@@ -90,30 +91,14 @@ def check_folder(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_unused(cfg.OUTPUT_DIR, getattr(args, "overwrite", False), dict(flatten(cfg)))
 
 
-class _WithoutTraceback(logging.Formatter):
-    """Another formatter, with one line in place of a traceback."""
-
-    def __init__(self, inner: logging.Formatter) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def format(self, record: logging.LogRecord) -> str:
-        """What the other formatter makes of the record without its traceback."""
-        if record.exc_info and record.exc_info[1] is not None:
-            record = copy.copy(record)
-            record.msg = f"{record.getMessage()} {explain(record.exc_info[1])}"
-            record.args = record.exc_info = record.exc_text = None
-        return self.inner.format(record)
-
-
-def hide_tracebacks() -> None:
-    """Keeps tracebacks that are logged, such as Detectron2's, to log.txt, off the terminal."""
-    for name in LOGGERS:
-        for handler in logging.getLogger(name).handlers:
-            terminal = getattr(handler, "stream", None) in (sys.stdout, sys.stderr)
-            formatter = handler.formatter or logging.Formatter()
-            if terminal and not isinstance(formatter, _WithoutTraceback):
-                handler.setFormatter(_WithoutTraceback(formatter))
+def describe(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Writes the config to OUTPUT_DIR/config.yaml; command line and machine go into log.txt."""
+    logger.debug("command line: %s", args)
+    logger.debug("environment:\n%s", collect_env_info())
+    if comm.is_main_process():
+        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+        path.write_text(cfg.dump(), encoding="utf-8")
+        logger.info("the whole config is in %s", path)
 
 
 def run_line(cfg: CfgNode, world_size: int) -> str:

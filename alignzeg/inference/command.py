@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from alignzeg.arguments import OneLineParser
+from alignzeg.arguments import require_folder
+from alignzeg.command_lines import PROPOSALS_SHOWN
+from alignzeg.command_lines import predict as parser
 from alignzeg.data.pictures import read_rgb
+from alignzeg.engine.settings.reading import require_device
 from alignzeg.inference.predictor import Predictor, parse_classes
 from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
-
-_PROPOSALS = 24
-
-
-def parser() -> OneLineParser:
-    """The command line."""
-    result = OneLineParser(
-        prog="python -m alignzeg predict",
-        description="Names every pixel of pictures among any class names.",
-    )
-    result.add_argument("pictures", nargs="+", metavar="PICTURE")
-    result.add_argument("--weights", required=True, help="checkpoint; it is all that is needed")
-    result.add_argument(
-        "--classes",
-        required=True,
-        help='such as "red star, brick, grass", or a file with one name a line',
-    )
-    result.add_argument("--output", default="output/predict", help="folder of the results")
-    result.add_argument(
-        "--reject",
-        type=float,
-        default=None,
-        metavar="T",
-        help="answer 'none of these' where the best score is below T; by default, every pixel is "
-        "named",
-    )
-    result.add_argument(
-        "--proposals", action="store_true", help=f"also write the {_PROPOSALS} surest masks"
-    )
-    result.add_argument("--device", default=None, help='such as "cpu" or "cuda:0"')
-    result.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="over the checkpoint's config"
-    )
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,22 +30,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     try:
+        # Names, images and places are looked at before the model is built, which takes seconds.
         names = parse_classes(args.classes)
-        # Names and pictures are looked at before the model is built, which takes seconds.
         first = tuple(name.split(SYNONYM_SEPARATOR)[0] for name in names)
         Vocabulary(first, (True,) * len(names))
-        for picture in args.pictures:
-            read_rgb(picture)
+        require_folder(args.output, "--output")
+        if args.device:
+            require_device(args.device)
+        check_pictures(args.pictures)
         opts = list(args.opts)
         if args.reject is not None:
             opts += ["ALIGNZEG.TEST.REJECT_BELOW", str(args.reject)]
-        predictor = Predictor(args.weights, names, args.device, opts)
+        predictor = Predictor(args.weights, names, args.device, opts, args.max_pixels)
         work = list(zip(args.pictures, distinct_stems(args.pictures), strict=True))
-        if len(work) > 1:
-            work = track(work, "Predicting", console=Console(stderr=True), transient=True)
-        for picture, stem in work:
-            prediction = predictor(picture, proposals=_PROPOSALS if args.proposals else 0)
-            files = prediction.save(args.output, stem)
+        for picture, stem in shown(work):
+            prediction = predictor(picture, proposals=PROPOSALS_SHOWN if args.proposals else 0)
+            try:
+                files = prediction.save(args.output, stem)
+            except OSError as error:
+                raise ValueError(f"--output is {args.output!r}: {error}") from error
             largest = list(prediction.areas.items())[:5]
             found = ", ".join(f"{n} {100 * p / prediction.labels.size:.0f} %" for n, p in largest)
             console.print(f"{picture}: {found or 'none of these'} -> {files[0]}", markup=False)
@@ -84,6 +56,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     return 0
+
+
+def check_pictures(pictures: Sequence[str]) -> None:
+    """Refuses what cannot be read as an image.
+
+    Raises:
+        ValueError: naming the first; for a folder, with the way to give its images.
+    """
+    for picture in pictures:
+        if Path(picture).is_dir():
+            raise ValueError(
+                f"{picture} is a folder; give its images, as in {Path(picture) / '*.png'}"
+            )
+        read_rgb(picture)
+
+
+def shown(work: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    """The work with its progress on a terminal."""
+    console = Console(stderr=True)
+    if len(work) > 1:
+        yield from track(work, "Predicting", console=console, transient=True)
+        return
+    for item in work:
+        with console.status(f"Predicting {item[0]}"):
+            yield item
 
 
 def distinct_stems(pictures: Sequence[str]) -> list[str]:

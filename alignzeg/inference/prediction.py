@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from alignzeg.colors import UNNAMED_COLOR, class_colors
+from alignzeg.lettering import font
 from alignzeg.structures import Vocabulary
-from alignzeg.visualize import UNNAMED_COLOR, blend, enlarge, font, palette, with_legend
+from alignzeg.visualize import (
+    blend,
+    display_size,
+    resized,
+    shown_colors,
+    shrunk,
+    with_legend,
+)
 
 # Overlays of small pictures are enlarged to this shorter side in pixels, for a legible legend.
 _OVERLAY_SIDE = 384
@@ -63,9 +73,21 @@ class Prediction:
     @property
     def areas(self) -> dict[str, int]:
         """Pixels of every class that occurs, the largest first."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.names))[: len(self.names)]
+        return dict(self._areas)
+
+    @cached_property
+    def _areas(self) -> dict[str, int]:
+        counts = np.zeros(np.iinfo(self.labels.dtype).max + 1, dtype=np.int64)
+        # Row by row: counting makes 64-bit numbers of the labels.
+        for row in self.labels:
+            counts += np.bincount(row, minlength=len(counts))
+        counts = counts[: len(self.names)]
         order = np.argsort(-counts, kind="stable")
         return {self.names[i]: int(counts[i]) for i in order if counts[i]}
+
+    @cached_property
+    def _colors(self) -> NDArray[np.uint8]:
+        return class_colors(self.names)
 
     @property
     def rejected(self) -> int:
@@ -73,19 +95,21 @@ class Prediction:
         return self.labels.size - sum(self.areas.values())
 
     def overlay(self) -> Image.Image:
-        """The picture under its coloured label map, with a legend; unseen classes are marked."""
-        colors = palette(len(self.names))
-        entries = [
-            (self._legend_text(name, pixels), tuple(colors[self.names.index(name)].tolist()))
-            for name, pixels in self.areas.items()
-        ]
+        """The picture under its coloured label map, with a legend; unseen classes are marked.
+
+        Its size is that of `display_size`, at most 2048 pixels; the legend's colours are those that
+        the regions have in it.
+        """
+        size = display_size(*self.labels.shape, _OVERLAY_SIDE)
+        labels = resized(self.labels, size)
+        drawn = blend(shrunk(self.picture, size), labels, self._colors)
+        texts = [self._legend_text(name, pixels) for name, pixels in self.areas.items()]
+        ids = [self.names.index(name) for name in self.areas]
         if self.rejected:
-            share = 100 * self.rejected / self.labels.size
-            entries.append((f"none of these  {share:.0f} %", UNNAMED_COLOR))
-        picture = enlarge(self.picture, _OVERLAY_SIDE)
-        factor = picture.shape[0] // self.picture.shape[0]
-        labels = self.labels.repeat(factor, axis=0).repeat(factor, axis=1)
-        return with_legend(blend(picture, labels, colors), entries)
+            texts.append(f"none of these  {100 * self.rejected / self.labels.size:.0f} %")
+            ids.append(int(np.iinfo(self.labels.dtype).max))
+        swatches = shown_colors(drawn, labels, ids)
+        return with_legend(drawn, list(zip(texts, swatches, strict=True)))
 
     def _legend_text(self, name: str, pixels: int) -> str:
         share = 100 * pixels / self.labels.size
@@ -99,7 +123,7 @@ class Prediction:
         image = Image.fromarray(self.labels)
         table = np.zeros((256, 3), dtype=np.uint8)
         table[:] = UNNAMED_COLOR
-        table[: len(self.names)] = palette(len(self.names))
+        table[: len(self.names)] = self._colors
         image.putpalette(table.tobytes())
         return image
 
@@ -167,7 +191,7 @@ class Prediction:
         """
         if self.proposals is None:
             raise ValueError("this prediction holds no proposals; ask for some: proposals=24")
-        colors = palette(len(self.names))
+        colors = self._colors
         count = min(count, len(self.proposals.scores))
         columns = max(1, min(_SHEET_COLUMNS, count))
         tile, line = self._tile_size()
@@ -199,10 +223,11 @@ class Prediction:
     def _caption(self, sheet: Image.Image, box: tuple[int, int, int, int], i: int) -> None:
         assert self.proposals is not None
         name = self.names[self.proposals.classes[i]]
+        caption = f"{name}  {self.proposals.scores[i]:.2f}"
         ImageDraw.Draw(sheet).text(
             (box[0] + 4, box[1] + box[3] / 2),
-            f"{name}  {self.proposals.scores[i]:.2f}",
+            caption,
             fill=(25, 27, 31),
-            font=font(13),
+            font=font(13, caption),
             anchor="lm",
         )

@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
+from alignzeg.command_lines import MAX_PIXELS
 from alignzeg.data.class_names import class_names, read_class_list
 from alignzeg.data.given import as_rgb
 from alignzeg.data.labels import training_vocabulary
@@ -24,9 +25,10 @@ from alignzeg.data.lint import pitfalls
 from alignzeg.data.mapper import test_augmentations
 from alignzeg.engine.checkpoints.checkpoint import KEY, AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
-from alignzeg.engine.settings.reading import config_from_yaml
+from alignzeg.engine.settings.reading import config_from_yaml, require_device
 from alignzeg.inference.prediction import Prediction, ProposalSet
 from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary, spelling
+from alignzeg.visualize import resized, shrunk
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 def parse_classes(text: str) -> list[str]:
     """Class names from a command line, see `read_class_list`."""
     return list(read_class_list(text))
+
+
+# Windows are looked at one by one: so many times more pixels fit.
+_WINDOWED = 4
 
 
 class Predictor:
@@ -52,6 +58,7 @@ class Predictor:
         classes: Sequence[str] | None = None,
         device: str | None = None,
         opts: Sequence[str] = (),
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Builds the model that the checkpoint describes.
 
@@ -59,8 +66,12 @@ class Predictor:
             weights: a checkpoint written by this package.
             classes: what to look for unless a call says otherwise; "sofa; couch" is sofa, which
                 may also be called a couch.
-            device: such as "cpu" or "cuda:0"; by default that of the config where it is there.
+            device: such as "cpu" or "cuda:0", which must be there; by default that of the config
+                where it is there, else the CPU.
             opts: KEY VALUE pairs over the checkpoint's config, in turn.
+            max_pixels: of larger images the network sees a smaller copy of so many pixels, and
+                label maps are made at so many and enlarged; that bounds memory and time. With
+                windows (ALIGNZEG.TEST.WINDOW) the network sees up to 4 times as many. 0: no limit.
 
         Raises:
             ValueError: if the file is no such checkpoint, its VLM is not the one found here, a
@@ -68,6 +79,11 @@ class Predictor:
         """
         weights = str(weights)
         about = _describe(weights)
+        if device:
+            require_device(device)
+        asked = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.DEVICE")
+        if asked:
+            require_device(asked, "MODEL.DEVICE")
         device_opts = ["MODEL.DEVICE", device] if device else []
         cfg = config_from_yaml(about["config"], [*opts, *device_opts])
         self.vocabulary = None if classes is None else _vocabulary(classes, about["seen"])
@@ -78,6 +94,7 @@ class Predictor:
         AlignZegCheckpointer(self.model, strict=True).load(weights)
         self.seen: tuple[str, ...] = tuple(about["seen"])
         self._resize = T.AugmentationList(test_augmentations(cfg))
+        self._max_pixels = max_pixels
         self._warned: set[Vocabulary] = set()
         if self.vocabulary is not None:
             self._warn(self.vocabulary)
@@ -120,17 +137,17 @@ class Predictor:
     def _predict(
         self, rgb: NDArray[np.uint8], vocabulary: Vocabulary, proposals: int
     ) -> Prediction:
-        inputs = T.AugInput(rgb)
-        self._resize(inputs)
+        height, width = limited(rgb.shape[:2], self._max_pixels)
         sample = {
-            "image": torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1))),
+            "image": self._input(rgb),
             "vocabulary": vocabulary,
-            "height": rgb.shape[0],
-            "width": rgb.shape[1],
+            "height": height,
+            "width": width,
         }
         answer = self.model([sample])[0]
         kept = _surest(answer, proposals) if proposals else None
-        return Prediction(answer["sem_seg"].cpu().numpy(), vocabulary, rgb, kept)
+        labels = resized(answer["sem_seg"].cpu().numpy(), rgb.shape[:2])
+        return Prediction(labels, vocabulary, rgb, kept)
 
     def _warn(self, vocabulary: Vocabulary) -> None:
         """Logs, once for each list of classes, what makes an answer worth less than it looks."""
@@ -139,6 +156,33 @@ class Predictor:
         self._warned.add(vocabulary)
         for warning in pitfalls(vocabulary, getattr(self.model, "vlm", None)):
             logger.warning("%s", warning)
+
+    def _input(self, rgb: NDArray[np.uint8]) -> torch.Tensor:
+        """(3, H, W) what the network sees of an image."""
+        inputs = T.AugInput(rgb)
+        self._resize(inputs)
+        size = inputs.image.shape[:2]
+        views = getattr(self.model, "views", None)
+        single = views is None or views.single
+        wanted = limited(size, self._max_pixels * (1 if single else _WINDOWED))
+        if wanted != size:
+            logger.warning(
+                "an image of %d x %d pixels is looked at as one of %d x %d; "
+                "ALIGNZEG.TEST.WINDOW 512 looks at it through windows",
+                *(rgb.shape[1], rgb.shape[0], wanted[1], wanted[0]),
+            )
+            inputs.image = shrunk(inputs.image, wanted)
+        return torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+
+
+def limited(size: tuple[int, int], most: int) -> tuple[int, int]:
+    """Height and width of the same shape, with at most so many pixels; 0: of any number."""
+    height, width = size
+    if not most or height * width <= most:
+        return height, width
+    scale = (most / (height * width)) ** 0.5
+    height, width = max(1, int(height * scale)), max(1, int(width * scale))
+    return min(height, most // width or 1), min(width, most // height or 1)
 
 
 def _describe(weights: str) -> dict[str, Any]:

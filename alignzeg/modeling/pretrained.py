@@ -17,8 +17,9 @@ from pathlib import Path
 
 import timm
 from safetensors import SafetensorError
-from timm.models import load_state_dict
 from torch import Tensor, nn
+
+from alignzeg.modeling.tensor_files import read_tensors, under_prefix
 
 PACKAGE_PREFIX = "package:"
 PRETRAINED = "pretrained"
@@ -167,7 +168,10 @@ def fitted(
     else:
         missing = [name for name in wanted if name not in given]
         if missing:
-            raise ValueError(f"no tensor {missing[0]!r}, and {len(missing) - 1} more are missing")
+            extra = next((f", but {name!r}" for name in given if name not in wanted), "")
+            raise ValueError(
+                f"no tensor {missing[0]!r}{extra}, and {len(missing) - 1} more are missing"
+            )
         pairs = {name: name for name in wanted}
     for name, source in pairs.items():
         theirs, ours = tuple(given[source].shape), tuple(wanted[name].shape)
@@ -192,7 +196,7 @@ def read_weights(
         ValueError: if the file cannot be read or does not fit.
     """
     try:
-        return fitted(load_state_dict(str(path), weights_only=True), wanted, in_order)
+        return fitted(under_prefix(read_tensors(path), wanted), wanted, in_order)
     except UNREADABLE as error:
         raise ValueError(
             f"weight file {str(path)!r} cannot be loaded into {model_name!r} ({reason(error)}): "

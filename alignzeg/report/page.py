@@ -72,7 +72,9 @@ def render(
     body = "".join(
         [
             sections.section(
-                "Result", _protocol_note(protocol, about.kind), sections.headline(runs)
+                "Result",
+                _protocol_note(protocol, about.kind),
+                sections.headline(runs) + _chance_note(runs),
             ),
             sections.section(
                 "What it looks like",
@@ -132,6 +134,29 @@ def _protocol_note(protocol: Mapping[str, Any], kind: str) -> str:
     parts = [
         f"{protocol.get('images', '?')} {kind}s of {protocol.get('dataset', '?')}, "
         f"{protocol.get('seen', '?')} seen and {protocol.get('unseen', '?')} unseen classes",
-        *(str(protocol[key]) for key in ("setting", "background") if protocol.get(key)),
+        *([str(protocol["setting"])] if protocol.get("setting") else []),
+        *([f"the background is {protocol['background']}"] if protocol.get("background") else []),
     ]
     return escape("In percent. " + "; ".join(parts) + ".")
+
+
+def _chance_note(runs: Sequence[RunResult]) -> str:
+    """How far chance would move the figures: over images as intervals, over seeds in words."""
+    rows = []
+    for run in runs:
+        spans = [
+            f"{key} {run.intervals[key][0]:.1f} to {run.intervals[key][1]:.1f}"
+            for key in sections.HEADLINE
+            if key in run.intervals
+        ]
+        if spans:
+            rows.append(f"{escape(run.label)}: {', '.join(spans)}.")
+    over_images = (
+        f"95 % intervals over the images: {' '.join(rows)}"
+        if rows
+        else "For intervals over the images evaluate with ALIGNZEG.TEST.SAVE_PER_IMAGE True."
+    )
+    return (
+        '<p class="note">One seed for each run: other seeds, and other processors, move these '
+        f"figures by about a point, so a smaller difference says nothing. {over_images}</p>"
+    )

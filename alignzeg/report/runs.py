@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from alignzeg.evaluation.per_image import FILE_PATTERN, load_per_image
+from alignzeg.evaluation.uncertainty import intervals
+
+logger = logging.getLogger(__name__)
 
 Points = list[tuple[int, float]]
 
@@ -34,6 +40,7 @@ class RunResult:
         evaluations: (iteration, value in percent) of every figure of the periodic evaluations.
         command: what trains it again.
         config: its whole config as YAML text.
+        intervals: low and high end of the 95 % interval over images of some figures, in percent.
     """
 
     name: str
@@ -46,6 +53,7 @@ class RunResult:
     evaluations: Mapping[str, Points] = field(default_factory=dict)
     command: str = ""
     config: str = ""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ def read_run(
     evaluation = json.loads(found[-1].read_text(encoding="utf-8"))
     losses, evaluations = read_log(folder / "metrics.json")
     config = folder / "config.yaml"
+    per_image = found[-1].with_name(FILE_PATTERN.format(dataset))
     return RunResult(
         name=name,
         label=label,
@@ -98,7 +107,20 @@ def read_run(
         evaluations=evaluations,
         command=command,
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        intervals=read_intervals(per_image),
     )
+
+
+def read_intervals(path: Path) -> dict[str, tuple[float, float]]:
+    """Low and high end of the 95 % interval of each figure; none where images were not kept."""
+    if not path.is_file():
+        return {}
+    try:
+        spans = intervals(load_per_image(path))
+    except ValueError as error:
+        logger.warning("no intervals: %s", error)
+        return {}
+    return {key: (span.low, span.high) for key, span in spans.items()}
 
 
 def read_log(path: Path) -> tuple[dict[str, Points], dict[str, Points]]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from alignzeg.colors import UNNAMED_COLOR, class_colors
 from alignzeg.report.charts import Series, line_chart
 from alignzeg.report.runs import RunResult, Sample
 from alignzeg.structures import Vocabulary
-from alignzeg.visualize import UNNAMED_COLOR, colorize, palette, png_data_uri
+from alignzeg.visualize import colorize, png_data_uri
 
 HEADLINE = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 MEANING = {
@@ -242,7 +243,7 @@ def samples_grid(
     samples: Sequence[Sample], runs: Sequence[RunResult], vocabulary: Vocabulary, kind: str
 ) -> str:
     """Image (a `kind`), truth and every run's answer, with a legend of the classes in sight."""
-    colors = palette(len(vocabulary))
+    colors = class_colors(vocabulary.names)
     parts = []
     for sample in samples:
         tiles = [(kind, sample.picture), ("truth", colorize(sample.truth, colors))]
@@ -263,7 +264,7 @@ def samples_grid(
 
 
 def _chips(maps: Sequence[np.ndarray], vocabulary: Vocabulary) -> str:
-    colors = palette(len(vocabulary))
+    colors = class_colors(vocabulary.names)
     present = np.unique(np.concatenate([labels.ravel() for labels in maps]))
     chips = []
     for i in (int(value) for value in present if value < len(vocabulary)):

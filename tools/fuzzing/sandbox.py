@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from detectron2.engine import defaults
-
 from alignzeg.__main__ import main as command
-from alignzeg.engine import guarded, parse_args
+from alignzeg.engine import guarded, parse_args, start
 from alignzeg.engine.records.provenance import describe_code
 from fuzzing.common import TRAIN, Case
 
@@ -63,8 +61,8 @@ def load_train_net() -> ModuleType:
 
 def warm_up() -> None:
     """Finds out once what every case would find out again: compilers, versions, source hashes."""
-    found = defaults.collect_env_info()
-    defaults.collect_env_info = lambda: found
+    found = start.collect_env_info()
+    start.collect_env_info = lambda: found
     describe_code()
 
 

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from numpy.typing import NDArray
 from PIL import Image
 
+from alignzeg.colors import class_colors
 from alignzeg.data.checks import count_classes
 from alignzeg.data.labels import (
     get_vocabulary,
@@ -21,7 +22,7 @@ from alignzeg.data.labels import (
 )
 from alignzeg.data.pictures import read_rgb
 from alignzeg.data.preparation.work import each
-from alignzeg.visualize import blend, colorize, palette
+from alignzeg.visualize import blend, colorize
 
 _PAIRS, _COLUMNS, _TILE = 12, 4, 160
 _SHOWN = 10
@@ -112,7 +113,7 @@ def contact_sheet(name: str, path: Path) -> None:
     chosen = records[:: -(-len(records) // _PAIRS)]
     vocabulary = get_vocabulary(name)
     lookup = label_lookup(name, vocabulary)
-    colours = palette(len(vocabulary))
+    colours = class_colors(vocabulary.names)
     sheet = Image.new("RGB", (_COLUMNS * 2 * _TILE, -(-len(chosen) // _COLUMNS) * _TILE), "white")
     for index, record in enumerate(chosen):
         labels = lookup[read_labels(record["sem_seg_file_name"], name)]

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from alignzeg.arguments import OneLineParser
+from alignzeg.command_lines import replay as parser
 from alignzeg.data.own import setup_own_data
 from alignzeg.engine.checkpoints.checkpoint import KEY, verify
 from alignzeg.engine.checkpoints.reading import read_checkpoint
@@ -38,16 +38,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError: if the file is no crash bundle, or belongs to another VLM.
     """
-    parser = OneLineParser(
-        prog="python -m alignzeg replay",
-        description="Makes a failed training step again, in one process, and names the first "
-        "tensor that is not finite. Exit code 3 if it failed again, 0 if not.",
-    )
-    parser.add_argument("bundle", help="OUTPUT_DIR/crash/iteration_..._process_....pth")
-    parser.add_argument(
-        "opts", nargs="*", default=[], help="KEY VALUE pairs, such as MODEL.DEVICE cpu"
-    )
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     content = read_checkpoint(args.bundle)
     facts = content.get(BUNDLE)
     if not isinstance(facts, Mapping) or "reason" not in facts:

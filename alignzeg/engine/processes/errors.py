@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 # An error in the program; in the input; a value that is not finite; another process; Ctrl-C.
 BUG, USER_ERROR, NON_FINITE, PEER_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
 # What the parts of this project raise when the user can mend it.
@@ -11,6 +13,12 @@ _NO_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory"),
     "storage size calculation overflowed",
 )
+
+
+# How PyTorch says that a loading worker found no room in /dev/shm, or died of it.
+_NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to mmap", "bus error")
+_WORKER_DIED = ("dataloader worker", "exited unexpectedly")
+_SHARED_MEMORY = "/dev/shm"
 
 
 class NonFiniteError(FloatingPointError):
@@ -54,6 +62,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_short_of_shared_memory(error: BaseException) -> bool:
+    """Whether an error says that processes cannot hand over samples, as /dev/shm is full."""
+    text = str(error).lower()
+    died = all(words in text for words in _WORKER_DIED)
+    return isinstance(error, (RuntimeError, OSError)) and (
+        died or any(words in text for words in _NO_SHARED_MEMORY)
+    )
+
+
+def _shared_memory() -> str:
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY)
+    except OSError:
+        return _SHARED_MEMORY
+    return f"{_SHARED_MEMORY} ({free.free / 2**20:.0f} of {free.total / 2**20:.0f} MiB are free)"
+
+
 def explain(error: BaseException) -> str:
     """One line about an error; with its type where the message does not speak for itself."""
     text = one_line(str(error))
@@ -61,6 +86,12 @@ def explain(error: BaseException) -> str:
         return (
             "not enough memory; lower SOLVER.IMS_PER_BATCH, ALIGNZEG.DATA.CROP_SIZE or whatever "
             f"was made large ({text[:300] or type(error).__name__})"
+        )
+    if is_short_of_shared_memory(error):
+        return (
+            "a loading worker ended; they hand over samples in shared memory, and "
+            f"{_shared_memory()} may be too small: docker run --shm-size=8g, or set "
+            f"DATALOADER.NUM_WORKERS 0 ({text[:200]})"
         )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
@@ -77,5 +108,6 @@ def exit_code(error: BaseException) -> int:
         return NON_FINITE
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    mendable = isinstance(error, USER_ERRORS) or is_out_of_memory(error)
+    short = is_out_of_memory(error) or is_short_of_shared_memory(error)
+    mendable = isinstance(error, USER_ERRORS) or short
     return USER_ERROR if mendable else BUG

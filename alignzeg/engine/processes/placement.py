@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from detectron2.engine import default_argument_parser
-
-from alignzeg.arguments import OneLineParser
+from alignzeg.command_lines import train
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,32 +26,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ValueError: on a wrong word, or --overwrite with --resume or --eval-only. A --flag after
             the KEY VALUE pairs is one of the `opts`, which `setup_config` refuses.
     """
-    parser = OneLineParser(
-        parents=[default_argument_parser(epilog=" ")],
-        # It has come with the parent.
-        add_help=False,
-        description="Trains, or evaluates with --eval-only. KEY VALUE pairs come last.",
-    )
-    parser.set_defaults(dist_url="auto")
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of an error in the input"
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="delete the run that is in OUTPUT_DIR, and start anew there",
-    )
-    parser.add_argument(
-        "--allow-rescale",
-        action="store_true",
-        help="resume with another number of processes: same data, but not to the bit",
-    )
-    parser.add_argument(
-        "--trust-pickle",
-        action="store_true",
-        help="read .pkl weights from anywhere, though they may run code",
-    )
-    args = parser.parse_args(argv)
+    args = train().parse_args(argv)
     if args.overwrite and (args.resume or args.eval_only):
         raise ValueError("--overwrite starts anew; leave it out with --resume and --eval-only")
     return args

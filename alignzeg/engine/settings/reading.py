@@ -100,24 +100,55 @@ def _build(pairs: list[tuple[str, Any]], folder: Path) -> CfgNode:
     return cfg
 
 
+def require_device(name: str, key: str = "--device") -> None:
+    """Refuses a device that this machine has not.
+
+    Args:
+        name: such as "cpu", "cuda" or "cuda:0".
+        key: what names it, for the message.
+
+    Raises:
+        ValueError: naming the device and what it could be.
+    """
+    device = _known_device(name, key)
+    if device.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"{key} is {name!r}, but this machine has no GPU that PyTorch can use; "
+            f"give {key} cpu, or leave it out"
+        )
+    _check_index(device, name, key)
+
+
 def _settle_device(cfg: CfgNode) -> None:
     """Refuses a device that is not there; "cpu" stands in for CUDA on a machine without."""
     name = cfg.MODEL.DEVICE
+    device = _known_device(name, "MODEL.DEVICE")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    elif device.type == "cuda":
+        _check_index(device, name, "MODEL.DEVICE")
+
+
+def _check_index(device: torch.device, name: str, key: str) -> None:
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"{key} is {name!r}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+
+
+def _known_device(name: str, key: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type != "cuda":
             torch.empty(0, device=device)
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         raise ValueError(
-            f"MODEL.DEVICE is {name!r}, which is no device of this machine; it can be 'cpu', "
+            f"{key} is {name!r}, which is no device of this machine; it can be 'cpu', "
             "'cuda' or one GPU, such as 'cuda:0'"
         ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    elif device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"MODEL.DEVICE is {name!r}, but this machine has {torch.cuda.device_count()} GPUs"
-        )
+    return device
 
 
 def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
 from alignzeg.data.checks import check_files
-from alignzeg.data.labels import registered_names
+from alignzeg.data.labels import known_names
 from alignzeg.data.own import is_own
 from alignzeg.data.pseudo import validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
@@ -166,12 +166,10 @@ def validate_datasets(cfg: CfgNode, training: bool) -> None:
         # The training set is read in evaluation too: it says which classes were seen.
         required = training == (key == "DATASETS.TRAIN")
         if required and not names:
-            raise ValueError(f"{key} is empty; registered data sets: {registered_names()}")
+            raise ValueError(f"{key} is empty; give a data set; {known_names('')}")
         for name in names:
             if name not in DatasetCatalog:
-                raise ValueError(
-                    f"{key} names the unknown data set {name!r}; registered: {registered_names()}"
-                )
+                raise ValueError(f"{key} names the unknown data set {name!r}; {known_names(name)}")
     used = [*groups["DATASETS.TEST"], *(groups["DATASETS.TRAIN"] if training else ())]
     for name in dict.fromkeys(used):
         limit = -1 if is_own(name) else cfg.ALIGNZEG.DATA.CHECK_FILES

@@ -6,8 +6,12 @@ loading workers, the number of processes and the places where the run was interr
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.queues
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import util
 from typing import Any
@@ -18,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alignzeg.engine.checkpoints.state import own_randomness
 from alignzeg.engine.processes.carried import Carrying
+from alignzeg.engine.processes.errors import BUG, explain, is_short_of_shared_memory
 
 # Signals that a scheduler sends to every process of a job; the training process acts on them, and
 # needs its workers to finish the step.
@@ -88,7 +93,7 @@ class TrainLoader:
             util.Finalize(None, _kill_workers, exitpriority=0)
         common = {
             "num_workers": self._workers,
-            "worker_init_fn": _start_worker,
+            "worker_init_fn": start_worker,
             # The loader draws a seed for its workers; the run's generators must not notice.
             "generator": torch.Generator().manual_seed(self.seed),
         }
@@ -195,7 +200,20 @@ def _kill_workers() -> None:
             process.kill()
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """What a loading worker does first: see `IGNORED_BY_WORKERS`, and `_leave`."""
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_leave)
     for name in IGNORED_BY_WORKERS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _leave(error: BaseException, _: Any) -> None:
+    """Ends a worker that cannot hand over its sample, for which the others would wait for ever.
+
+    The training process notices, and says what to do.
+    """
+    if not is_short_of_shared_memory(error):
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"error: a loading worker: {explain(error)}\n")
+    os._exit(BUG)

@@ -41,7 +41,7 @@ from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.records.curve import LossCurve
 from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
 from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
-from alignzeg.engine.training.sampling import TrainLoader
+from alignzeg.engine.training.sampling import TrainLoader, start_worker
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
 
@@ -275,9 +275,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         """Every image of a test set once, one at a time, split over the processes."""
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             cfg, dataset_name, mapper=Carrying(ZeroShotMapper(cfg, False))
         )
+        loader.worker_init_fn = start_worker
+        return loader
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:

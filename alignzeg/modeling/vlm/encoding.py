@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+# A strip costs a network no more than this many squares.
+_MOST_SQUARES = 4
+
 
 @dataclass(frozen=True)
 class EncodedImage:
@@ -30,7 +33,8 @@ def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
 
     Args:
         image: (B, 3, H, W) RGB in 0..255.
-        side: the shorter side, in pixels.
+        side: the shorter side, in pixels; less for strips, whose area is at most that of 4 squares
+            of this side and whose longer side is at most 16 times as long.
         unit: rows and columns of pixels that the sides must be multiples of.
 
     Returns:
@@ -41,7 +45,12 @@ def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
     """
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W) RGB in 0..255; got {tuple(image.shape)}")
-    scale = side / min(image.shape[-2:])
+    short, long = sorted(image.shape[-2:])
+    scale = min(
+        side / short,
+        side * (_MOST_SQUARES / (short * long)) ** 0.5,
+        side * _MOST_SQUARES**2 / long,
+    )
     size = [
         max(1, round(length * scale / step)) * step
         for length, step in zip(image.shape[-2:], unit, strict=True)

@@ -17,6 +17,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from alignzeg.data.zeroshapes.names import class_names
 from alignzeg.modeling.vlm.encoding import EncodedImage, check_masks, resized
 from alignzeg.modeling.vlm.regions import (
     dense_values,
@@ -36,8 +37,11 @@ from alignzeg.modeling.vlm.text import (
     token_counts,
 )
 from alignzeg.modeling.vlm.towers import cell_size, check_visual, convnet_dense
-from alignzeg.modeling.vlm.weights import load_clip
+from alignzeg.modeling.vlm.weights import bundled_models, load_clip
 from alignzeg.registries import VLM_REGISTRY
+
+# Words of the captions that the bundled CLIP was trained with, beside those of class names.
+_CAPTION_WORDS = frozenset({"a", "an", "the", "and", "on", "ground", "thing"})
 
 
 @VLM_REGISTRY.register()
@@ -88,6 +92,7 @@ class OpenClipVLM(nn.Module):
         clip.requires_grad_(False)
         self._hidden = (clip,)
         self._tokenizer = open_clip.get_tokenizer(model_name)
+        self._bundled = model_name in bundled_models() and not weights
         self._id = f"{model_name}/{Path(weights).name or 'bundled'}"
         self._preprocess = dict(clip.visual.preprocess_cfg)
         own = self._preprocess["size"]
@@ -148,6 +153,13 @@ class OpenClipVLM(nn.Module):
         return self._scale or min(float(self.clip.logit_scale.exp()), 100.0)
 
     # ---------------------------------------------------------------------------------------- names
+    @property
+    def known_words(self) -> frozenset[str] | None:
+        """The words that the bundled CLIP was trained with; None for any other model."""
+        if not self._bundled:
+            return None
+        return _CAPTION_WORDS | {word for name in class_names() for word in name.lower().split()}
+
     @property
     def context_length(self) -> int:
         """Tokens that the text encoder reads, start and end included."""

@@ -6,17 +6,29 @@ No code stored with the weights runs, and nothing is downloaded before what can 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import open_clip
-from open_clip.model import CLIP
+from open_clip.convert import convert_state_dict
+from open_clip.model import (
+    CLIP,
+    convert_to_custom_text_state_dict,
+    resize_pos_embed,
+    resize_text_pos_embed,
+)
 from safetensors import safe_open
+from torch import Tensor
 
-from alignzeg.modeling.pretrained import UNREADABLE, file_hash
+from alignzeg.modeling.pretrained import UNREADABLE, file_hash, reason
+from alignzeg.modeling.tensor_files import differences, read_tensors, under_prefix
 
 ASSETS = Path(__file__).parents[2] / "assets"
+# Three numbers that OpenAI's own files hold as tensors; all of its models use QuickGELU.
+_OPENAI = {"input_resolution", "context_length", "vocab_size"}
+# What older text towers stored, and newer ones make themselves.
+_FORGOTTEN = {"text.transformer.embeddings.position_ids"}
 
 
 def bundled_models() -> dict[str, Path]:
@@ -66,7 +78,10 @@ def _trained_with_quick_gelu(model_name: str, weights: str) -> bool | None:
 
 def _check_activation(model_name: str, weights: str) -> None:
     """Refuse weights trained with the other activation; nothing is downloaded before this."""
-    trained = _trained_with_quick_gelu(model_name, weights)
+    _refuse_activation(model_name, weights, _trained_with_quick_gelu(model_name, weights))
+
+
+def _refuse_activation(model_name: str, weights: str, trained: bool | None) -> None:
     built = bool(open_clip.get_model_config(model_name).get("quick_gelu", False))
     if trained is None or trained == built:
         return
@@ -131,8 +146,9 @@ def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
 
     Args:
         model_name: a name of ``open_clip.list_models()``, or a bundled one.
-        weights: "" for bundled weights, a pretrained tag of the model, or a path (safetensors
-            preferred).
+        weights: "" for bundled weights, a pretrained tag of the model, or a path: safetensors,
+            a state_dict, a checkpoint with one in it, or a TorchScript archive such as OpenAI's;
+            of any precision, with or without "module." before the names.
 
     Returns:
         The model in evaluation mode (fp32) and the sha256 of its weight file.
@@ -144,6 +160,9 @@ def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
     _check_model(model_name)
     _check_activation(model_name, weights)
     path = _weight_file(model_name, weights)
+    state = _read(path, model_name)
+    if state.keys() >= _OPENAI:
+        _refuse_activation(model_name, weights, True)
     tag = open_clip.get_pretrained_cfg(model_name, weights) if weights else {}
     kept = {key: tag[key] for key in ("mean", "std", "interpolation") if key in tag}
     with _quiet():
@@ -151,14 +170,50 @@ def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
             model_name, load_weights=False, force_preprocess_cfg=kept or None
         )
     try:
-        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+        _fill(model, state)
     except UNREADABLE as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"weight file {str(path)!r} cannot be loaded into {model_name!r} ({reason[0][:200]}): "
-            "it is damaged, of another "
-            "model, or not plain weights; set ALIGNZEG.VLM.MODEL to the model it was saved from, "
-            "or save its "
-            "state_dict as safetensors"
-        ) from error
+        raise _misfit(path, model_name, error) from error
     return model.eval(), file_hash(path)
+
+
+def _read(path: Path, model_name: str) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path)
+    except UNREADABLE as error:
+        raise _misfit(path, model_name, error) from error
+
+
+def _misfit(path: Path, model_name: str, error: BaseException) -> ValueError:
+    return ValueError(
+        f"weight file {str(path)!r} cannot be loaded into {model_name!r} ({reason(error)}): it is "
+        "damaged, of another model, or not plain weights; set ALIGNZEG.VLM.MODEL to the model it "
+        "was saved from, or save its state_dict as safetensors"
+    )
+
+
+def _fill(model: CLIP, given: Mapping[str, Tensor]) -> None:
+    """Copies tensors into a model, from every layout that open_clip knows.
+
+    Raises:
+        ValueError: naming tensors that lack, are too many or of another shape.
+    """
+    wanted = model.state_dict()
+    made_by_itself = {name for name, _ in model.named_buffers()} - wanted.keys()
+    ignored = (_OPENAI | _FORGOTTEN | made_by_itself) - wanted.keys()
+    state = under_prefix(given, wanted.keys())
+    state = {name: value for name, value in state.items() if name not in ignored}
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):
+        if name in state and name in wanted and state[name].numel() == wanted[name].numel():
+            state[name] = state[name].reshape(wanted[name].shape)
+    if "logit_bias" in wanted and "logit_bias" not in state:
+        # A model without one: see open_clip's issue 712.
+        state["logit_bias"] = wanted["logit_bias"].new_zeros(wanted["logit_bias"].shape)
+    resize_pos_embed(state, model)
+    resize_text_pos_embed(state, model)
+    problem = differences(state, wanted)
+    if problem:
+        raise ValueError(problem)
+    model.load_state_dict(state)
