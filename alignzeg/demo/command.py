@@ -9,7 +9,7 @@ from pathlib import Path
 from alignzeg.arguments import resumable
 from alignzeg.demo.datasets import DataSet
 from alignzeg.demo.plan import Plan
-from alignzeg.demo.run import run
+from alignzeg.demo.run import run_plan
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
@@ -37,4 +37,4 @@ def run_command(args: argparse.Namespace, data: DataSet, repository: Path) -> in
         jobs=max(1, args.jobs),
         opts=tuple(args.opts),
     )
-    return resumable(lambda: run(plan, fresh=args.fresh))
+    return resumable(lambda: run_plan(plan, fresh=args.fresh))
