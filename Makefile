@@ -82,6 +82,7 @@ soak: setup
 # Damaged inputs of every kind: each must run or end with one line. About 20 minutes.
 fuzz: setup
 	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
+	OMP_NUM_THREADS=1 $(PY) tools/fuzz_data.py
 
 check: lint typecheck test
 

@@ -33,9 +33,9 @@ One entry per decoder layer; the last is final.
 
 CLASSIFIER_REGISTRY = Registry("CLASSIFIER")
 CLASSIFIER_REGISTRY.__doc__ = """
-Region embeddings to class scores. Built as `cls(cfg, embed_dim, logit_scale)`:
+Proposals to class scores. Built as `cls(cfg, embed_dim, logit_scale)`:
 
-    embed(region_embeds (..., D)) -> (..., D) unit length
+    embed(region_embeds (..., D), query_embeds (..., C)) -> (..., D) unit length
     score(embeds (..., D), text (K, D)) -> (..., K+1) logits; index K is background
     background -> (M, D) unit-length prototypes
 """
@@ -44,14 +44,19 @@ SYNTHESIZER_REGISTRY = Registry("SYNTHESIZER")
 SYNTHESIZER_REGISTRY.__doc__ = """
 Features of classes that were never labelled, for training only. Built as `cls(cfg, embed_dim)`:
 
-    forward(embeds (N, D), labels (N,), text (K, D)) -> Synthetic, possibly of no samples
+    forward(features (N, E), labels (N,), text (K, D)) -> Synthetic, possibly of no samples
+
+The features are region embeddings beside what was learned; the head splits and normalises them.
 """
 
 BIAS_CORRECTOR_REGISTRY = Registry("BIAS_CORRECTOR")
 BIAS_CORRECTOR_REGISTRY.__doc__ = """
 Correction of the bias towards seen classes. Built as `cls(cfg, embed_dim, logit_scale)`:
 
-    indicate(embeds (..., D), seen_text (K_seen, D)) -> (...) logits of "class not seen", or None
+    indicate(embeds (..., D), region_embeds (..., D), seen_text (K_seen, D))
+        -> (...) logits of "class not seen", or None
+    examples(embeds (N, D), region_embeds (N, D), labels (N,), text (K, D), synthetic or None)
+        -> (M,) logits and (M,) bool "class not seen" to learn from, or None
     correct(class_logits (..., K+1), unseen_logits (...) or None, unseen (K,) bool) -> (..., K+1)
 
 `seen_text` are the prototypes of the classes seen in training, also when other names are asked for.
@@ -63,7 +68,10 @@ Extractor, region embedding, classifier and corrector as one. Built as `cls(cfg,
 
     forward(image (B, 3, H, W), features, text (K, D), seen_text (K_seen, D)) -> Outputs
     score(embeds (..., D), text (K, D)) -> (..., K+1)
-    synthesize(region_embeds (N, D), labels (N,), text (K, D)) -> SyntheticOutputs or None
+    synthesize(region_embeds (N, D), query_embeds (N, C), labels (N,), text (K, D))
+        -> SyntheticOutputs or None
+    correct(outputs, unseen (K,) bool) -> (B, Q, K+1) scores after bias correction
+    vlm, corrector -> the frozen model and the bias corrector
 """
 
 CRITERION_REGISTRY = Registry("CRITERION")

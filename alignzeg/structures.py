@@ -10,7 +10,8 @@ the docstring says otherwise.
 
 from __future__ import annotations
 
-from collections import Counter
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,12 +24,20 @@ IGNORE_LABEL = 255
 SYNONYM_SEPARATOR = "; "
 
 
+def spelling(name: str) -> str:
+    """What text encoders read of a name: no capitals, single blanks, composed letters.
+
+    Two names of one spelling are one class.
+    """
+    return " ".join(unicodedata.normalize("NFC", name).lower().split())
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """An ordered list of class names, each either seen (has training masks) or unseen.
 
     Attributes:
-        names: class names in id order; unique, not empty.
+        names: class names in id order; unique in their `spelling`, not empty.
         seen: for each name, whether training masks of it exist.
         prompts: what is said to the text encoder for each class; the names unless given. Names
             between `SYNONYM_SEPARATOR`s are synonyms.
@@ -46,9 +55,14 @@ class Vocabulary:
             raise ValueError("a vocabulary needs at least one class name; got none")
         if any(not name.strip() for name in self.names):
             raise ValueError(f"class names must not be empty; got {list(self.names)}")
-        twice = sorted(name for name, count in Counter(self.names).items() if count > 1)
+        alike: dict[str, list[str]] = defaultdict(list)
+        for name in self.names:
+            alike[spelling(name)].append(name)
+        twice = sorted({name for names in alike.values() if len(names) > 1 for name in names})
         if twice:
-            raise ValueError(f"class names must be unique; given more than once: {twice}")
+            raise ValueError(
+                f"class names must be unique, also without capitals; given more than once: {twice}"
+            )
         if len(self.seen) != len(self.names):
             raise ValueError(f"{len(self.names)} names but {len(self.seen)} seen flags")
         if not self.prompts:
@@ -224,13 +238,15 @@ class SyntheticOutputs:
     Attributes:
         logits: (S, K+1+P) class scores: seen classes, background, virtual classes.
         targets: (S,) int64 index into the K+1+P scores.
-        unseen_logits: (S,) the indicator's logits, or None without an indicator.
+        embeds: (S, D) unit-length embeddings.
+        region_embeds: (S, D) unit length, what stands for their frozen region embeddings.
         imitated: as in `Synthetic`.
     """
 
     logits: Tensor
     targets: Tensor
-    unseen_logits: Tensor | None
+    embeds: Tensor
+    region_embeds: Tensor
     imitated: tuple[Tensor, Tensor] | None = None
 
 
@@ -247,6 +263,8 @@ class Outputs:
         background: (M, D) unit-length background prototypes.
         synthetic: scores of the synthetic features; None in inference or without a synthesizer.
         text: (K, D) unit-length text prototypes of the classes in training; None in inference.
+        unseen_examples: (M,) logits of the indicator and (M,) bool truth, for its loss; None in
+            inference or without an indicator.
     """
 
     proposals: tuple[Proposals, ...]
@@ -257,3 +275,4 @@ class Outputs:
     background: Tensor | None = None
     synthetic: SyntheticOutputs | None = field(default=None)
     text: Tensor | None = None
+    unseen_examples: tuple[Tensor, Tensor] | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from alignzeg.arguments import OneLineParser
+from alignzeg.data.class_names import read_class_list
 from alignzeg.data.labels import get_vocabulary, registered_names
 from alignzeg.data.lint import lint, spoken
 from alignzeg.engine.settings.reading import setup_config
@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
         help='"cat, dog, tree", a text file with one name a line, or a registered data set; '
         f'synonyms are written "sofa{SYNONYM_SEPARATOR}couch"',
     )
-    parser.add_argument("--unseen", default="", help="names that will have no training masks")
+    parser.add_argument(
+        "--unseen", default="", help="names or a file, of classes without training masks"
+    )
     parser.add_argument("--config-file", default="", help="for the VLM that reads the names")
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="over the config, in turn"
@@ -46,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     cfg = setup_config(args.config_file, args.opts)
     prompts, unseen = read_names(args.names)
-    unseen = [*unseen, *_split(args.unseen)]
+    if args.unseen.strip():
+        unseen += read_class_list(args.unseen)
     warnings = lint(prompts, unseen, build_vlm(cfg), cfg.ALIGNZEG.DATA.SYNONYM_COSINE)
     for warning in warnings:
         sys.stdout.write(f"{warning}\n")
@@ -59,23 +62,8 @@ def read_names(source: str) -> tuple[list[str], list[str]]:
     """Prompts and unseen names from a data set's name, a text file, or a list with commas.
 
     Raises:
-        ValueError: if there is no name in it, or the file cannot be read.
+        ValueError: as `read_class_list`.
     """
     if source in registered_names():
         return spoken(get_vocabulary(source))
-    path = Path(source)
-    if path.suffix == ".txt" or path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read class names from {source}: {error}") from error
-        names = [line.strip() for line in lines if line.strip()]
-    else:
-        names = _split(source)
-    if not names:
-        raise ValueError(f'no class names in {source!r}; give them as "cat, dog, tree"')
-    return names, []
-
-
-def _split(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return list(read_class_list(source)), []

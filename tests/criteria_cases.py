@@ -24,6 +24,7 @@ ALL = [
 ]
 LAYERS, BATCH, QUERIES, CLASSES, SIZE = 3, 2, 6, 4, 32
 GRID = SIZE // 4
+EXAMPLES = 7
 
 
 def make_outputs(synthetic: int = 5, background: int = 3, dtype=torch.float32) -> Outputs:
@@ -47,10 +48,12 @@ def make_outputs(synthetic: int = 5, background: int = 3, dtype=torch.float32) -
         synthetic=SyntheticOutputs(
             leaf(synthetic, CLASSES + 1 + virtual),
             torch.randint(CLASSES + 1, CLASSES + 1 + virtual, (synthetic,)),
-            leaf(synthetic),
+            leaf(synthetic, 2),
+            leaf(synthetic, 2),
             imitated=(leaf(synthetic, 3), torch.randn(synthetic, 3, dtype=dtype)),
         ),
         text=F.normalize(torch.randn(CLASSES, 2, dtype=dtype), dim=-1),
+        unseen_examples=(leaf(EXAMPLES), torch.arange(EXAMPLES) >= EXAMPLES - 2),
     )
 
 

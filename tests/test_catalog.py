@@ -164,6 +164,24 @@ def test_unknown_data_set_lists_the_registered_ones():
     assert "zeroshape_val" not in MetadataCatalog.list()
 
 
+def test_a_split_takes_every_third_image(tmp_path, monkeypatch, clean_catalog):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for stem in "edcba":
+        write_pair(tmp_path, stem)
+    roots = {"image_root": "toy/images/val", "sem_seg_root": "toy/annotations/val"}
+    splits = {
+        "val": roots,
+        "fit": {**roots, "take": [3, [1, 2]]},
+        "calib": {**roots, "take": [3, [0]]},
+    }
+    catalog.register(read_split_file(split_file(tmp_path, splits=splits)))
+    stems = {
+        split: [record["file_name"][-5] for record in DatasetCatalog.get(f"toy_{split}")]
+        for split in splits
+    }
+    assert stems == {"val": list("abcde"), "fit": ["b", "c", "e"], "calib": ["a", "d"]}
+
+
 def test_one_name_cannot_mean_two_data_sets(tmp_path, clean_catalog):
     catalog.register(read_split_file(split_file(tmp_path)))
     with pytest.raises(ValueError, match="already registered"):

@@ -32,7 +32,7 @@ def run(output: Path, *opts: str, resume: bool = False) -> int:
     words = [*TINY_OPTS, "OUTPUT_DIR", str(output), *cache, "SEED", "5", *opts]
 
     def go() -> None:
-        cfg = start_run(setup_config(CONFIG, words), parse_args([]))
+        cfg = start_run(setup_config(CONFIG, words), parse_args(["--resume"] * resume))
         train(cfg, resume=resume)
 
     return guarded(go, debug=True)

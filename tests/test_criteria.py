@@ -11,7 +11,6 @@ from criteria_cases import (
     all_criteria,
     class_criterion,
     make_batch,
-    make_matches,
     make_outputs,
 )
 from detectron2.config import get_cfg
@@ -58,13 +57,15 @@ def test_the_five_criteria_are_registered_with_their_loss_names() -> None:
 @pytest.mark.parametrize("points", [0, 50])
 def test_an_empty_batch_gives_zero_mask_losses_and_a_gradient_everywhere(points: int) -> None:
     outputs, targets, matches = make_batch(0, 0)
-    outputs = dataclasses.replace(outputs, synthetic=None)
+    logits = outputs.unseen_examples[0]
+    nothing = (logits[:0], outputs.unseen_examples[1][:0])
+    outputs = dataclasses.replace(outputs, synthetic=None, unseen_examples=nothing)
     losses = all_criteria(points)(outputs, targets, matches)
     assert all(loss == 0 for name, loss in losses.items() if "mask" in name or "dice" in name)
     assert losses["loss_synthetic"] == 0 and losses["loss_indicator"] == 0
     sum(losses.values()).backward()
     leaves = [layer.mask_logits for layer in outputs.proposals]
-    for leaf in [*leaves, outputs.class_logits, outputs.unseen_logits]:
+    for leaf in [*leaves, outputs.class_logits, logits]:
         assert leaf.grad is not None and leaf.grad.isfinite().all()
 
 
@@ -82,7 +83,7 @@ def test_half_precision_outputs_give_float32_losses() -> None:
         outputs,
         proposals=tuple(Proposals(p.embeds, p.mask_logits.bfloat16()) for p in outputs.proposals),
         class_logits=outputs.class_logits.bfloat16(),
-        unseen_logits=outputs.unseen_logits.bfloat16(),
+        unseen_examples=(outputs.unseen_examples[0].bfloat16(), outputs.unseen_examples[1]),
         background=outputs.background.bfloat16(),
     )
     for points in (0, 40):
@@ -137,27 +138,27 @@ def test_synthetic_loss_is_cross_entropy_and_zero_without_samples() -> None:
 def test_indicator_groups_weigh_half_each_whatever_their_size() -> None:
     outputs, targets, matches = make_batch(3, 2)
     loss = IndicatorCriterion(weight=2.0)(outputs, targets, matches)["loss_indicator"]
-    seen = torch.cat([outputs.unseen_logits[i, m.proposals] for i, m in enumerate(matches[-1])])
-    unseen = outputs.synthetic.unseen_logits
-    expected = F.binary_cross_entropy_with_logits(
-        seen, torch.zeros_like(seen)
-    ) + F.binary_cross_entropy_with_logits(unseen, torch.ones_like(unseen))
-    assert loss.item() == pytest.approx(2.0 * 0.5 * expected.item(), rel=1e-5)
-    loss.backward()
-    for image, match in enumerate(matches[-1]):
-        touched = outputs.unseen_logits.grad[image].nonzero()[:, 0]
-        assert touched.tolist() == match.proposals.tolist()
+    logits, unseen = outputs.unseen_examples
+    costs = F.binary_cross_entropy_with_logits(logits, unseen.to(logits), reduction="none")
+    assert 0 < unseen.sum() < (~unseen).sum()
+    expected = 2.0 * 0.5 * (costs[unseen].mean() + costs[~unseen].mean())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_indicator_with_one_group_or_none() -> None:
     outputs, targets, matches = make_batch(3, 2)
     criterion = IndicatorCriterion(weight=1.0)
-    seen = torch.cat([outputs.unseen_logits[i, m.proposals] for i, m in enumerate(matches[-1])])
-    alone = dataclasses.replace(outputs, synthetic=None)
-    loss = criterion(alone, targets, matches)["loss_indicator"]
-    assert loss.item() == pytest.approx(0.5 * F.softplus(seen).mean().item(), rel=1e-5)
-    nothing = criterion(alone, targets, make_matches([0, 0]))["loss_indicator"]
+    logits, unseen = outputs.unseen_examples
+
+    def loss(chosen: torch.Tensor) -> torch.Tensor:
+        examples = (logits[chosen], unseen[chosen])
+        changed = dataclasses.replace(outputs, unseen_examples=examples)
+        return criterion(changed, targets, matches)["loss_indicator"]
+
+    seen = F.softplus(logits[~unseen]).mean().item()
+    assert loss(~unseen).item() == pytest.approx(0.5 * seen, rel=1e-5)
+    nothing = loss(torch.zeros_like(unseen))
     nothing.backward()
-    assert nothing == 0 and (outputs.unseen_logits.grad == 0).all()
+    assert nothing == 0 and (logits.grad == 0).all()
     with pytest.raises(ValueError, match="UnseenIndicator"):
-        criterion(dataclasses.replace(outputs, unseen_logits=None), targets, matches)
+        criterion(dataclasses.replace(outputs, unseen_examples=None), targets, matches)

@@ -193,8 +193,8 @@ def test_unreadable_picture(tmp_path: Path, broken: str) -> None:
 
 
 def test_refuses_arrays_of_another_shape(predictor: Predictor) -> None:
-    with pytest.raises(ValueError, match="uint8"):
-        predictor(np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"uint8 of shape \(4, 4, 2\)"):
+        predictor(np.zeros((4, 4, 2), np.uint8))
     with pytest.raises(ValueError, match="list"):
         predictor(np.zeros((4, 4, 3), np.uint8), classes="grass")  # type: ignore[arg-type]
 

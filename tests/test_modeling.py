@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
 from alignzeg.modeling.classifiers import CosineClassifier
-from alignzeg.modeling.correctors import ConstantShift, UnseenIndicator
+from alignzeg.modeling.correctors import ConstantShift, LeaveOutIndicator, UnseenIndicator
 from alignzeg.modeling.layers import (
     AttentionBlock,
     geometric_ensemble,
@@ -19,7 +19,11 @@ from alignzeg.modeling.layers import (
     vote_shares,
     with_foreground_share,
 )
-from alignzeg.modeling.proposals import MutuallyRefinedExtractor, PlainExtractor
+from alignzeg.modeling.proposals import (
+    MutuallyRefinedExtractor,
+    PlainExtractor,
+    VLMAffinityExtractor,
+)
 from alignzeg.modeling.proposals.plain import outside
 from alignzeg.modeling.synthesizers import ManifoldMixup
 
@@ -85,7 +89,7 @@ def test_adapter_starts_as_the_identity():
     embeds = unit(5, 6)
     sizes = {"embed_dim": 6, "logit_scale": 1.0, "adapter_dim": 4}
     classifier = CosineClassifier(num_background=1, **sizes)
-    torch.testing.assert_close(classifier.embed(embeds), embeds)
+    torch.testing.assert_close(classifier.embed(embeds, embeds), embeds)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         CosineClassifier(num_background=0, **sizes)
 
@@ -100,7 +104,7 @@ def test_adapter_ratio_scales_what_the_adapter_adds():
     torch.nn.init.zeros_(classifier.adapter[-1][-1].weight)
     classifier.adapter[-1][-1].bias.data = added
     want = F.normalize(embeds + 0.25 * added, dim=-1)
-    torch.testing.assert_close(classifier.embed(embeds), want)
+    torch.testing.assert_close(classifier.embed(embeds, embeds), want)
     with pytest.raises(ValueError, match="ADAPTER_RATIO must be above 0; got 0"):
         CosineClassifier(adapter_ratio=0.0, **sizes)
 
@@ -118,6 +122,7 @@ def test_mixup_stays_between_two_different_classes():
         assert labels[first] != labels[second]
         share = embed[first] / (embed[first] + embed[second])
         assert 0.3 - 1e-6 <= share <= 0.7 + 1e-6
+        torch.testing.assert_close(embed.sum(), torch.tensor(1.0))
         want = F.normalize(share * text[labels[first]] + (1 - share) * text[labels[second]], dim=0)
         torch.testing.assert_close(prototype, want)
     with pytest.raises(ValueError, match="RANGE"):
@@ -157,16 +162,63 @@ def test_indicator_reads_what_it_says():
     entropy = -(probs * probs.log()).sum() / math.log(3)
     order = cosines.sort(descending=True).values[:2]
     want = part.mlp(torch.cat([embed[0], order, entropy[None]]))
-    got = part.indicate(embed, seen)
+    got = part.indicate(embed, unit(1, 4), seen)
     torch.testing.assert_close(got, want)
     got.sum().backward()
     assert embed.grad is None  # the indicator must not shape the embedding
+
+
+def test_leaving_names_out_makes_the_examples():
+    """With one name left out at a time, each draw knows whose proposals have no name."""
+    torch.manual_seed(0)
+    part = LeaveOutIndicator(
+        left_out=0.34,
+        embed_dim=0,
+        logit_scale=5.0,
+        hidden_dim=3,
+        top_cosines=2,
+        threshold=0.5,
+        gamma=1.0,
+        mode="soft",
+    )
+    regions, text, labels = unit(4, 6), unit(3, 6), torch.tensor([0, 1, 2, 2])
+    logits, unseen = part.examples(unit(4, 6), regions, labels, text, None)
+    assert len(logits) % 4 == 0
+    seen_draws = set()
+    for got, hidden in zip(logits.split(4), unseen.split(4), strict=True):
+        (gone,) = labels[hidden].unique().tolist()
+        seen_draws.add(gone)
+        assert hidden.tolist() == (labels == gone).tolist()
+        rest = text[[k for k in range(3) if k != gone]]
+        want = part.indicate(regions, regions, rest)
+        cosines = (regions @ rest.T).sort(dim=1, descending=True).values
+        probs = (5.0 * cosines).softmax(dim=1)
+        entropy = -(probs * probs.log()).sum(dim=1, keepdim=True) / math.log(2)
+        torch.testing.assert_close(want, part.mlp(torch.cat([cosines, entropy], 1))[:, 0])
+        # The names come in another order: rounding of the entropy may differ.
+        torch.testing.assert_close(got, want)
+    assert len(seen_draws) > 1
+    with pytest.raises(ValueError, match="LEFT_OUT must be above 0 and below 1; got 1.0"):
+        LeaveOutIndicator(
+            left_out=1.0,
+            embed_dim=0,
+            logit_scale=5.0,
+            hidden_dim=3,
+            top_cosines=2,
+            threshold=0.5,
+            gamma=1.0,
+            mode="soft",
+        )
 
 
 def test_ensemble_exponents():
     probs, frozen = torch.tensor([0.25, 0.5]), torch.tensor([0.64, 0.09])
     mixed = geometric_ensemble(probs, frozen, torch.tensor([0.0, 0.5]))
     torch.testing.assert_close(mixed, torch.tensor([0.25, math.sqrt(0.5 * 0.09)]))
+    kept = geometric_ensemble(probs, frozen, torch.tensor([0.0, 0.5]), normalized=True)
+    torch.testing.assert_close(kept, 0.75 * mixed / mixed.sum())
+    nothing = geometric_ensemble(probs * 0, frozen * 0, torch.tensor([0.0, 0.5]), normalized=True)
+    assert nothing.tolist() == [0.0, 0.0]
 
 
 def test_switched_off_refinement_is_the_plain_extractor():
@@ -181,7 +233,7 @@ def test_switched_off_refinement_is_the_plain_extractor():
         return part(features, dense)[-1].mask_logits
 
     def refined(dense: torch.Tensor, on: str = "") -> torch.Tensor:
-        names = ("use_vlm", "refine_features", "seed_queries", "likeness")
+        names = ("use_vlm", "refine_features")
         switches = {name: name == on for name in names} | {"dense_dim": 5}
         return masks(MutuallyRefinedExtractor, dense, **switches)
 
@@ -189,7 +241,6 @@ def test_switched_off_refinement_is_the_plain_extractor():
     assert torch.equal(plain, refined(dense + 1))
     assert not torch.allclose(refined(dense, "use_vlm"), refined(dense + 1, "use_vlm"))
     assert not torch.allclose(plain, refined(dense, "refine_features"))
-    assert not torch.allclose(plain, refined(dense, "seed_queries"))
 
 
 def test_seeds_need_a_square_grid():
@@ -210,7 +261,7 @@ def test_copies_share_one_vote():
     assert (vote_shares(masks, 1.01) == 1).all()
 
 
-def refiner(**changes) -> MutuallyRefinedExtractor:
+def refiner(**changes) -> VLMAffinityExtractor:
     shapes = {f"p{i}": ShapeSpec(channels=4, stride=2**i) for i in range(2, 6)}
     values = {
         "input_shape": shapes,
@@ -222,10 +273,8 @@ def refiner(**changes) -> MutuallyRefinedExtractor:
         "dense_dim": 5,
         "use_vlm": True,
         "refine_features": True,
-        "seed_queries": True,
-        "likeness": True,
     }
-    return MutuallyRefinedExtractor(**(values | changes))
+    return VLMAffinityExtractor(**(values | changes))
 
 
 def test_what_looks_alike_to_the_vlm_is_drawn_into_one_mask():
@@ -246,8 +295,8 @@ def test_what_looks_alike_to_the_vlm_is_drawn_into_one_mask():
         assert torch.equal(mask, region == own)
 
 
-def test_likeness_needs_the_vlm_and_the_seeds():
-    with pytest.raises(ValueError, match="LIKENESS needs USE_VLM and SEED_QUERIES"):
+def test_affinity_needs_the_vlm():
+    with pytest.raises(ValueError, match="needs EXTRACTOR.USE_VLM; turn it on"):
         refiner(use_vlm=False)
 
 

@@ -252,3 +252,23 @@ def test_bfloat16_runs_on_the_cpu_and_float16_does_not_start(
     assert "float16 needs CUDA" in caplog.text
     toy_cfg.ALIGNZEG.SOLVER.AMP_DTYPE = "bfloat16"
     assert build_step_trainer(toy_cfg, model, [], optimizer).amp_dtype == torch.bfloat16
+
+
+def test_muon_takes_kernels_with_their_channels_last():
+    """The same steps as with the usual order of memory, on the parameter itself."""
+    convolutions = []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(3, 8, 3).to(memory_format=memory)
+        optimizer = MuonWithAdamW(
+            [{"params": [convolution.weight], "lr": 0.1, "weight_decay": 0.0, "matrix": True}]
+        )
+        for _ in range(2):
+            optimizer.zero_grad()
+            convolution(torch.ones(1, 3, 8, 8).cumsum(-1)).square().sum().backward()
+            optimizer.step()
+        convolutions.append(convolution.weight.detach().contiguous())
+    usual, last = convolutions
+    torch.manual_seed(0)
+    assert not torch.allclose(usual, nn.Conv2d(3, 8, 3).weight, atol=1e-3)
+    torch.testing.assert_close(usual, last, rtol=1e-2, atol=1e-3)

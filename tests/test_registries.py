@@ -110,13 +110,22 @@ def test_extractor_names_the_missing_stride(cfg):
         build(PROPOSAL_EXTRACTOR_REGISTRY, "PlainExtractor", cfg, shapes, D)
 
 
+@pytest.mark.parametrize("embedding", ["region", "query", "both"])
 @pytest.mark.parametrize("name", names(CLASSIFIER_REGISTRY))
-def test_classifier(name, cfg):
+def test_classifier(name, embedding, cfg):
     torch.manual_seed(0)
+    cfg.ALIGNZEG.CLASSIFIER.EMBEDDING = embedding
     classifier = build(CLASSIFIER_REGISTRY, name, cfg, D, 10.0)
-    embeds = classifier.embed(unit(B, Q, D))
+    regions, queries = unit(B, Q, D), torch.randn(B, Q, 32, requires_grad=True)
+    embeds = classifier.embed(regions, queries)
     assert embeds.shape == (B, Q, D)
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(B, Q))
+    # What is learned from masks is learned through the query states, unless regions are read alone.
+    embeds.sum().backward()
+    assert (queries.grad is None) == (embedding == "region")
+    unused = [n for n, p in classifier.named_parameters() if p.grad is None]
+    assert unused == ["background_embeds.weight"]
+    embeds = embeds.detach()
     text = unit(K, D)
     scores = classifier.score(embeds, text)
     assert scores.shape == (B, Q, K + 1)
@@ -141,7 +150,7 @@ def test_synthesizer(name, labels, cfg):
     assert made.targets.shape == (samples,)
     if samples:
         assert made.targets.max() < len(made.prototypes)
-        torch.testing.assert_close(made.embeds.norm(dim=-1), torch.ones(samples))
+        torch.testing.assert_close(made.prototypes.norm(dim=-1), torch.ones(samples))
         if made.embeds.requires_grad:
             made.embeds.sum().backward()
     assert (samples > 0) == (len(set(labels)) > 1)
@@ -153,7 +162,7 @@ def test_corrector(name, cfg):
     corrector = build(BIAS_CORRECTOR_REGISTRY, name, cfg, D, 10.0)
     # Fewer seen classes than cosines that the indicator would like, and more.
     for seen in (2, 9):
-        unseen_logits = corrector.indicate(unit(B, Q, D), unit(seen, D))
+        unseen_logits = corrector.indicate(unit(B, Q, D), unit(B, Q, D), unit(seen, D))
         assert unseen_logits is None or unseen_logits.shape == (B, Q)
     scores = torch.randn(B, Q, K + 1)
     unseen = torch.tensor([False, True, False, False, True])
@@ -167,9 +176,30 @@ def test_corrector(name, cfg):
     assert torch.equal(corrector.correct(scores, unseen_logits, nobody), scores)
 
 
-@pytest.mark.parametrize("name", names(HEAD_REGISTRY))
-def test_head(name, cfg):
+@pytest.mark.parametrize("name", names(BIAS_CORRECTOR_REGISTRY))
+@pytest.mark.parametrize("count", [0, 6])
+def test_examples_of_a_corrector(name, count, cfg):
     torch.manual_seed(0)
+    corrector = build(BIAS_CORRECTOR_REGISTRY, name, cfg, D, 10.0)
+    embeds, regions = unit(count, D).requires_grad_(), unit(count, D)
+    examples = corrector.examples(embeds, regions, torch.arange(count) % K, unit(K, D), None)
+    if examples is None:
+        assert not list(corrector.parameters())
+        return
+    logits, unseen = examples
+    assert logits.shape == unseen.shape and unseen.dtype == torch.bool
+    logits.sum().backward()
+    assert all(p.grad is not None for p in corrector.parameters())
+    assert embeds.grad is None  # the indicator must not shape the embedding
+
+
+@pytest.mark.parametrize("space", ["input", "embedding"])
+@pytest.mark.parametrize("embedding", ["region", "query", "both"])
+@pytest.mark.parametrize("name", names(HEAD_REGISTRY))
+def test_head(name, embedding, space, cfg):
+    torch.manual_seed(0)
+    cfg.ALIGNZEG.CLASSIFIER.EMBEDDING = embedding
+    cfg.ALIGNZEG.SYNTHESIZER.SPACE = space
     shapes, features = pyramid()
     head = build(HEAD_REGISTRY, name, cfg, shapes, FrozenStub())
     text, seen_text = unit(K, D), unit(3, D)
@@ -178,7 +208,11 @@ def test_head(name, cfg):
     check_proposals(outputs.proposals, cfg.ALIGNZEG.EXTRACTOR.LAYERS)
     assert outputs.class_logits.shape == (B, Q, K + 1)
     assert outputs.unseen_logits.shape == (B, Q)
-    synthetic = head.synthesize(outputs.embeds[0], torch.arange(Q) % 3, text)
+    queries = outputs.proposals[-1].embeds[0]
+    synthetic = head.synthesize(outputs.region_embeds[0], queries, torch.arange(Q) % 3, text)
+    for embeds in (synthetic.embeds, synthetic.region_embeds):
+        assert embeds.shape == (len(synthetic.targets), D)
+        torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(len(embeds)))
     assert synthetic.logits.shape == (len(synthetic.targets), K + 1 + len(synthetic.targets))
 
 

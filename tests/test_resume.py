@@ -324,7 +324,7 @@ def test_the_seed_decides_and_a_random_one_is_kept(zeroshapes: Path, tmp_path: P
     cfg = start_run(config(tmp_path, "SEED", "-1"), parse_args([]))
     run(cfg, 1)
     assert start_run(config(tmp_path, "SEED", "-1"), parse_args(["--resume"])).SEED == cfg.SEED
-    assert start_run(config(tmp_path, "SEED", "-1"), parse_args([])).SEED != cfg.SEED
+    assert start_run(config(tmp_path / "new", "SEED", "-1"), parse_args([])).SEED != cfg.SEED
 
 
 # ---- the stream of samples

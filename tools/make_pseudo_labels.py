@@ -14,22 +14,13 @@ import argparse
 import json
 import logging
 import sys
-from pathlib import Path
 
 from alignzeg.arguments import OneLineParser
+from alignzeg.data.class_names import read_class_list
 from alignzeg.engine import guarded
-from alignzeg.inference.predictor import parse_classes
 from alignzeg.pseudo_labels import Job, make_pseudo_labels
 from alignzeg.pseudo_labels.labeller import RegionSource
 from alignzeg.pseudo_labels.naming import Thresholds
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Names from a file with one a line, or separated by commas."""
-    path = Path(text)
-    if path.suffix == ".txt":
-        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    return tuple(parse_classes(text))
 
 
 def make(args: argparse.Namespace) -> None:
@@ -39,7 +30,7 @@ def make(args: argparse.Namespace) -> None:
         args.dataset,
         args.output,
         tuple(args.opts),
-        words(args.words) if args.words else (),
+        read_class_list(args.words) if args.words else (),
         RegionSource(args.weights, args.scale, args.min_share),
         Thresholds(args.confidence, args.margin, args.min_area, args.flips),
     )
@@ -57,7 +48,7 @@ def main() -> int:
     parser.add_argument("--dataset", required=True, help="such as zeroshapes_train")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--weights", default="", help="take this model's proposals")
-    parser.add_argument("--words", help="an open vocabulary: a .txt file, or names with commas")
+    parser.add_argument("--words", help="an open vocabulary: a file, or names with commas")
     parser.add_argument("--confidence", type=float, default=sure.confidence, help="least, 0 to 1")
     parser.add_argument("--margin", type=float, default=sure.margin, help="over the second name")
     parser.add_argument("--min-area", type=int, default=sure.min_area, help="of a region, pixels")

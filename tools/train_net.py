@@ -6,6 +6,8 @@
 Processes: --num-gpus N starts N of them (on the CPU where there is no GPU); torchrun and srun work
 too, without --num-gpus.
 
+A folder with a training is not trained in again: --resume goes on, --overwrite starts anew.
+
 SIGTERM and SIGUSR1 end the run after the step at hand with exit code 75: it is saved, and --resume
 goes on as if it had never been stopped.
 """
@@ -43,6 +45,7 @@ def start(args: argparse.Namespace) -> None:
         needs_weights=args.eval_only and not args.resume,
         trust_pickle=args.trust_pickle,
     )
+    engine.check_folder(cfg, args)
     engine.launch(main, args, cfg.MODEL.DEVICE)
 
 

@@ -64,7 +64,8 @@ def add_extractor(node: CfgNode) -> None:
     head.NAME = "MaskProposalHead"
 
     extractor = node.EXTRACTOR = CfgNode()
-    # MutuallyRefinedExtractor (AlignZeg) or PlainExtractor (MaskFormer).
+    # MutuallyRefinedExtractor (AlignZeg), VLMAffinityExtractor (ours, on top of it) or
+    # PlainExtractor (MaskFormer).
     extractor.NAME = "MutuallyRefinedExtractor"
     # Mask queries, N in the papers. [paper: 100]
     extractor.NUM_QUERIES = 100
@@ -79,10 +80,6 @@ def add_extractor(node: CfgNode) -> None:
     extractor.USE_VLM = True
     # Let the pixel features attend to the queries, the other half of "mutual". [paper]
     extractor.REFINE_FEATURES = True
-    # Start every query from the pixel features at its point of a square grid. [ours]
-    extractor.SEED_QUERIES = True
-    # Draw masks together by likeness in the VLM's feature space. [ours]
-    extractor.LIKENESS = True
 
 
 def add_classification(node: CfgNode) -> None:
@@ -112,11 +109,13 @@ def add_classification(node: CfgNode) -> None:
     synthesizer.RATIO = 1.0
 
     corrector = node.CORRECTOR = CfgNode()
-    # UnseenIndicator (AlignZeg), ConstantShift (the peers), NoCorrection.
+    # UnseenIndicator (AlignZeg), LeaveOutIndicator (ours), ConstantShift (the peers), NoCorrection.
     corrector.NAME = "UnseenIndicator"
     corrector.HIDDEN_DIM = 128
     # Seen cosines given to the indicator, the highest first. [ours]
     corrector.TOP_COSINES = 5
+    # Share of the seen names that a LeaveOutIndicator is not given at a time in training. [ours]
+    corrector.LEFT_OUT = 0.25
     # Lower seen scores where the unseen probability exceeds THRESHOLD (theta) ...
     corrector.THRESHOLD = 0.5
     # ... by GAMMA, in logits; 0 turns the correction off. tools/calibrate.py chooses both.

@@ -48,6 +48,8 @@ def add_data(node: CfgNode) -> None:
     own.CLASSES = []
     own.UNSEEN = []
     own.PSEUDO_UNSEEN = []
+    # Value of pixels without a class; -1: 255, and 65535 for more than 255 classes.
+    own.IGNORE_LABEL = -1
 
 
 def add_inference(node: CfgNode) -> None:
@@ -57,6 +59,9 @@ def add_inference(node: CfgNode) -> None:
     # 0 is the trained score alone. [ZegFormer 1/3 and 2/3; ours 0]
     test.ENSEMBLE_SEEN = 0.0
     test.ENSEMBLE_UNSEEN = 0.0
+    # Whether the classes of a proposal share what the background leaves, after the ensemble, or a
+    # proposal that the two scores disagree on counts less. [ZegFormer: false; fc-clip: true]
+    test.ENSEMBLE_NORMALIZED = False
     # Proposals whose masks overlap with this IoU share one vote; above 1 each has its own. [ours]
     test.COPY_IOU = 0.5
     # "exact": upsample masks, then classes x masks; "fast": the product at stride 4, then upsample.

@@ -60,6 +60,8 @@ class Benchmark:
         folders: split -> (image folder, label folder).
         ignore_label: the value of unlabelled pixels.
         ignored_raw_ids: further values that mean "no class".
+        doubtful_raw_ids: values that mean a class, but may have been meant as "no class"; a label
+            file that holds one is refused.
         prepare: what to do when the files are missing; ends an error message.
         counts: split -> official numbers of labelled pictures; a split may be absent.
         extra_images: whether image folders also hold pictures without a label file.
@@ -79,6 +81,7 @@ class Benchmark:
     folders: Mapping[str, tuple[str, str]]
     ignore_label: int = IGNORE_LABEL
     ignored_raw_ids: tuple[int, ...] = ()
+    doubtful_raw_ids: tuple[int, ...] = ()
     prepare: str = ""
     root: str | None = None
     counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

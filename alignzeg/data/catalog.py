@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from alignzeg.data.benchmark import Benchmark, read_split_file
+from alignzeg.folders import files_below
 
 EVALUATOR_TYPE = "zero_shot_sem_seg"
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -45,8 +47,10 @@ def load_records(benchmark: Benchmark, split: str) -> list[dict[str, str]]:
         root, origin = Path(benchmark.root), "as registered"
     image_root, label_root = (root / folder for folder in benchmark.folders[split])
     where = f"data root: {root} ({origin}). {benchmark.prepare}"
-    images = _files(image_root, _IMAGE_SUFFIXES, dataset_name, where)
-    labels = _files(label_root, _LABEL_SUFFIXES, dataset_name, where)
+    # A benchmark's own folders may hold other things too.
+    strict = benchmark.root is not None
+    images = _files(image_root, _IMAGE_SUFFIXES, dataset_name, where, strict)
+    labels = _files(label_root, _LABEL_SUFFIXES, dataset_name, where, strict)
     pairs = [(labels, images, "image", image_root), (images, labels, "label", label_root)]
     for have, want, kind, folder in pairs[: 1 if benchmark.extra_images else 2]:
         alone = sorted(have.keys() - want.keys())
@@ -68,22 +72,38 @@ def load_records(benchmark: Benchmark, split: str) -> list[dict[str, str]]:
 
 
 def _files(
-    folder: Path, suffixes: frozenset[str], dataset_name: str, where: str
+    folder: Path, suffixes: frozenset[str], dataset_name: str, where: str, strict: bool
 ) -> dict[str, Path]:
-    """All files below a folder with one of the suffixes, by relative path without suffix."""
+    """All files below a folder with one of the suffixes, by relative path without suffix.
+
+    If strict, an image file of another kind must have one of the same name beside it.
+    """
     if not folder.is_dir():
         raise ValueError(f"data set {dataset_name!r}: folder {folder} does not exist; {where}")
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
+    others: dict[str, Path] = {}
+    try:
+        paths = files_below(folder)
+    except ValueError as error:
+        raise ValueError(f"data set {dataset_name!r}: {error}") from error
+    for path in paths:
         key = path.relative_to(folder).with_suffix("").as_posix()
+        if path.suffix.lower() not in suffixes:
+            if path.suffix.lower() in Image.registered_extensions():
+                others[key] = path
+            continue
         if key in found:
             raise ValueError(
                 f"data set {dataset_name!r}: {found[key]} and {path} differ only in their suffix; "
                 "keep one"
             )
         found[key] = path
+    alone = sorted(others.keys() - found.keys())
+    if strict and alone:
+        raise ValueError(
+            f"data set {dataset_name!r}: {others[alone[0]]} ({len(alone)} such files) is of a kind "
+            f"that is not read here, which is {sorted(suffixes)}; convert it, or take it away"
+        )
     if not found:
         raise ValueError(
             f"data set {dataset_name!r}: folder {folder} holds no {sorted(suffixes)} file; {where}"
@@ -117,9 +137,26 @@ def register(benchmark: Benchmark) -> list[str]:
             pseudo_unseen=benchmark.pseudo_unseen,
             raw_ids=benchmark.raw_ids,
             ignored_raw_ids=benchmark.ignored_raw_ids,
+            doubtful_raw_ids=benchmark.doubtful_raw_ids,
             benchmark=benchmark,
         )
     return names
+
+
+# What importing the package registers: data set -> benchmark.
+_shipped: dict[str, Benchmark] = {}
+
+
+def is_as_shipped(name: str) -> bool:
+    """Whether a registered data set is what importing this package has registered by that name."""
+    benchmark, records = _shipped.get(name), DatasetCatalog[name]
+    return (
+        benchmark is not None
+        and MetadataCatalog.get(name).get("benchmark") == benchmark
+        and isinstance(records, partial)
+        and records.func is load_records
+        and records.args[0] == benchmark
+    )
 
 
 def register_all() -> list[str]:
@@ -128,8 +165,7 @@ def register_all() -> list[str]:
     Returns:
         Their data set names.
     """
-    return [
-        name
-        for path in sorted(SPLIT_DIR.glob("*.json"))
-        for name in register(read_split_file(path))
-    ]
+    for path in sorted(SPLIT_DIR.glob("*.json")):
+        benchmark = read_split_file(path)
+        _shipped.update(dict.fromkeys(register(benchmark), benchmark))
+    return list(_shipped)

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_record_labels
-from alignzeg.data.pictures import picture_size
+from alignzeg.data.pictures import check_image
 
 logger = logging.getLogger(__name__)
 
@@ -66,5 +66,5 @@ def count_classes(record: Mapping[str, str], lookup: NDArray) -> NDArray[np.int6
     Raises:
         ValueError: if a file is unreadable, a label is out of range, or the sizes differ.
     """
-    labels = read_record_labels(record, picture_size(record["file_name"]))
+    labels = read_record_labels(record, check_image(record["file_name"]))
     return np.bincount(lookup[labels].ravel(), minlength=int(np.iinfo(lookup.dtype).max) + 1)

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.data.pictures import read_values
-from alignzeg.structures import IGNORE_LABEL, Vocabulary
+from alignzeg.structures import IGNORE_LABEL, Vocabulary, spelling
 
 HOLD_OUTS = ("", "pseudo_unseen")
 # Ids that do not fit into uint8 (a vocabulary of more than 255 names) are written as uint16.
@@ -112,9 +112,10 @@ def asked_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
     """
     vocabulary = get_vocabulary(dataset_name, cfg.ALIGNZEG.DATA.HOLD_OUT)
     trained = training_vocabulary(cfg)
-    if set(trained.names) <= set(vocabulary.names):
-        known = set(trained.names)
-        seen = [name in known for name in vocabulary.names]
+    known = {spelling(name) for name in trained.names}
+    asked = [spelling(name) for name in vocabulary.names]
+    if known <= set(asked):
+        seen = [name in known for name in asked]
     else:
         words = {word for names in _words(trained) for word in names}
         seen = [bool(names & words) for names in _words(vocabulary)]
@@ -123,9 +124,9 @@ def asked_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
 
 
 def _words(vocabulary: Vocabulary) -> list[set[str]]:
-    """What each class is called: its name, and the synonyms in its prompt."""
+    """What each class is called: its name, and the synonyms in its prompt; their spelling."""
     pairs = zip(vocabulary.names, vocabulary.synonyms(), strict=True)
-    return [{name, *synonyms} for name, synonyms in pairs]
+    return [{spelling(word) for word in (name, *synonyms)} for name, synonyms in pairs]
 
 
 def ignore_value(vocabulary: Vocabulary) -> int:
@@ -206,7 +207,8 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
 
     Raises:
         ValueError: if the file cannot be read, has more than one channel, or holds a value that is
-            neither a class nor "unlabelled"; the message names the file and the values.
+            neither a class nor "unlabelled", or may be either; the message names the file and the
+            values.
     """
     metadata = _metadata(dataset_name)
     labels = read_values(file_name)
@@ -234,6 +236,15 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
             f"and {metadata['ignore_label']} (unlabelled)"
             + ("; a value is the class's position in the list of names, from 0" if places else "")
         )
+    for value in metadata.get("doubtful_raw_ids", ()):
+        if (labels == value).any():
+            place = metadata["raw_ids"].index(value)
+            raise ValueError(
+                f"label file {file_name} holds {value}, which is the class "
+                f"{metadata['stuff_classes'][place]!r} of data set {dataset_name!r}; pixels of no "
+                f"class are {metadata['ignore_label']}: write that for them or, if the class is "
+                f"meant, set ALIGNZEG.DATA.OWN.IGNORE_LABEL {metadata['ignore_label']}"
+            )
     return labels.astype(np.uint8 if size == 256 else np.uint16, copy=False)
 
 

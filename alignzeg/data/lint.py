@@ -20,12 +20,49 @@ logger = logging.getLogger(__name__)
 _SHOWN = 20
 
 
-def validate_names(cfg: CfgNode, vlm: nn.Module) -> None:
-    """Logs a warning for everything that is wrong with the names of the training sets."""
+def validate_names(cfg: CfgNode, model: nn.Module) -> None:
+    """Logs a warning for everything that is wrong with the names of the data sets.
+
+    Near-synonyms are looked for in the training sets only.
+
+    Args:
+        cfg: a validated config.
+        model: its VLM reads the names, if it has one; or that VLM itself.
+    """
+    vlm = getattr(model, "vlm", model)
+    vlm = vlm if hasattr(vlm, "embed_text") else None
     cosine = cfg.ALIGNZEG.DATA.SYNONYM_COSINE
-    for name in cfg.DATASETS.TRAIN:
-        for warning in lint(*spoken(get_vocabulary(name)), vlm, cosine):
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        close = cosine if name in cfg.DATASETS.TRAIN else 1.0
+        vocabulary = get_vocabulary(name)
+        found = lint(*spoken(vocabulary), vlm, close)
+        if len(vocabulary.seen_ids) == 1 < len(vocabulary) and name in cfg.DATASETS.TRAIN:
+            only = vocabulary.names[vocabulary.seen_ids[0]]
+            found.append(f"one class is seen, {only!r}: training has nothing to tell it from")
+        for warning in (*_few(vocabulary), *found):
             logger.warning("classes of %s: %s", name, warning)
+
+
+def pitfalls(vocabulary: Vocabulary, vlm: Any = None) -> list[str]:
+    """What makes every answer with these classes worth less than it looks.
+
+    Args:
+        vocabulary: the classes that are asked for.
+        vlm: as in `lint`.
+
+    Returns:
+        One line each: one class alone, names that are cut off.
+    """
+    return [*_few(vocabulary), *([] if vlm is None else _cut_off(spoken(vocabulary)[0], vlm))]
+
+
+def _few(vocabulary: Vocabulary) -> list[str]:
+    if len(vocabulary) == 1:
+        return [
+            f"one class, {vocabulary.names[0]!r}: every pixel is named so and every labelled pixel "
+            "is right, whatever the model has learnt; add what else there is"
+        ]
+    return []
 
 
 def lint(

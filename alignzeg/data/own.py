@@ -4,7 +4,8 @@ What lies below the folder:
 
     images/{train,val,test}/...  pictures
     labels/{train,val,test}/...  one channel each, of the same name but for the suffix; a value is
-                                 the class's position in the list, from 0; 255 is no class
+                                 the class's position in the list, from 0; 255 is no class, and
+                                 65535 in a list of more than 255
     classes.txt                  one class name a line; "sofa; couch" is sofa, and also called couch
     unseen.txt                   optional: those of them that have no masks in training
     pseudo_unseen.txt            optional: seen ones that can be hidden, to calibrate on
@@ -21,10 +22,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.data.benchmark import Benchmark
 from alignzeg.data.catalog import register
+from alignzeg.data.class_names import class_names, read_class_file
 from alignzeg.data.labels import ignore_value
-from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
+from alignzeg.structures import IGNORE_LABEL, SYNONYM_SEPARATOR, Vocabulary, spelling
 
 SPLITS = ("train", "val", "test")
+# Folders that somebody may have meant as a split.
+_NEARLY = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 def register_folder(
@@ -36,6 +40,7 @@ def register_folder(
     classes: Sequence[str] = (),
     unseen: Sequence[str] = (),
     pseudo_unseen: Sequence[str] = (),
+    ignore_label: int | None = None,
 ) -> list[str]:
     """Registers a user's own pictures; the files are looked at when they are needed.
 
@@ -49,40 +54,40 @@ def register_folder(
         classes: all names in id order, in place of classes.txt.
         unseen: in place of unseen.txt.
         pseudo_unseen: in place of pseudo_unseen.txt.
+        ignore_label: value of pixels of no class, 0..65535. None: 255, beyond 255 classes 65535;
+            a label file with 255 is then refused: nobody can tell if that class is meant.
 
     Returns:
         The names `<name>_<split>` of the splits that have a picture folder.
 
     Raises:
         ValueError: if there is no such folder, the name is taken or cannot be a name, or a list of
-            classes is missing, not UTF-8 or inconsistent.
+            classes is missing, not UTF-8, inconsistent or odd, see `class_names`.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"a data set cannot be called {name!r}; use letters, digits, _ - and .")
     root = Path(root).expanduser().absolute()
-    splits = [split for split in SPLITS if (root / images / split).is_dir()]
-    if not splits:
-        folders = ", ".join(f"{images}/{split}" for split in SPLITS)
-        raise ValueError(f"data set {name!r}: {root} holds none of the folders {folders}")
-    prompts = tuple(classes) or _read_names(root / "classes.txt")
-    names = tuple(prompt.split(SYNONYM_SEPARATOR)[0] for prompt in prompts)
-    hidden = tuple(unseen) or _read_names(root / "unseen.txt", optional=True)
-    pseudo = tuple(pseudo_unseen) or _read_names(root / "pseudo_unseen.txt", optional=True)
+    splits = _splits(name, root, images)
+    where = f"data set {name!r}"
+    prompts = class_names(classes, f"{where}, classes") or read_class_file(root / "classes.txt")
+    hidden = class_names(unseen, f"{where}, unseen")
+    pseudo = class_names(pseudo_unseen, f"{where}, pseudo_unseen")
     try:
-        vocabulary = Vocabulary.from_unseen(names, hidden)
-        vocabulary = Vocabulary(vocabulary.names, vocabulary.seen, prompts)
+        vocabulary = _vocabulary(prompts, hidden, root)
+        clear = ignore_label is not None or len(vocabulary) <= IGNORE_LABEL
         benchmark = Benchmark(
             name=name,
             vocabulary=vocabulary,
-            pseudo_unseen=pseudo,
-            raw_ids=tuple(range(len(names))),
+            pseudo_unseen=_of_the_list(vocabulary.names, pseudo, root / "pseudo_unseen.txt"),
+            raw_ids=tuple(range(len(vocabulary))),
             folders={split: (f"{images}/{split}", f"{labels}/{split}") for split in splits},
-            ignore_label=ignore_value(vocabulary),
+            ignore_label=ignore_value(vocabulary) if ignore_label is None else ignore_label,
+            doubtful_raw_ids=() if clear else (IGNORE_LABEL,),
             prepare=f"It needs {images}/<split> and {labels}/<split>.",
             root=str(root),
         )
     except ValueError as error:
-        raise ValueError(f"data set {name!r} in {root}: {error}") from error
+        raise ValueError(f"{where} in {root}: {error}") from error
     _forget(name)
     return register(benchmark)
 
@@ -114,6 +119,7 @@ def setup_own_data(cfg: CfgNode) -> None:
             classes=own.CLASSES,
             unseen=own.UNSEEN,
             pseudo_unseen=own.PSEUDO_UNSEEN,
+            ignore_label=None if own.IGNORE_LABEL < 0 else own.IGNORE_LABEL,
         )
     except ValueError as error:
         raise ValueError(f"ALIGNZEG.DATA.OWN: {error}") from error
@@ -138,17 +144,28 @@ def _forget(name: str) -> None:
             MetadataCatalog.remove(dataset_name)
 
 
-def _read_names(path: Path, optional: bool = False) -> tuple[str, ...]:
-    if optional and not path.exists():
-        return ()
-    try:
-        # Editors on Windows like to put a byte order mark first.
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read {path} ({error.strerror}): one class name a line") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x} at position "
-            f"{error.start}); save it as UTF-8"
-        ) from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+def _splits(name: str, root: Path, images: str) -> list[str]:
+    splits = [split for split in SPLITS if (root / images / split).is_dir()]
+    if not splits:
+        folders = ", ".join(f"{images}/{split}" for split in SPLITS)
+        raise ValueError(f"data set {name!r}: {root} holds none of the folders {folders}")
+    for path in sorted((root / images).iterdir()):
+        meant = _NEARLY.get(path.name.lower(), path.name.lower())
+        if meant in SPLITS and meant not in splits and path.is_dir():
+            raise ValueError(f"data set {name!r}: {path} is no split; call it {images}/{meant}")
+    return splits
+
+
+def _vocabulary(prompts: tuple[str, ...], unseen: tuple[str, ...], root: Path) -> Vocabulary:
+    names = tuple(prompt.split(SYNONYM_SEPARATOR)[0] for prompt in prompts)
+    hidden = _of_the_list(names, unseen, root / "unseen.txt")
+    return Vocabulary(names, Vocabulary.from_unseen(names, hidden).seen, prompts)
+
+
+def _of_the_list(names: Sequence[str], given: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    """Names that are given or in an optional file, as the list of classes writes them."""
+    if not given and path.exists():
+        given = read_class_file(path)
+    written = {spelling(name): name for name in names}
+    first = [name.split(SYNONYM_SEPARATOR)[0] for name in given]
+    return tuple(written.get(spelling(name), name) for name in first)

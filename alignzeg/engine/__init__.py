@@ -9,12 +9,13 @@ from alignzeg.engine.processes.placement import parse_args, world_size
 from alignzeg.engine.run import evaluate, train
 from alignzeg.engine.settings.reading import config_from_yaml, import_plugin, setup_config
 from alignzeg.engine.settings.validation import validate
-from alignzeg.engine.start import start_run
+from alignzeg.engine.start import check_folder, start_run
 from alignzeg.engine.training.trainer import Trainer
 
 __all__ = [
     "AlignZegCheckpointer",
     "Trainer",
+    "check_folder",
     "config_from_yaml",
     "evaluate",
     "guarded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -10,8 +11,11 @@ from detectron2.utils import comm
 from alignzeg.data.lint import validate_names
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.records.provenance import record_run
+from alignzeg.engine.settings.advice import advice
 from alignzeg.engine.training.generative import trainer_of
 from alignzeg.engine.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:
@@ -31,6 +35,8 @@ def evaluate(cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False) 
     )
     path = checkpointer.get_checkpoint_file() if resume else ""
     checkpointer.load(path or cfg.MODEL.WEIGHTS, checkpointables=[])
+    if comm.is_main_process():
+        validate_names(cfg, model)
     record_run(cfg, model, action="evaluate")
     return Trainer.test(cfg, model)
 
@@ -49,9 +55,10 @@ def train(
     trainer = trainer_of(cfg)(cfg)
     trainer.checkpointer.trust_pickle = trust_pickle
     trainer.resume_or_load(resume=resume, allow_rescale=allow_rescale)
-    vlm = getattr(getattr(trainer.model, "module", trainer.model), "vlm", None)
-    if vlm is not None and comm.is_main_process():
-        validate_names(cfg, vlm)
+    if comm.is_main_process():
+        for line in advice(cfg):
+            logger.warning("%s", line)
+        validate_names(cfg, getattr(trainer.model, "module", trainer.model))
     first = trainer.start_iter
     record_run(cfg, trainer.model, action="train", iteration=first, resumed=resume and first > 0)
     return trainer.train()

@@ -12,7 +12,7 @@ from rich.progress import track
 from alignzeg.arguments import OneLineParser
 from alignzeg.data.pictures import read_rgb
 from alignzeg.inference.predictor import Predictor, parse_classes
-from alignzeg.structures import Vocabulary
+from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
 _PROPOSALS = 24
 
@@ -25,7 +25,11 @@ def parser() -> OneLineParser:
     )
     result.add_argument("pictures", nargs="+", metavar="PICTURE")
     result.add_argument("--weights", required=True, help="checkpoint; it is all that is needed")
-    result.add_argument("--classes", required=True, help='such as "red star, brick, grass"')
+    result.add_argument(
+        "--classes",
+        required=True,
+        help='such as "red star, brick, grass", or a file with one name a line',
+    )
     result.add_argument("--output", default="output/predict", help="folder of the results")
     result.add_argument(
         "--reject",
@@ -59,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         names = parse_classes(args.classes)
         # Names and pictures are looked at before the model is built, which takes seconds.
-        Vocabulary(tuple(names), (True,) * len(names))
+        first = tuple(name.split(SYNONYM_SEPARATOR)[0] for name in names)
+        Vocabulary(first, (True,) * len(names))
         for picture in args.pictures:
             read_rgb(picture)
         opts = list(args.opts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,35 +17,32 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
+from alignzeg.data.class_names import class_names, read_class_list
+from alignzeg.data.given import as_rgb
 from alignzeg.data.labels import training_vocabulary
+from alignzeg.data.lint import pitfalls
 from alignzeg.data.mapper import test_augmentations
-from alignzeg.data.pictures import as_rgb, read_rgb
 from alignzeg.engine.checkpoints.checkpoint import KEY, AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.settings.reading import config_from_yaml
 from alignzeg.inference.prediction import Prediction, ProposalSet
-from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
+from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary, spelling
+
+logger = logging.getLogger(__name__)
 
 
 def parse_classes(text: str) -> list[str]:
-    """Class names from a command line: separated by commas, outer blanks dropped.
-
-    Raises:
-        ValueError: if no name is left.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ValueError(f'no class names in {text!r}; give them as "red star, brick, grass"')
-    return names
+    """Class names from a command line, see `read_class_list`."""
+    return list(read_class_list(text))
 
 
 class Predictor:
-    """Names every pixel of a picture among any class names; needs nothing but a weight file.
+    """Names every pixel of an image among any class names; needs nothing but a weight file.
 
-    ::
+    Arrays and tensors are RGB, as from Pillow; what cv2.imread gives is BGR, `array[..., ::-1]`::
 
         predictor = Predictor("model_final.pth", classes=["red star", "brick"])
-        prediction = predictor("picture.jpg")
+        prediction = predictor("image.jpg")
         prediction.overlay().save("overlay.png")
     """
 
@@ -80,29 +78,48 @@ class Predictor:
         AlignZegCheckpointer(self.model, strict=True).load(weights)
         self.seen: tuple[str, ...] = tuple(about["seen"])
         self._resize = T.AugmentationList(test_augmentations(cfg))
+        self._warned: set[Vocabulary] = set()
+        if self.vocabulary is not None:
+            self._warn(self.vocabulary)
 
     @torch.inference_mode()
     def __call__(
         self,
-        picture: str | Path | NDArray[np.uint8],
+        picture: Any,
         classes: Sequence[str] | None = None,
         proposals: int = 0,
-    ) -> Prediction:
-        """Names every pixel of one picture.
+    ) -> Prediction | list[Prediction]:
+        """Names every pixel of an image, or of each image of a list.
 
         Args:
-            picture: a file, or (H, W, 3) uint8 RGB.
+            picture: a file name; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in
+                the order RGB; a tensor of these shapes, or with the channels first. uint8 0..255
+                or float 0..1; see `alignzeg.data.given.as_rgb`. Or a list or tuple of these.
             classes: names to choose from; by default those given at the start. Text is encoded
                 once per list.
             proposals: how many of the surest mask proposals to keep in the result.
 
+        Returns:
+            The prediction, or one for each image of a list.
+
         Raises:
-            ValueError: on an unreadable picture, or empty, repeated or missing class names.
+            ValueError: on an image that cannot be read or is of an unknown kind, or empty, repeated
+                or missing class names; of a list, all are looked at before the first answer.
         """
-        rgb = as_rgb(picture) if isinstance(picture, np.ndarray) else read_rgb(picture)
-        vocabulary = self.vocabulary if classes is None else _vocabulary(classes, self.seen)
+        vocabulary = self.vocabulary
+        if classes is not None:
+            vocabulary = _vocabulary(classes, self.seen)
+            self._warn(vocabulary)
         if vocabulary is None:
             raise ValueError("no class names; give them to Predictor(...) or to this call")
+        if isinstance(picture, (list, tuple)):
+            images = [as_rgb(one) for one in picture]
+            return [self._predict(rgb, vocabulary, proposals) for rgb in images]
+        return self._predict(as_rgb(picture), vocabulary, proposals)
+
+    def _predict(
+        self, rgb: NDArray[np.uint8], vocabulary: Vocabulary, proposals: int
+    ) -> Prediction:
         inputs = T.AugInput(rgb)
         self._resize(inputs)
         sample = {
@@ -114,6 +131,14 @@ class Predictor:
         answer = self.model([sample])[0]
         kept = _surest(answer, proposals) if proposals else None
         return Prediction(answer["sem_seg"].cpu().numpy(), vocabulary, rgb, kept)
+
+    def _warn(self, vocabulary: Vocabulary) -> None:
+        """Logs, once for each list of classes, what makes an answer worth less than it looks."""
+        if vocabulary in self._warned:
+            return
+        self._warned.add(vocabulary)
+        for warning in pitfalls(vocabulary, getattr(self.model, "vlm", None)):
+            logger.warning("%s", warning)
 
 
 def _describe(weights: str) -> dict[str, Any]:
@@ -130,10 +155,11 @@ def _describe(weights: str) -> dict[str, Any]:
 
 
 def _vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:
-    if isinstance(classes, str):
-        raise ValueError(f"class names must be a list; got the text {classes!r}")
-    names = tuple(given.split(SYNONYM_SEPARATOR)[0] for given in classes)
-    return Vocabulary(names, tuple(name in seen for name in names), tuple(classes))
+    prompts = class_names(classes, "classes")
+    words = [prompt.split(SYNONYM_SEPARATOR) for prompt in prompts]
+    known = {spelling(name) for name in seen}
+    flags = tuple(any(spelling(word) in known for word in several) for several in words)
+    return Vocabulary(tuple(several[0] for several in words), flags, prompts)
 
 
 def _provide_seen(cfg: CfgNode, seen: Sequence[str]) -> None:

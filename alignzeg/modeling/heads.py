@@ -18,6 +18,8 @@ from alignzeg.registries import (
 )
 from alignzeg.structures import Outputs, SyntheticOutputs
 
+MIXED = ("input", "embedding", "region")
+
 
 @HEAD_REGISTRY.register()
 class MaskProposalHead(nn.Module):
@@ -37,7 +39,7 @@ class MaskProposalHead(nn.Module):
         classifier: nn.Module,
         synthesizer: nn.Module | None,
         corrector: nn.Module,
-        mix_embeddings: bool = False,
+        mixed: str = "input",
     ) -> None:
         """Takes the parts, each by the contract of its registry.
 
@@ -47,29 +49,46 @@ class MaskProposalHead(nn.Module):
             classifier: of proposals.
             synthesizer: of features for training; None makes none.
             corrector: of the bias towards seen classes.
-            mix_embeddings: give the synthesizer the embeddings that classes are scored by, instead
-                of what these are made of.
+            mixed: what the synthesizer is given beside region embeddings: "input", the query
+                states; "embedding", what classes are scored by; "region", nothing.
+
+        Raises:
+            ValueError: if `mixed` is something else.
         """
+        if mixed not in MIXED:
+            raise ValueError(f"SYNTHESIZER.SPACE is {mixed!r}; choose one of {list(MIXED[:2])}")
         super().__init__()
         self.vlm = vlm
         self.extractor = extractor
         self.classifier = classifier
         self.synthesizer = synthesizer
         self.corrector = corrector
-        self.mix_embeddings = mix_embeddings
+        self.mixed = mixed
 
     @classmethod
     def from_config(
         cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], vlm: nn.Module
     ) -> dict[str, object]:
-        """Builds the parts that the config names."""
+        """Builds the parts that the config names.
+
+        Raises:
+            ValueError: if the synthesizer cannot make what the classifier reads.
+        """
+        node = cfg.ALIGNZEG
+        regions_alone = node.CLASSIFIER.EMBEDDING == "region" and node.SYNTHESIZER.SPACE == "input"
+        if node.SYNTHESIZER.NAME == "GMMNSynthesizer" and not regions_alone:
+            raise ValueError(
+                "GMMNSynthesizer makes region embeddings alone: it needs CLASSIFIER.EMBEDDING "
+                f"'region' and SYNTHESIZER.SPACE 'input'; got {node.CLASSIFIER.EMBEDDING!r} and "
+                f"{node.SYNTHESIZER.SPACE!r}"
+            )
         return {
             "vlm": vlm,
             "extractor": build_extractor(cfg, input_shape, vlm.embed_dim),
             "classifier": build_classifier(cfg, vlm.embed_dim, vlm.logit_scale),
             "synthesizer": build_synthesizer(cfg, vlm.embed_dim),
             "corrector": build_corrector(cfg, vlm.embed_dim, vlm.logit_scale),
-            "mix_embeddings": cfg.ALIGNZEG.SYNTHESIZER.SPACE == "embedding",
+            "mixed": "region" if regions_alone else cfg.ALIGNZEG.SYNTHESIZER.SPACE,
         }
 
     def forward(
@@ -96,7 +115,7 @@ class MaskProposalHead(nn.Module):
             embeds=embeds,
             region_embeds=regions,
             class_logits=self.classifier.score(embeds, text),
-            unseen_logits=self.corrector.indicate(embeds, seen_text),
+            unseen_logits=self.corrector.indicate(embeds, regions, seen_text),
             background=self.classifier.background,
         )
 
@@ -126,13 +145,15 @@ class MaskProposalHead(nn.Module):
         if self.synthesizer is None:
             return None
         learned = query_embeds
-        if self.mix_embeddings:
+        if self.mixed == "region":
+            learned = query_embeds[:, :0]
+        elif self.mixed == "embedding":
             learned = self.classifier.embed(region_embeds, query_embeds)
         sizes = (region_embeds.shape[-1], learned.shape[-1])
         made = self.synthesizer(torch.cat([region_embeds, learned], dim=-1), labels, text)
         regions, learned = made.embeds.split(sizes, dim=-1)
         regions = F.normalize(regions, dim=-1)
-        if self.mix_embeddings:
+        if self.mixed == "embedding":
             embeds = F.normalize(learned, dim=-1)
         else:
             embeds = self.classifier.embed(regions, learned)
@@ -140,7 +161,8 @@ class MaskProposalHead(nn.Module):
         return SyntheticOutputs(
             logits=torch.cat([self.score(embeds, text), virtual], dim=-1),
             targets=len(text) + 1 + made.targets,
-            unseen_logits=self.corrector.indicate(embeds, text),
+            embeds=embeds,
+            region_embeds=regions,
             imitated=made.imitated,
         )
 

@@ -144,20 +144,28 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def geometric_ensemble(probs: Tensor, frozen_probs: Tensor, exponents: Tensor) -> Tensor:
+def geometric_ensemble(
+    probs: Tensor, frozen_probs: Tensor, exponents: Tensor, normalized: bool = False
+) -> Tensor:
     """Geometric mean of the trained and the frozen class probabilities.
 
     Args:
         probs: (..., K) trained probabilities in [0, 1]; they may sum to less than 1.
         frozen_probs: (..., K) the frozen VLM's probabilities in [0, 1].
         exponents: (K,) a in [0, 1], the share of the frozen model for each class.
+        normalized: scale the result to the sum of the trained probabilities. Without it a proposal
+            that the two models disagree on loses against its neighbours, whose masks leak.
 
     Returns:
         (..., K) probs^(1-a) * frozen_probs^a.
 
-    Source: ZegFormer (arXiv 2112.07910), equation 6.
+    Source: ZegFormer (arXiv 2112.07910), equation 6; normalised as fc-clip (arXiv 2308.02487).
     """
-    return probs.pow(1 - exponents) * frozen_probs.pow(exponents)
+    mixed = probs.pow(1 - exponents) * frozen_probs.pow(exponents)
+    if not normalized:
+        return mixed
+    total = mixed.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(mixed.dtype).tiny)
+    return mixed * (probs.sum(dim=-1, keepdim=True) / total)
 
 
 def vote_shares(mask_logits: Tensor, least_iou: float) -> Tensor:

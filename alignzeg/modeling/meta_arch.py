@@ -44,6 +44,7 @@ class AlignZeg(nn.Module):
         seen: Vocabulary,
         normalizer: PixelNormalizer,
         ensemble: tuple[float, float],
+        normalized: bool = False,
         copy_iou: float,
         fold: dict[str, Any],
         naming: Naming | None = None,
@@ -59,6 +60,7 @@ class AlignZeg(nn.Module):
             seen: the classes that have training masks.
             normalizer: RGB pictures in 0..255 -> the image encoder's input.
             ensemble: exponents of the frozen VLM's score for seen and for unseen classes.
+            normalized: whether the ensemble leaves a proposal's foreground probability as it was.
             copy_iou: IoU from which two proposals share one vote; above 1 each has its own.
             fold: keyword arguments of `fold_label_map`: memory_mib, mode, reject_below.
             naming: what is said for each class; None: its prompt.
@@ -73,6 +75,7 @@ class AlignZeg(nn.Module):
         self.seen = seen
         self.normalizer = normalizer
         self.ensemble = ensemble
+        self.normalized = normalized
         self.copy_iou = copy_iou
         self.fold = fold
         self.naming = naming or Naming()
@@ -93,6 +96,7 @@ class AlignZeg(nn.Module):
                 cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
             ),
             "ensemble": (test.ENSEMBLE_SEEN, test.ENSEMBLE_UNSEEN),
+            "normalized": test.ENSEMBLE_NORMALIZED,
             "copy_iou": test.COPY_IOU,
             "fold": {
                 "memory_mib": test.FOLD_MIB,
@@ -171,10 +175,19 @@ class AlignZeg(nn.Module):
         """The weighted losses of all criteria."""
         targets = [target.padded(images.tensor.shape[-2:]) for target in targets]
         matches = self.matcher(outputs, targets)
-        regions, queries, labels = matched(outputs, targets, matches[-1])
+        queries, regions, embeds = (
+            of_matched(values, matches[-1])
+            for values in (outputs.proposals[-1].embeds, outputs.region_embeds, outputs.embeds)
+        )
+        pairs = zip(targets, matches[-1], strict=True)
+        labels = torch.cat([target.labels[match.targets] for target, match in pairs])
         text, _ = self.text(vocabulary, single=True)
+        synthetic = self.head.synthesize(regions, queries, labels, text)
         outputs = dataclasses.replace(
-            outputs, text=text, synthetic=self.head.synthesize(regions, queries, labels, text)
+            outputs,
+            text=text,
+            synthetic=synthetic,
+            unseen_examples=self.head.corrector.examples(embeds, regions, labels, text, synthetic),
         )
         return merge_losses([criterion(outputs, targets, matches) for criterion in self.criteria])
 
@@ -258,18 +271,10 @@ class AlignZeg(nn.Module):
         unseen = vocabulary.unseen_mask(self.device)
         foreground = 1 - probs[..., -1:]
         exponents = torch.where(unseen, self.ensemble[1], self.ensemble[0])
-        mixed = geometric_ensemble(probs[..., :-1], frozen * foreground, exponents)
+        mixed = geometric_ensemble(probs[..., :-1], frozen * foreground, exponents, self.normalized)
         return torch.cat([mixed, probs[..., -1:]], dim=-1)
 
 
-def matched(
-    outputs: Outputs, targets: list[Targets], matches: list[Matches]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, D) region embeddings, (N, C) query states and (N,) labels of what owns a mask."""
-    queries = outputs.proposals[-1].embeds
-    pairs = list(enumerate(matches))
-    return (
-        torch.cat([outputs.region_embeds[i, match.proposals] for i, match in pairs]),
-        torch.cat([queries[i, match.proposals] for i, match in pairs]),
-        torch.cat([t.labels[match.targets] for t, match in zip(targets, matches, strict=True)]),
-    )
+def of_matched(values: Tensor, matches: list[Matches]) -> Tensor:
+    """(N, ...) rows of (B, Q, ...) values of the proposals that own a mask."""
+    return torch.cat([values[i, match.proposals] for i, match in enumerate(matches)])

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 
 from alignzeg.data.labels import get_vocabulary
+from alignzeg.structures import SYNONYM_SEPARATOR, spelling
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,14 @@ def find_classes(dataset: str, hold_out: str, words: Sequence[str]) -> Classes:
     ]
     taken = {*facts.raw_ids, *facts.ignored_raw_ids, facts.ignore_label}
     free = (number for number in count() if number not in taken)
-    known = {name for name, *_ in rows}
-    for word in dict.fromkeys(words):
-        if word not in known:
-            rows.append((word, word, ids[word] if word in ids else next(free), False))
+    known = {spelling(name) for name, *_ in rows}
+    own = {spelling(name): name for name in ids}
+    for word in words:
+        name = word.split(SYNONYM_SEPARATOR)[0]
+        if spelling(name) not in known:
+            known.add(spelling(name))
+            name = own.get(spelling(name), name)
+            rows.append((name, word, ids[name] if name in ids else next(free), False))
     if all(seen for *_, seen in rows):
         raise ValueError(
             f"every class of {dataset!r} has human labels, so there is no name to give to a pixel "

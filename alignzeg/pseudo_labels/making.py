@@ -25,6 +25,7 @@ from alignzeg.data.pictures import read_values
 from alignzeg.data.pseudo import DESCRIPTION, file_keys, pseudo_files
 from alignzeg.engine import setup_config
 from alignzeg.engine.checkpoints.files import write_atomically
+from alignzeg.engine.processes.carried import Registered
 from alignzeg.engine.processes.leaving import watch_parent
 from alignzeg.pseudo_labels.classes import describe, find_classes
 from alignzeg.pseudo_labels.labeller import Labeller, RegionSource
@@ -168,7 +169,10 @@ def _each(
         numbers.put(number)
     threads = max((os.cpu_count() or 1) // processes, 1)
     with ProcessPoolExecutor(
-        processes, context, _start_worker, (job, device, numbers, threads, os.getpid())
+        processes,
+        context,
+        _start_worker,
+        (Registered(), job, device, numbers, threads, os.getpid()),
     ) as pool:
         futures = [pool.submit(_work, record, key) for record, key in todo]
         try:
@@ -182,7 +186,9 @@ def _each(
 _worker: tuple[Labeller, str] | None = None
 
 
-def _start_worker(job: Job, device: str, numbers: Any, threads: int, parent: int) -> None:
+def _start_worker(
+    _: Registered, job: Job, device: str, numbers: Any, threads: int, parent: int
+) -> None:
     global _worker  # noqa: PLW0603 (an initializer can hand over nothing else)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
     watch_parent(parent)

@@ -81,5 +81,6 @@ def checkpoint_case(source: Source, folder: Path, rng: random.Random) -> Case:
             "checkpoint", f"{use} {what}", COMMAND, (*argv, str(source.picture)), source.data
         )
     tail = {"eval": ("--eval-only", "MODEL.WEIGHTS", str(path)), "resume": ("--resume",)}
-    argv = (*train, *tail.get(use, ("MODEL.WEIGHTS", str(path))))
+    elsewhere = ("MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(folder / "trained"))
+    argv = (*train, *tail.get(use, elsewhere))
     return Case("checkpoint", f"{use} {what}", TRAIN, argv, source.data)

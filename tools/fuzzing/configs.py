@@ -19,6 +19,7 @@ NAMES = (
     *(
         "PlainExtractor",
         "MutuallyRefinedExtractor",
+        "VLMAffinityExtractor",
         "ManifoldMixup",
         "NoCorrection",
         "soft",

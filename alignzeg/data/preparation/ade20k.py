@@ -21,6 +21,7 @@ from PIL import Image
 from alignzeg.data.pictures import read_rgb, read_values
 from alignzeg.data.preparation.formats import encode_tiff
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, need
+from alignzeg.folders import files_below
 
 CHALLENGE = "ADEChallengeData2016"
 FULL = "ADE20K_2021_17_01"
@@ -54,7 +55,9 @@ def plan_847(request: Request) -> Plan:
     base = request.root / FULL
     source = need(base / "images/ADE/validation", FULL_ARCHIVE, request)
     tasks = []
-    for picture in sorted(source.rglob("ADE_val_*.jpg")):
+    for picture in files_below(source):
+        if not picture.match("ADE_val_*.jpg"):
+            continue
         labels = need(picture.with_name(f"{picture.stem}_seg.png"), FULL_ARCHIVE, request)
         image_target = base / "images_detectron2/validation" / f"{picture.stem}.jpg"
         label_target = base / "annotations_detectron2/validation" / f"{picture.stem}.tif"

@@ -12,7 +12,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.catalog import register_all
 from alignzeg.data.checks import count_classes
 from alignzeg.data.labels import (
     get_vocabulary,
@@ -98,8 +97,6 @@ def check(name: str, workers: int, counts: bool = True) -> Findings:
 
 def _examine(name: str, record: dict[str, str]) -> NDArray[np.int64] | str:
     """Pixels of each class and of none, or what is wrong with this pair."""
-    if name not in DatasetCatalog:  # a worker that was not forked starts with an empty catalog
-        register_all()
     vocabulary = get_vocabulary(name)
     try:
         counts = count_classes(record, label_lookup(name, vocabulary))

@@ -17,6 +17,7 @@ import cv2
 from tqdm import tqdm
 
 from alignzeg.data.preparation.recipe import Task
+from alignzeg.engine.processes.carried import Registered
 
 TEMPORARY = ".writing-"
 _CHUNK = 16
@@ -96,7 +97,9 @@ def each(
         # Forked workers start at once; others import the whole package first.
         method = "fork" if "fork" in get_all_start_methods() else "spawn"
         cv2.setNumThreads(1)  # here too: a worker forked beside OpenCV's threads would hang
-        with ProcessPoolExecutor(workers, get_context(method), _start_worker) as pool:
+        with ProcessPoolExecutor(
+            workers, get_context(method), _start_worker, (Registered(),)
+        ) as pool:
 
             def submit(count: int) -> set[Future]:
                 return {pool.submit(_chunk, function, c) for c in islice(chunks, count)}
@@ -118,7 +121,7 @@ def each(
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(_: Registered) -> None:
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
 

@@ -52,13 +52,16 @@ def describe(model: nn.Module, config: str) -> dict[str, Any]:
     }
 
 
-def verify(path: str, found: Mapping[str, Any], model: nn.Module) -> None:
+def verify(
+    path: str, found: Mapping[str, Any], model: nn.Module, other_classes: bool = False
+) -> None:
     """Refuses weights that were trained with another VLM or other classes than the model has.
 
     Args:
         path: for the message.
         found: what `describe` put into the file.
         model: the model that the weights are for.
+        other_classes: other classes are fine, as for a training that starts from these weights.
 
     Raises:
         ValueError: naming the two sides that differ and the config key that changes one of them.
@@ -90,7 +93,7 @@ def verify(path: str, found: Mapping[str, Any], model: nn.Module) -> None:
             "set ALIGNZEG.VLM.WEIGHTS to the original file, and what ImageNetVLM is made with "
             "(TEXT_WEIGHTS, TEMPLATES, RIDGE) to what it was"
         )
-    if found["seen"] != here["seen"]:
+    if found["seen"] != here["seen"] and not other_classes:
         theirs, ours = ([str(name) for name in side["seen"] or []] for side in (found, here))
         only = [sorted(set(a) - set(b)) for a, b in ((theirs, ours), (ours, theirs))]
         what = f"only there: {only[0]}, only here: {only[1]}" if any(only) else "the order differs"
@@ -133,6 +136,8 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         self.trust_pickle = trust_pickle
         self.keep = keep
         self.of_rank = of_rank
+        # Whether weights may have been trained on other classes: none of them belongs to a class.
+        self.other_classes = False
         # Further entries of what a checkpoint says about itself.
         self.about: dict[str, Any] = {}
         self._path = ""
@@ -241,8 +246,11 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                 f"checkpoint {self._path!r} holds no weights by name; use the original file"
             )
         if KEY in checkpoint:
-            verify(self._path, checkpoint[KEY], self.model)
+            verify(self._path, checkpoint[KEY], self.model, self.other_classes)
+        about = checkpoint.get(KEY) or {}
         incompatible = super()._load_model(checkpoint)
+        if self.other_classes and incompatible.incorrect_shapes:
+            self._refuse_class_weights(about, incompatible)
         if self.strict:
             wrong = {
                 "missing": incompatible.missing_keys,
@@ -256,3 +264,13 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                     f"{'; '.join(found)}; use the config that they were trained with"
                 )
         return incompatible
+
+    def _refuse_class_weights(self, about: Mapping[str, Any], incompatible: Any) -> None:
+        """Of a model whose weights belong to classes, those of other classes are of no use."""
+        if about.get("seen", None) in (None, describe(self.model, "")["seen"]):
+            return
+        keys = [key for key, *_ in incompatible.incorrect_shapes]
+        raise ValueError(
+            f"checkpoint {self._path!r} was trained on other classes, and {len(keys)} weights "
+            f"({keys[0]}, ...) are of another shape here; start from one of the same classes"
+        )

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from alignzeg.data.labels import get_vocabulary, training_vocabulary
 from alignzeg.engine.checkpoints.checkpoint import KEY, POINTER
 from alignzeg.engine.checkpoints.reading import find_newest, read_checkpoint
 from alignzeg.engine.checkpoints.state import config_changes, rng_state
 from alignzeg.engine.training.sampling import TrainLoader
+from alignzeg.structures import spelling
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,39 @@ def report_changes(path: str, changes: Sequence[str], start: int) -> None:
     )
     for change in changes:
         logger.warning("config changed: %s", change)
+
+
+def report_other_classes(cfg: CfgNode, loaded: Mapping[str, Any]) -> None:
+    """Logs that a training starts from weights of other classes, and warns if unseen ones leak.
+
+    Args:
+        cfg: of the training.
+        loaded: what is in the checkpoint beside the weights.
+    """
+    about = loaded.get(KEY)
+    theirs = (about.get("seen") if isinstance(about, Mapping) else None) or []
+    ours = list(training_vocabulary(cfg).names)
+    if not theirs or theirs == ours:
+        return
+    known = {spelling(str(name)) for name in theirs}
+    logger.info(
+        "starting from %s, which was trained on %d classes; new are: %s",
+        cfg.MODEL.WEIGHTS,
+        len(theirs),
+        ", ".join(name for name in ours if spelling(name) not in known) or "none",
+    )
+    asked = [
+        get_vocabulary(name, cfg.ALIGNZEG.DATA.HOLD_OUT)
+        for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    ]
+    unseen = {vocabulary.names[i] for vocabulary in asked for i in vocabulary.unseen_ids}
+    leaked = sorted(name for name in unseen if spelling(name) in known)
+    if leaked:
+        logger.warning(
+            "%s was trained with masks of %s, unseen here: their figures are not zero-shot",
+            cfg.MODEL.WEIGHTS,
+            leaked,
+        )
 
 
 def restore_rank(

@@ -22,11 +22,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     Returns:
         config_file, resume, eval_only, num_gpus, num_machines, machine_rank, dist_url, debug,
-        allow_rescale, trust_pickle, opts.
+        overwrite, allow_rescale, trust_pickle, opts.
 
     Raises:
-        ValueError: on a wrong word. A --flag after the KEY VALUE pairs is one of the `opts`, which
-            `setup_config` refuses.
+        ValueError: on a wrong word, or --overwrite with --resume or --eval-only. A --flag after
+            the KEY VALUE pairs is one of the `opts`, which `setup_config` refuses.
     """
     parser = OneLineParser(
         parents=[default_argument_parser(epilog=" ")],
@@ -39,6 +39,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--debug", action="store_true", help="show the traceback of an error in the input"
     )
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete the run that is in OUTPUT_DIR, and start anew there",
+    )
+    parser.add_argument(
         "--allow-rescale",
         action="store_true",
         help="resume with another number of processes: same data, but not to the bit",
@@ -48,7 +53,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="read .pkl weights from anywhere, though they may run code",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.overwrite and (args.resume or args.eval_only):
+        raise ValueError("--overwrite starts anew; leave it out with --resume and --eval-only")
+    return args
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch.multiprocessing
 
 from alignzeg.engine.processes import leaving
+from alignzeg.engine.processes.carried import Registered
 from alignzeg.engine.processes.errors import (
     BUG,
     NON_FINITE,
@@ -72,8 +73,9 @@ def run_processes(
 ) -> None:
     """Calls `target(*job)` in a process of its own for each job, and waits for all of them.
 
-    SIGTERM and SIGUSR1 are handed on. If one fails, the others get PATIENCE_SECONDS to leave by
-    themselves, and are killed then. If this process is killed, they leave too.
+    They have the data sets and plugins that are registered here. SIGTERM and SIGUSR1 are handed on.
+    If one fails, the others get PATIENCE_SECONDS to leave by themselves, and are killed then. If
+    this process is killed, they leave too.
 
     Args:
         target: a function at the top level of a module.
@@ -90,7 +92,9 @@ def run_processes(
     with forwarding():
         for rank, job in enumerate(jobs, first_rank):
             reports, pen = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(target, job, pen, os.getpid()))
+            process = context.Process(
+                target=_work, args=(Registered(), target, job, pen, os.getpid())
+            )
             process.start()
             pen.close()
             children.append(Child(rank, process, reports))
@@ -101,7 +105,11 @@ def run_processes(
 
 
 def _work(
-    target: Callable[..., Any], job: tuple[Any, ...], pen: connection.Connection, parent: int
+    _: Registered,
+    target: Callable[..., Any],
+    job: tuple[Any, ...],
+    pen: connection.Connection,
+    parent: int,
 ) -> None:
     leaving.watch_parent(parent)
     try:

@@ -68,7 +68,7 @@ RANGES: Mapping[str, Range] = {
         (
             *(f"{_A}EXTRACTOR.{key}" for key in ("NUM_QUERIES", "HIDDEN_DIM", "LAYERS")),
             *(f"{_A}EXTRACTOR.{key}" for key in ("HEADS", "FFN_DIM")),
-            *(f"{_A}CLASSIFIER.{key}" for key in ("NUM_BACKGROUND", "ADAPTER_DIM")),
+            f"{_A}CLASSIFIER.NUM_BACKGROUND",
             *(f"{_A}CORRECTOR.{key}" for key in ("HIDDEN_DIM", "TOP_COSINES")),
             *(f"{_A}GENERATOR.{key}" for key in ("HIDDEN_DIM", "SAMPLES", "BANK")),
             *(f"{_A}RECURSION.{key}_STEPS" for key in ("GENERATOR", "CLASSIFIER")),
@@ -83,6 +83,7 @@ RANGES: Mapping[str, Range] = {
     ),
     **_all(
         (
+            f"{_A}CLASSIFIER.ADAPTER_DIM",
             *(f"{_A}MATCHER.{key}_COST" for key in ("CLASS", "MASK", "DICE")),
             *(f"{_A}LOSS.{key}_WEIGHT" for key in ("CLASS", "BACKGROUND", "MASK", "DICE")),
             *(f"{_A}LOSS.{key}_WEIGHT" for key in ("SYNTHETIC", "DIVERSITY", "INDICATOR")),
@@ -106,11 +107,13 @@ RANGES: Mapping[str, Range] = {
             *(f"{_A}LOSS.{key}" for key in ("IMPORTANCE_RATIO", "MIN_VALID_SHARE")),
             *(f"{_A}TEST.ENSEMBLE_{key}" for key in ("SEEN", "UNSEEN")),
             f"{_A}DATA.PSEUDO.WEIGHT",
+            f"{_A}CORRECTOR.LEFT_OUT",
             *("SOLVER.WARMUP_FACTOR", "SOLVER.MOMENTUM", f"{_A}CORRECTOR.THRESHOLD"),
             *(f"{_A}LOSS.PIXEL_BALANCE", f"{_A}RECURSION.CONFIDENCE", f"{_A}GENERATOR.DROPOUT"),
         ),
         SHARE,
     ),
+    f"{_A}DATA.OWN.IGNORE_LABEL": Range(-1, 65535),
     f"{_A}DATA.CROP_MAX_CLASS_SHARE": Range(0, 1, above=True),
     f"{_A}LOSS.DIVERSITY_MARGIN": Range(-1, 1),
     f"{_A}LOSS.ENHANCE_BIAS": Range(-1e6, 1e6),

@@ -25,6 +25,8 @@ from alignzeg.data.pseudo import setup_pseudo_labels
 logger = logging.getLogger(__name__)
 
 PLUGINS_KEY = "ALIGNZEG.PLUGINS"
+# What the modules of plugins are called, before their path.
+_PLUGIN = "alignzeg_plugin"
 # What Detectron2 raises on a `_BASE_` that is no file name, or a section where that has a value.
 _BAD_BASE = (TypeError, AttributeError, AssertionError)
 # Whole numbers from here on are no floating-point numbers any more.
@@ -232,6 +234,11 @@ def _find_plugin(name: str, folder: Path) -> str:
     )
 
 
+def imported_plugins() -> list[str]:
+    """The files that `import_plugin` has imported in this process, in this order."""
+    return [str(m.__file__) for name, m in sys.modules.items() if name.startswith(_PLUGIN)]
+
+
 def import_plugin(file: str | Path) -> ModuleType:
     """Imports a Python file once per process, which registers the components in it.
 
@@ -239,7 +246,7 @@ def import_plugin(file: str | Path) -> ModuleType:
         ValueError: if the import fails; the message names the file and the reason.
     """
     path = Path(file).resolve()
-    name = "alignzeg_plugin" + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
+    name = _PLUGIN + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

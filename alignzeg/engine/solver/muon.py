@@ -6,7 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def _matrix(values: Tensor, parameter: nn.Parameter) -> Tensor:
+    """(rows, columns) of values shaped like a parameter, in the order of the parameter's memory.
+
+    A kernel with its channels last is read channel by channel: an update of Muon follows a
+    permutation of columns.
+    """
+    if not parameter.is_contiguous():
+        values = values.permute(0, *range(2, values.ndim), 1)
+    return values.reshape(len(values), -1)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -44,7 +55,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             raise ValueError(f"Muon takes parameters of two or more dimensions; got {vectors}")
         # Parameters of the same memory, as Muon accepts matrices only.
         self._flat = {
-            p: nn.Parameter(p.detach().view(len(p), -1))
+            p: nn.Parameter(_matrix(p.detach(), p))
             for group in self.param_groups
             if group["matrix"]
             for p in group["params"]
@@ -76,7 +87,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for parameter, flat in self._flat.items():
-            flat.grad = None if parameter.grad is None else parameter.grad.view_as(flat)
+            flat.grad = None if parameter.grad is None else _matrix(parameter.grad, parameter)
         for optimizer, groups in self._parts:
             for inner, group in zip(optimizer.param_groups, groups, strict=True):
                 inner["lr"], inner["weight_decay"] = group["lr"], group["weight_decay"]

@@ -12,6 +12,7 @@ from alignzeg.engine.checkpoints.checkpoint import KEY, read_checkpoint
 from alignzeg.engine.training.features import FeatureLoader, build_feature_loader
 from alignzeg.engine.training.trainer import Trainer, training_records
 from alignzeg.modeling.generative_arch import GenerativeSegmenter
+from alignzeg.structures import spelling
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def load_pixel_network(model: GenerativeSegmenter, path: str) -> None:
     loaded = read_checkpoint(path)
     about = loaded.get(KEY)
     known = (about.get("seen") if isinstance(about, dict) else None) or []
-    leaked = sorted(set(known) & set(model.names[len(model.seen) :]))
+    words = {spelling(str(name)) for name in known}
+    leaked = sorted(name for name in model.names[len(model.seen) :] if spelling(name) in words)
     if leaked:
         raise ValueError(
             f"the pixel network in {path!r} was trained on {leaked}, which are unseen here; give "

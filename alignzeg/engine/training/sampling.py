@@ -17,6 +17,7 @@ from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
 from alignzeg.engine.checkpoints.state import own_randomness
+from alignzeg.engine.processes.carried import Carrying
 
 # Signals that a scheduler sends to every process of a job; the training process acts on them, and
 # needs its workers to finish the step.
@@ -57,7 +58,7 @@ class TrainLoader:
                 "height" of the samples, as Detectron2's ASPECT_RATIO_GROUPING.
         """
         self.seed = seed
-        self._data = _Samples(DatasetFromList(list(records), copy=False), mapper)
+        self._data = _Samples(DatasetFromList(list(records), copy=False), Carrying(mapper))
         self._images = images
         self._rank, self._world_size = rank, world_size
         self._workers = workers

@@ -29,19 +29,17 @@ from alignzeg.engine.checkpoints.resume import (
     check_resumable,
     rank_state,
     report_changes,
+    report_other_classes,
     restore_rank,
 )
 from alignzeg.engine.checkpoints.state import set_rng_state
 from alignzeg.engine.failures.batches import naming_images
 from alignzeg.engine.failures.crash import CrashWriter
 from alignzeg.engine.processes import lifeline
+from alignzeg.engine.processes.carried import Carrying
 from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.records.curve import LossCurve
-from alignzeg.engine.solver.optim import (
-    AMP_DTYPES,
-    build_lr_scheduler,
-    build_optimizer,
-)
+from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
 from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
 from alignzeg.engine.training.sampling import TrainLoader
 from alignzeg.engine.training.step import StepTrainer
@@ -183,11 +181,14 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ValueError: if none of the checkpoints is intact, or the model, the VLM, the classes,
-                the training data or (unless allowed) the number of processes is another one.
+                the training data or (unless allowed) the number of processes is another one;
+                MODEL.WEIGHTS may be of other classes.
         """
         path = self.checkpointer.get_checkpoint_file() if resume else ""
         if not path:
-            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            self.checkpointer.other_classes = True
+            loaded = self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            report_other_classes(self.cfg, loaded)
             return
         # A weight that the file does not have would otherwise stay as it was drawn.
         self.checkpointer.strict = True
@@ -274,7 +275,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         """Every image of a test set once, one at a time, split over the processes."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=ZeroShotMapper(cfg, False))
+        return build_detection_test_loader(
+            cfg, dataset_name, mapper=Carrying(ZeroShotMapper(cfg, False))
+        )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,7 +13,7 @@ from alignzeg.structures import Matches, Outputs, Targets
 
 @CRITERION_REGISTRY.register()
 class IndicatorCriterion(WeightedCriterion):
-    """loss_indicator: matched proposals of the final layer are seen, synthetic features are not.
+    """loss_indicator: which of the corrector's examples are of a class not seen.
 
     Binary cross-entropy; each of the two groups has half the weight, whatever its size, and an
     empty group counts 0. Background proposals take no part.
@@ -36,17 +35,14 @@ class IndicatorCriterion(WeightedCriterion):
         Raises:
             ValueError: if the head gives no unseen logits.
         """
-        if outputs.unseen_logits is None:
+        if outputs.unseen_examples is None:
             raise ValueError(
-                "IndicatorCriterion needs the logits of an unseen indicator and the head gives "
+                "IndicatorCriterion needs the examples of an unseen indicator and the head gives "
                 "none; take it out of ALIGNZEG.CRITERIA or set ALIGNZEG.CORRECTOR.NAME "
-                "to UnseenIndicator"
+                "to UnseenIndicator or LeaveOutIndicator"
             )
-        logits = functional.full_precision(outputs.unseen_logits)
-        seen = [logits[image, match.proposals] for image, match in enumerate(matches[-1])]
-        groups = [functional.softplus(torch.cat(seen))]
-        if outputs.synthetic is not None and outputs.synthetic.unseen_logits is not None:
-            unseen = functional.full_precision(outputs.synthetic.unseen_logits)
-            groups.append(functional.softplus(-unseen))
+        logits = functional.full_precision(outputs.unseen_examples[0])
+        unseen = outputs.unseen_examples[1]
+        groups = (functional.softplus(logits[~unseen]), functional.softplus(-logits[unseen]))
         halves = [0.5 * group.mean() for group in groups if len(group)]
         return {"loss_indicator": self.weight * sum(halves, functional.no_loss(logits))}

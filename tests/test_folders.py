@@ -1,0 +1,68 @@
+"""Linked, hidden and unreadable folders: all files are found, or it is said why not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog
+
+import alignzeg
+from alignzeg.folders import files_below
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_linked_folders_are_followed_and_hidden_files_left_out(tmp_path: Path) -> None:
+    touch(tmp_path / "far" / "deep" / "b.png")
+    own = touch(tmp_path / "here" / "a.png")
+    touch(tmp_path / "here" / ".cache" / "c.png")
+    touch(tmp_path / "here" / "._a.png")
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "here" / "again").symlink_to("link")
+    here = tmp_path / "here"
+    walked = {
+        Path(place, name)
+        for place, _, names in os.walk(here, followlinks=True)
+        for name in names
+        if "/." not in f"{place}/{name}"[len(str(here)) :]
+    }
+    assert set(files_below(here)) == walked and len(walked) == 3 and own in walked
+
+
+@pytest.mark.parametrize("target", [".", "..", "nowhere"])
+def test_links_without_an_end_are_refused(tmp_path: Path, target: str) -> None:
+    touch(tmp_path / "here" / "a.png")
+    (tmp_path / "here" / "link").symlink_to(target)
+    with pytest.raises(ValueError, match=r"here/link is a link|link/here is a link"):
+        files_below(tmp_path / "here")
+
+
+def make(root: Path) -> Path:
+    for kind in ("images", "labels"):
+        touch(root / kind / "train" / "a.png")
+    (root / "classes.txt").write_text("grass\nsky\n")
+    return root
+
+
+def test_an_image_of_another_kind_is_not_passed_over(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    alignzeg.register_folder("shapes_of_folders", root)
+    touch(root / "labels" / "train" / "a.jpg")  # a preview beside the label file
+    assert len(DatasetCatalog.get("shapes_of_folders_train")) == 1
+    touch(root / "images" / "train" / "b.gif")
+    with pytest.raises(ValueError, match=r"b\.gif \(1 such files\) is of a kind that is not read"):
+        DatasetCatalog.get("shapes_of_folders_train")
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "Val"])
+def test_a_split_that_is_called_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    root = make(tmp_path)
+    (root / "images" / name).mkdir()
+    with pytest.raises(ValueError, match=f"images/{name} is no split; call it images/val"):
+        alignzeg.register_folder("shapes_of_folders", root)
