@@ -15,11 +15,12 @@ DETECTRON2 ?= sal-detectron2==0.7.2
 WORKERS ?= 2
 ROUNDS ?= 2000
 
-.PHONY: help setup demo test lint format typecheck bench soak fuzz check lock clean
+.PHONY: help setup demo photos test lint format typecheck bench soak fuzz check lock clean
 
 help:
 	@echo "make setup      own .venv with pinned versions (repeat it freely)"
 	@echo "make demo       train and compare the baseline and AlignZeg: output/demo/report.html"
+	@echo "make photos DATA=FOLDER   the same on photographs, MSRC v2: output/photos/report.html"
 	@echo "make test       every test;  make check  lint + typecheck + test"
 	@echo "make lint | format | typecheck | bench | soak | fuzz | lock | clean"
 
@@ -40,6 +41,18 @@ $(STAMP): requirements.lock setup.py pyproject.toml
 
 demo: setup
 	$(PY) tools/demo.py
+
+# Another folder is refused before the set-up, which may take minutes; tools/photos.py looks closer.
+DATA ?=
+MSRC := http://research.microsoft.com/en-us/um/people/antcrim/data_objrec/msrc_objcategimagedatabase_v2.zip
+photos:
+	@for folder in GroundTruth MSRC_ObjCategImageDatabase_v2/GroundTruth annotations; do \
+		test -n "$(DATA)" && test -d "$(DATA)/$$folder" && exit 0; done; \
+	echo "error: DATA is '$(DATA)'; make photos DATA=FOLDER needs MSRC v2, unpacked: Images/ and GroundTruth/ of" \
+		"$(MSRC) (if it is gone: web.archive.org has it), or the same images with cleaned-up labels," \
+		"images/ and annotations/, each with train/ and val/" >&2; exit 2
+	@$(MAKE) --no-print-directory setup
+	$(PY) tools/photos.py --data "$(DATA)"
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal

@@ -13,9 +13,10 @@ import pytest
 from conftest import REPOSITORY, TINY_OPTS
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-# Run elsewhere: `make test` is this suite, `make demo` and the ablation are long and have tests of
-# their own (test_demo, test_ablation), the installation made the environment this runs in.
-ELSEWHERE = ("make demo", "make test", "pip install", "python tools/ablate.py")
+# Run elsewhere: `make test` is this suite; `make demo`, `make photos` and the ablation are long and
+# have tests of their own (test_demo, test_ablation); the installation made the environment this
+# runs in.
+ELSEWHERE = ("make demo", "make photos", "make test", "pip install", "python tools/ablate.py")
 SMALLER = {
     "python datasets/prepare_zeroshapes.py": "--train 8 --val 8 --calib 2 --size 64",
     "python tools/train_net.py": shlex.join(TINY_OPTS),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alignzeg.demo.datasets import DataSet
 from alignzeg.demo.plan import Plan
-from alignzeg.demo.run import run
+from alignzeg.demo.run import run_plan
 
 
 def run_command(args: argparse.Namespace, data: DataSet, repository: Path) -> None:
@@ -20,4 +20,4 @@ def run_command(args: argparse.Namespace, data: DataSet, repository: Path) -> No
         jobs=args.jobs,
         opts=tuple(args.opts),
     )
-    run(plan, fresh=args.fresh)
+    run_plan(plan, fresh=args.fresh)

@@ -30,7 +30,7 @@ METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 _SAMPLES = 8
 
 
-def run(plan: Plan, fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
+def run_plan(plan: Plan, fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Prepares, trains, evaluates, compares.
 
     Args:
