@@ -127,6 +127,14 @@ def test_device_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- validation
 
 
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    cfg = setup_config("", ["OUTPUT_DIR", str(tmp_path / "file" / "run")])
+    with pytest.raises(ValueError, match="OUTPUT_DIR is '.*run', but .*file is a file"):
+        validate(cfg)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [

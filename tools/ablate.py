@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from alignzeg.ablation import Plan, Row, add_run_arguments, check, run, table
-from alignzeg.arguments import OneLineParser, read_command_line, resumable
+from alignzeg.arguments import OneLineParser, read_command_line, require_folder, resumable
 
 ROOT = Path(__file__).resolve().parent.parent
 ZEROSHAPES = [
@@ -28,6 +28,7 @@ def words(text: str) -> list[str]:
 
 def ablate(args: argparse.Namespace) -> None:
     """Trains, and prints the table."""
+    require_folder(args.output, "--output")
     names = {Path(config).stem for config in args.configs}
     reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
     plan = Plan(

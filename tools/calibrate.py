@@ -19,7 +19,7 @@ import os
 import sys
 from pathlib import Path
 
-from alignzeg.arguments import OneLineParser, read_command_line
+from alignzeg.arguments import OneLineParser, read_command_line, require_file_place
 
 
 def numbers(text: str) -> list[float]:
@@ -33,6 +33,8 @@ def calibrate(args: argparse.Namespace) -> None:
     from alignzeg.data.labels import get_vocabulary
     from alignzeg.engine import AlignZegCheckpointer, Trainer, setup_config
 
+    path = Path(args.output or Path(args.weights).with_name("calibration.json"))
+    require_file_place(path, "--output" if args.output else "--weights")
     opts = [
         "DATASETS.TEST",
         args.dataset,
@@ -61,7 +63,6 @@ def calibrate(args: argparse.Namespace) -> None:
         "best": dataclasses.asdict(chosen),
         "settings": [dataclasses.asdict(setting) for setting in settings],
     }
-    path = Path(args.output or Path(args.weights).with_name("calibration.json"))
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1))
     os.replace(temporary, path)

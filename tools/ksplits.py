@@ -13,13 +13,14 @@ from pathlib import Path
 
 from alignzeg import ksplits
 from alignzeg.ablation import Plan, add_run_arguments, check, numbers, run
-from alignzeg.arguments import OneLineParser, read_command_line, resumable
+from alignzeg.arguments import OneLineParser, read_command_line, require_folder, resumable
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def compare(args: argparse.Namespace) -> None:
     """Trains, and prints the table."""
+    require_folder(args.output, "--output")
     splits = ksplits.Splits(ROOT / "configs" / args.benchmark, args.encoder)
     plan = Plan(
         rows=ksplits.rows(splits, args.splits, args.base),

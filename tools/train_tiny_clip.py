@@ -5,15 +5,22 @@ from __future__ import annotations
 # The command line is read before anything heavy is imported.
 __alignzeg_late__ = True
 
+import argparse
 import dataclasses
 import json
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import alignzeg
-from alignzeg.arguments import OneLineParser, read_command_line
+from alignzeg.arguments import (
+    OneLineParser,
+    read_command_line,
+    require_file_place,
+    resumable,
+)
 from alignzeg.tiny_clip.recipe import Recipe
 
 ASSETS = Path(alignzeg.__file__).parent / "assets"
@@ -32,18 +39,24 @@ def main() -> int:
     parser.add_argument("--weights", default="", help="for --eval-only; default: the bundled ones")
     parser.add_argument("--scenes", type=int, default=200, help="for --eval-only")
     arguments = read_command_line(parser)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    return resumable(lambda: run(arguments, fields))
+
+
+def run(arguments: argparse.Namespace, fields: Sequence[dataclasses.Field]) -> None:
+    """Does what the command line says."""
+    require_file_place(arguments.output, "--output")
+    from alignzeg import registration  # noqa: F401 (what a VLM is built from)
     from alignzeg.tiny_clip.evaluation import evaluate
     from alignzeg.tiny_clip.training import Job, train
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if arguments.eval_only:
         figures = evaluate(arguments.weights, arguments.scenes, arguments.region_blocks)
         sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-        return 0
+        return
     recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields})
     command = "python " + shlex.join(sys.argv)
     train(Job(recipe, command, arguments.output, arguments.save_every))
-    return 0
 
 
 if __name__ == "__main__":

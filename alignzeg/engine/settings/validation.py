@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.registry import Registry
 
+from alignzeg.arguments import require_folder
 from alignzeg.data.checks import check_files
 from alignzeg.data.labels import known_names
 from alignzeg.data.own import is_own
@@ -67,6 +68,7 @@ def validate(
             files of the data sets are found too.
     """
     validate_ranges(cfg)
+    require_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     validate_components(cfg)
     validate_pretrained(cfg)
     validate_weights(cfg, needs_weights, trust_pickle)
