@@ -15,8 +15,8 @@ from alignzeg.lettering import font
 
 # Longest side of a drawn overlay in pixels; larger images are shown smaller.
 LONGEST_SIDE = 2048
-# So many lines of a legend are shown even beside an image that is not as tall.
-_FEWEST_LINES = 8
+# Beside an image that has room for fewer lines, the legend is taller: it shows up to so many.
+_TOO_FEW_LINES, _STRIP_LINES = 2, 8
 
 
 def colorize(labels: NDArray, colors: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -113,14 +113,15 @@ def with_legend(
 
     Args:
         picture: (H, W, 3) RGB.
-        entries: texts and their colours, from the top; what does not fit is counted in a last line,
-            beyond 8 lines, for which the panel grows below the image.
+        entries: texts and their colours, from the top; what does not fit is counted in a last line.
+            Beside a strip the panel is taller than the image.
         text_size: in pixels; 0 chooses one for the picture's height.
     """
     height, width = picture.shape[:2]
     size = text_size or int(np.clip(height / 28, 12, 40))
     line, margin = round(1.6 * size), size
-    room = max((height - 2 * margin) // line, min(len(entries), _FEWEST_LINES))
+    strip = (height - 2 * margin) // line < _TOO_FEW_LINES
+    room = _STRIP_LINES if strip else (height - 2 * margin) // line
     shown = list(entries)
     if len(shown) > room:
         hidden = len(shown) - room + 1
@@ -129,7 +130,7 @@ def with_legend(
     texts = zip(faces, shown, strict=True)
     text_width = max((int(face.getlength(text)) for face, (text, _) in texts), default=0)
     panel = 2 * margin + round(1.6 * size) + text_width
-    tall = max(height, 2 * margin + line * len(shown))
+    tall = max(height, 2 * margin + line * len(shown)) if strip else height
     canvas = Image.new("RGB", (width + panel, tall), (255, 255, 255))
     canvas.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(canvas)

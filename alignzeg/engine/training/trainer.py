@@ -275,9 +275,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         """Every image of a test set once, one at a time, split over the processes."""
-        loader = build_detection_test_loader(
-            cfg, dataset_name, mapper=Carrying(ZeroShotMapper(cfg, False))
-        )
+        mapper = Carrying(ZeroShotMapper(cfg, False))
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
         loader.worker_init_fn = start_worker
         return loader
 
@@ -290,12 +289,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of a test set, writing into OUTPUT_DIR/inference."""
-        hold_out = cfg.ALIGNZEG.DATA.HOLD_OUT
         return ZeroShotEvaluator(
             dataset_name,
             asked_vocabulary(cfg, dataset_name),
             os.path.join(cfg.OUTPUT_DIR, "inference"),
             recall=cfg.ALIGNZEG.TEST.RECALL,
-            hold_out=hold_out,
+            hold_out=cfg.ALIGNZEG.DATA.HOLD_OUT,
             per_image=cfg.ALIGNZEG.TEST.SAVE_PER_IMAGE,
         )
