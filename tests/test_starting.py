@@ -117,7 +117,7 @@ def test_weights_of_other_classes_are_taken_to_start_from(tmp_path: Path) -> Non
 def test_masks_of_classes_that_are_unseen_now_are_mentioned(
     tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Model("grass", "Red Star", "wood")
+    model = Model("grass", "Red Star", "brick")
     AlignZegCheckpointer(model, str(tmp_path), config="SEED: 1\n").save("old")
     with caplog.at_level(logging.INFO):
         report_other_classes(tiny_cfg, read_checkpoint(str(tmp_path / "old.pth")))
