@@ -91,7 +91,8 @@ def test_photographs_go_on_after_ctrl_c_and_are_reused(tmp_path: Path) -> None:
     text = said(plan)
     assert "Preparing msrc21" in text and "hIoU" in text and "used again" not in text
     entries = [history(plan.folder(name)) for name in ("baseline", "alignzeg")]
-    assert [len(runs) for runs in entries] == [2, 1]
+    # The second training may have begun by the time that the signal came.
+    assert len(entries[0]) == 2 and len(entries[1]) in (1, 2)
     spent = json.loads(plan.record("baseline", "spent.json").read_text())["seconds"]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["seconds"]["train_baseline"] > spent > 0

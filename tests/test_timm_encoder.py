@@ -65,7 +65,7 @@ def test_tensors_in_order_are_matched_by_shape() -> None:
     given = {"x": torch.ones(2, 3), "y": torch.full((3,), 2.0)}
     found = fitted(given, wanted, in_order=True)
     assert list(found) == ["a", "b"] and found["b"] is given["y"]
-    with pytest.raises(ValueError, match="no tensor 'a', and 1 more"):
+    with pytest.raises(ValueError, match="no tensor 'a', but 'x', and 1 more are missing"):
         fitted(given, wanted, in_order=False)
     swapped = {"y": given["y"], "x": given["x"]}
     with pytest.raises(ValueError, match=r"'y' is \(3,\), the network's 'a' is \(2, 3\)"):
