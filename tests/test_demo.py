@@ -106,7 +106,8 @@ def test_photographs_go_on_after_ctrl_c_and_are_reused(tmp_path: Path) -> None:
         'alt="1_3_s: photograph" src="data:image/png;base64,',
         f"make photos DATA={tmp_path / 'official'}\n",
         "python datasets/prepare_msrc21.py --source",
-        "--config-file configs/msrc21/alignzeg.yaml",
+        "python tools/train_net.py --config-file configs/msrc21/alignzeg.yaml ",
+        "OUTPUT_DIR output/msrc21/alignzeg",
     ):
         assert expected in report, expected
     assert "picture" not in report

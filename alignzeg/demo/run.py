@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -64,8 +65,7 @@ def run_plan(plan: Plan, fresh: bool = False, console: Console | None = None) ->
         for name, label in LABELS.items()
     ]
     with console.status("Writing the report"):
-        facts = _facts(plan, cfgs["alignzeg"], seconds)
-        report = _write_report(plan, runs, facts)
+        report = _write_report(plan, runs, cfgs, _facts(plan, cfgs["alignzeg"], seconds))
     seconds["report"] = time.monotonic() - start
     results: dict[str, Any] = {
         run.name: {key: run.metrics.get(key) for key in METRICS} for run in runs
@@ -100,10 +100,11 @@ def _train(plan: Plan, iterations: dict[str, int], console: Console) -> dict[str
 
 
 def _shown(plan: Plan, name: str) -> str:
-    """The training command as somebody in the repository would type it."""
+    """The training command as somebody in the repository would type it, into a new folder."""
     config = plan.config(name).relative_to(plan.repository)
-    opts = " ".join(plan.run_opts(name)[:-2])
-    return f"python tools/train_net.py --config-file {config} {opts}".strip()
+    folder = f"output/{plan.data.benchmark}/{name}"
+    opts = shlex.join([*plan.run_opts(name)[:-1], folder])
+    return f"python tools/train_net.py --config-file {config} {opts}"
 
 
 def _facts(plan: Plan, cfg: CfgNode, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -118,30 +119,41 @@ def _facts(plan: Plan, cfg: CfgNode, seconds: Mapping[str, float]) -> dict[str, 
     }
 
 
-def _write_report(plan: Plan, runs: Sequence[RunResult], facts: dict[str, Any]) -> Path:
+def _write_report(
+    plan: Plan,
+    runs: Sequence[RunResult],
+    cfgs: Mapping[str, CfgNode],
+    facts: dict[str, Any],
+) -> Path:
     vocabulary = get_vocabulary(plan.dataset)
     predictors = {
         run.name: Predictor(plan.folder(run.name) / "model_final.pth", vocabulary.names)
         for run in runs
     }
-    seen, unseen = len(vocabulary.seen_ids), len(vocabulary.unseen_ids)
-    example = vocabulary.names[vocabulary.unseen_ids[0]] if unseen else ""
-    data = plan.data
-    lead = (
-        f"Both models learned from masks of {seen} classes and are asked to name "
-        f"{seen + unseen}. The other {unseen}, such as “{example}”, were visible in the training "
-        f"{data.kind}s, but without any label. {data.kind.capitalize()}s, schedule, seed and the "
-        "frozen vision-language model are the same for both."
-    )
     about = About(
-        title=f"AlignZeg against its baseline on {data.title}",
-        lead=f"{lead} {data.remark}".strip(),
-        commands=data.commands(),
+        title=f"AlignZeg against its baseline on {plan.data.title}",
+        lead=_lead(plan, vocabulary, cfgs),
+        commands=plan.data.commands(),
         facts=facts,
-        kind=data.kind,
+        kind=plan.data.kind,
     )
     samples = choose_samples(plan.dataset, vocabulary, predictors)
     return write_report(plan.output / "report.html", runs, samples, vocabulary, about)
+
+
+def _lead(plan: Plan, vocabulary: Vocabulary, cfgs: Mapping[str, CfgNode]) -> str:
+    """What was done, and what the two models have in common."""
+    seen, unseen = len(vocabulary.seen_ids), len(vocabulary.unseen_ids)
+    example = vocabulary.names[vocabulary.unseen_ids[0]] if unseen else ""
+    kind = plan.data.kind
+    solvers = [cfg.SOLVER for cfg in cfgs.values()]
+    schedule = "schedule" if solvers[0] == solvers[1] else "number of steps"
+    return (
+        f"Both models learned from masks of {seen} classes and are asked to name "
+        f"{seen + unseen}. The other {unseen}, such as “{example}”, were visible in the training "
+        f"{kind}s, but without any label. {kind.capitalize()}s, {schedule}, seed and the frozen "
+        f"vision-language model are the same for both. {plan.data.remark}"
+    ).strip()
 
 
 def choose_samples(
