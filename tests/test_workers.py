@@ -59,7 +59,7 @@ def test_what_torch_says_of_full_shared_memory_is_known() -> None:
 def test_the_message_says_how_much_room_there_is() -> None:
     said = explain(RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly"))
     if Path("/dev/shm").is_dir():
-        assert f"of {shutil.disk_usage('/dev/shm').total / 2**20:.0f} MiB are free" in said
+        assert f"of {shutil.disk_usage('/dev/shm').total / 2**20:.1f} MiB are free" in said
 
 
 def test_workers_of_a_test_loader_leave_too(zeroshapes: Path) -> None:

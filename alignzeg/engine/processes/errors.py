@@ -76,7 +76,7 @@ def _shared_memory() -> str:
         free = shutil.disk_usage(_SHARED_MEMORY)
     except OSError:
         return _SHARED_MEMORY
-    return f"{_SHARED_MEMORY} ({free.free / 2**20:.0f} of {free.total / 2**20:.0f} MiB are free)"
+    return f"{_SHARED_MEMORY} ({free.free / 2**20:.1f} of {free.total / 2**20:.1f} MiB are free)"
 
 
 def explain(error: BaseException) -> str:
