@@ -208,5 +208,8 @@ def add_generation(node: CfgNode) -> None:
     recursion.WEIGHT = 1.0
     # Pseudo-features of each unseen class in a round. [ours]
     recursion.PSEUDO = 256
-    # Where they come from: "generated", or "pixels" without a label, which is self-training.
+    # Where they come from: "generated", or "pixels" of the training pictures without a label.
     recursion.SOURCE = "generated"
+    # What they teach: the generator by "zs_mmd", the classifier by "self_training", or "both".
+    # [ZS-MMD: the first; ZS5Net: the second]
+    recursion.USE = "zs_mmd"

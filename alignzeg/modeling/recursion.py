@@ -1,8 +1,41 @@
-"""When the generator learns and when the classifier does."""
+"""When the generator learns, when the classifier does, and what each learns from the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+PSEUDO_SOURCES = ("generated", "pixels")
+PSEUDO_USES = ("zs_mmd", "self_training", "both")
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What becomes of the features that the classifier is sure of.
+
+    Attributes:
+        weight: of the ZS-MMD, kappa.
+        confidence: probability above which a feature of an unseen class becomes a pseudo-feature.
+        count: P, pseudo-features of each unseen class, at most.
+        source: "generated" for features of the generator, "pixels" for those of unlabelled pixels
+            of the training images.
+        use: "zs_mmd" teaches the generator, "self_training" the classifier, "both" both.
+    """
+
+    weight: float
+    confidence: float
+    count: int
+    source: str
+    use: str = "zs_mmd"
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("SOURCE", self.source, PSEUDO_SOURCES),
+            ("USE", self.use, PSEUDO_USES),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"ALIGNZEG.RECURSION.{key} is {value!r}; it can be one of {list(known)}"
+                )
 
 
 @dataclass(frozen=True)
