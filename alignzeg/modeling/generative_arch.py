@@ -26,8 +26,6 @@ from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-SEMANTIC_SOURCES = ("vlm", "words")
-
 
 @META_ARCH_REGISTRY.register()
 class GenerativeSegmenter(PixelSegmenter):
@@ -243,14 +241,9 @@ def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
     """(K, A) semantic vectors of all classes, from ALIGNZEG.SEMANTICS.
 
     Raises:
-        ValueError: on an unknown source, or names that the word vectors do not know.
+        ValueError: on names that the word vectors do not know.
     """
     node = cfg.ALIGNZEG.SEMANTICS
-    if node.SOURCE not in SEMANTIC_SOURCES:
-        raise ValueError(
-            f"ALIGNZEG.SEMANTICS.SOURCE is {node.SOURCE!r}; it can be one of "
-            f"{list(SEMANTIC_SOURCES)}"
-        )
     texts, _ = build_naming(cfg).spoken(vocabulary, True)
     source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
     return source.embed_text(texts)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PSEUDO_SOURCES = ("generated", "pixels")
-PSEUDO_USES = ("zs_mmd", "self_training", "both")
-
 
 @dataclass(frozen=True)
 class Feedback:
@@ -26,16 +23,6 @@ class Feedback:
     count: int
     source: str
     use: str = "zs_mmd"
-
-    def __post_init__(self) -> None:
-        for key, value, known in (
-            ("SOURCE", self.source, PSEUDO_SOURCES),
-            ("USE", self.use, PSEUDO_USES),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"ALIGNZEG.RECURSION.{key} is {value!r}; it can be one of {list(known)}"
-                )
 
 
 @dataclass(frozen=True)
