@@ -63,7 +63,8 @@ LAYERS = {
     "alignzeg.folders": (0, "folders"),
     "alignzeg.structures": (0, "structures"),
     "alignzeg.registries": (0, "registries"),
-    "alignzeg.config": (0, "config"),
+    # Its table names the registries.
+    "alignzeg.config": (1, "config"),
     "alignzeg.arguments": (0, "arguments"),
 }
 # Layer 5 may lean on each other, and only there: a tool needs the trainer and its settings.

@@ -7,7 +7,7 @@ import difflib
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.file_io import PathManager
 
 from alignzeg.config import add_alignzeg_config
+from alignzeg.config.values import flatten
 from alignzeg.data.own import setup_own_data
 from alignzeg.data.pseudo import setup_pseudo_labels
 
@@ -196,15 +197,6 @@ def _read_opts(opts: Sequence[str]) -> list[tuple[str, Any]]:
             f"the last one is {opts[-1]!r}"
         )
     return list(zip(opts[0::2], opts[1::2], strict=True))
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All keys of a nested config, written with dots, and their values."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:
