@@ -69,20 +69,20 @@ typecheck: setup
 	$(PY) -m mypy
 
 bench: setup
-	$(PY) tools/bench_fold.py
+	$(PY) dev/bench_fold.py
 
 # Long stress runs: make soak KILLS=200 FAILURES=20 ROUNDS=2000
 KILLS ?= 200
 FAILURES ?= 20
 soak: setup
-	OMP_NUM_THREADS=1 $(PY) tools/stress_kills.py --kills $(KILLS)
-	OMP_NUM_THREADS=1 $(PY) tools/stress_failures.py --rounds $(FAILURES)
-	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
+	OMP_NUM_THREADS=1 $(PY) dev/stress_kills.py --kills $(KILLS)
+	OMP_NUM_THREADS=1 $(PY) dev/stress_failures.py --rounds $(FAILURES)
+	OMP_NUM_THREADS=1 $(PY) dev/fuzz.py --rounds $(ROUNDS)
 
 # Damaged inputs of every kind: each must run or end with one line. About 20 minutes.
 fuzz: setup
-	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
-	OMP_NUM_THREADS=1 $(PY) tools/fuzz_data.py
+	OMP_NUM_THREADS=1 $(PY) dev/fuzz.py --rounds $(ROUNDS)
+	OMP_NUM_THREADS=1 $(PY) dev/fuzz_data.py
 
 check: lint typecheck test
 

@@ -20,7 +20,8 @@ from alignzeg.arguments import did_you_mean, require_file_place, require_folder
 MODULE = ["-m", "alignzeg"]
 TOOLS = ("train_net", "calibrate", "ablate", "ksplits", "demo", "make_pseudo_labels")
 SCRIPTS = [
-    *(f"tools/{name}.py" for name in (*TOOLS, "train_tiny_clip")),
+    *(f"tools/{name}.py" for name in TOOLS),
+    "projects/tiny_clip/train_tiny_clip.py",
     "datasets/prepare_zeroshapes.py",
 ]
 # Prints what a command line has made the process import, after its own output.

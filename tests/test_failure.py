@@ -26,7 +26,7 @@ from alignzeg.engine.training.step import StepTrainer
 from alignzeg.structures import Targets, Vocabulary
 
 NAN = float("nan")
-FAULTS = str(REPOSITORY / "tools" / "faults.py")
+FAULTS = str(REPOSITORY / "dev" / "faults.py")
 
 
 class Small(nn.Module):

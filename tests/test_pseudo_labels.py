@@ -28,7 +28,7 @@ from alignzeg.pseudo_labels.naming import Thresholds, choose, name_probs, paint
 from alignzeg.pseudo_labels.regions import proposal_regions, superpixel_regions
 from alignzeg.pseudo_labels.summary import Tally
 
-sys.path.insert(0, str(REPOSITORY / "tools"))
+sys.path.insert(0, str(REPOSITORY / "dev"))
 
 from forks import living
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Makes runs of two processes fail in every way, and checks that all leave and say why.
 
-    python tools/stress_failures.py --rounds 20
+    python dev/stress_failures.py --rounds 20
 
 One line for each way; exit code 1 if any run broke a promise: an exit code other than 0, the cause
 in one line and no traceback, no process left 60 seconds after the fault, and, for values that are
@@ -37,7 +37,7 @@ START_SECONDS = 500
 OPTS = {
     "MODEL.DEVICE": "cpu",
     "MODEL.META_ARCHITECTURE": "FaultyAlignZeg",
-    "ALIGNZEG.PLUGINS": str(REPOSITORY / "tools" / "faults.py"),
+    "ALIGNZEG.PLUGINS": str(REPOSITORY / "dev" / "faults.py"),
     "ALIGNZEG.EXTRACTOR.NUM_QUERIES": "9",
     "ALIGNZEG.EXTRACTOR.HIDDEN_DIM": "32",
     "ALIGNZEG.EXTRACTOR.FFN_DIM": "32",

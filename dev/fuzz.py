@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Feeds damaged configs, class lists, label files and checkpoints to the commands.
 
-    python tools/fuzz.py --rounds 2000
+    python dev/fuzz.py --rounds 2000
 
 Every case must either run or end with one line that begins with "error: ". A traceback, an error
 that is not the user's (exit code 1), a crash, or code of the input that was run is a failure: it is

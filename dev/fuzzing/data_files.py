@@ -1,4 +1,4 @@
-"""Label files of every depth and folders of every shape, for tools/fuzz_data.py."""
+"""Label files of every depth and folders of every shape, for dev/fuzz_data.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A plugin that makes AlignZeg fail on command, for `tools/stress_failures.py` and the tests.
+"""A plugin that makes AlignZeg fail on command, for `dev/stress_failures.py` and the tests.
 
-    tools/train_net.py ... ALIGNZEG.PLUGINS tools/faults.py MODEL.META_ARCHITECTURE FaultyAlignZeg \
+    tools/train_net.py ... ALIGNZEG.PLUGINS dev/faults.py MODEL.META_ARCHITECTURE FaultyAlignZeg \
         FAULT.KIND loss FAULT.RANK 1 FAULT.ITERATION 3
 
 Which fault it has is part of the weights, so a crash bundle brings it along.

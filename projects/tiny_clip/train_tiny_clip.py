@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tiny_clip.recipe import Recipe
+
 import alignzeg
 from alignzeg.arguments import (
     OneLineParser,
@@ -21,7 +23,6 @@ from alignzeg.arguments import (
     require_file_place,
     resumable,
 )
-from alignzeg.tiny_clip.recipe import Recipe
 
 ASSETS = Path(alignzeg.__file__).parent / "assets"
 
@@ -46,9 +47,10 @@ def main() -> int:
 def run(arguments: argparse.Namespace, fields: Sequence[dataclasses.Field]) -> None:
     """Does what the command line says."""
     require_file_place(arguments.output, "--output")
+    from tiny_clip.evaluation import evaluate
+    from tiny_clip.training import Job, train
+
     from alignzeg import registration  # noqa: F401 (what a VLM is built from)
-    from alignzeg.tiny_clip.evaluation import evaluate
-    from alignzeg.tiny_clip.training import Job, train
 
     if arguments.eval_only:
         figures = evaluate(arguments.weights, arguments.scenes, arguments.region_blocks)

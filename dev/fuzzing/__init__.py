@@ -1,4 +1,4 @@
-"""Damaged inputs of every kind, for tools/fuzz.py."""
+"""Damaged inputs of every kind, for dev/fuzz.py."""
 
 from fuzzing.checkpoints import checkpoint_case
 from fuzzing.classes import classes_case

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kills a training over and over, half of the time while it saves, and checks what is left.
 
-    python tools/stress_kills.py --kills 200 [--config-file CONFIG] [KEY VALUE ...]
+    python dev/stress_kills.py --kills 200 [--config-file CONFIG] [KEY VALUE ...]
 
 After every SIGKILL the run must have an intact checkpoint no older than one checkpoint period, and
 go on from it. In the end weights, optimizer and random generators must be bit-identical to those

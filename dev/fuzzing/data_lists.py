@@ -1,4 +1,4 @@
-"""Class lists as people write them, and one case of tools/fuzz_data.py."""
+"""Class lists as people write them, and one case of dev/fuzz_data.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of every kind in files and in memory, for tools/fuzz_data.py."""
+"""Images of every kind in files and in memory, for dev/fuzz_data.py."""
 
 from __future__ import annotations
 

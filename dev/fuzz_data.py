@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Feeds class lists, label files, folders and images of every shape to what reads them.
 
-    python tools/fuzz_data.py --rounds 1000
+    python dev/fuzz_data.py --rounds 1000
 
 Every case must be read right or be refused by one line (a ValueError). What is right is known from
 how the case was made, and compared with what numpy, os.walk and the str methods say, not with this

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignzeg.tiny_clip.evaluation import evaluate
-from alignzeg.tiny_clip.model import build_model, losses, save_weights
-from alignzeg.tiny_clip.recipe import Recipe
-from alignzeg.tiny_clip.sampling import draw_batch, render_pool
+from tiny_clip.evaluation import evaluate
+from tiny_clip.model import build_model, losses, save_weights
+from tiny_clip.recipe import Recipe
+from tiny_clip.sampling import draw_batch, render_pool
 
 logger = logging.getLogger(__name__)
 _LOG_EVERY = 50

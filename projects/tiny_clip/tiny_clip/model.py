@@ -14,12 +14,13 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import alignzeg
 from alignzeg.data.zeroshapes import class_names
 from alignzeg.modeling.vlm.regions import dense_values, mask_guided_tokens, vit_states
-from alignzeg.tiny_clip.recipe import Recipe
-from alignzeg.tiny_clip.sampling import CLUTTER, STYLES, TEMPLATES, Batch, say
+from tiny_clip.recipe import Recipe
+from tiny_clip.sampling import CLUTTER, STYLES, TEMPLATES, Batch, say
 
-ASSETS = Path(__file__).parent.parent / "assets"
+ASSETS = Path(alignzeg.__file__).parent / "assets"
 
 
 def give_sense_of_place(visual: VisionTransformer) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.run import main as torchrun
 from alignzeg import engine
 from alignzeg.engine.processes import supervision
 
-TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
+TRAIN_NET = Path(__file__).resolve().parent.parent / "tools" / "train_net.py"
 
 
 def forked(run: Callable[[], int], logs: Path) -> int:
