@@ -40,9 +40,9 @@ $(STAMP): requirements.lock setup.py pyproject.toml
 	@touch $@
 
 demo: setup
-	$(PY) tools/demo.py
+	$(PY) -m alignzeg demo
 
-# Another folder is refused before the set-up, which may take minutes; tools/photos.py looks closer.
+# Another folder is refused before the set-up, which may take minutes; the command looks closer.
 DATA ?=
 MSRC := http://research.microsoft.com/en-us/um/people/antcrim/data_objrec/msrc_objcategimagedatabase_v2.zip
 photos:
@@ -52,7 +52,7 @@ photos:
 		"$(MSRC) (if it is gone: web.archive.org has it), or the same images with cleaned-up labels," \
 		"images/ and annotations/, each with train/ and val/" >&2; exit 2
 	@$(MAKE) --no-print-directory setup
-	$(PY) tools/photos.py --data "$(DATA)"
+	$(PY) -m alignzeg photos --data "$(DATA)"
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal

@@ -5,7 +5,6 @@ A fork is as good as a new interpreter as long as nothing was computed before it
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.run import main as torchrun
 
-from alignzeg import engine
+from alignzeg.__main__ import main as alignzeg
 from alignzeg.engine.processes import supervision
 
 TRAIN_NET = Path(__file__).resolve().parent.parent / "tools" / "train_net.py"
@@ -62,12 +61,8 @@ def finish(run: Callable[[], int]) -> Any:
 
 
 def train(words: Sequence[str]) -> int:
-    """`tools/train_net.py`; returns its exit code."""
-    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return engine.guarded(lambda: module.start(engine.parse_args(words)))
+    """`alignzeg train`; returns its exit code."""
+    return alignzeg(["train", *words])
 
 
 def by_option(words: Sequence[str]) -> int:

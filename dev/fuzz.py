@@ -25,7 +25,7 @@ import torch
 import yaml
 from fuzzing import MAKERS
 from fuzzing.common import SMALL, TRAIN, Case, Source, nested
-from fuzzing.sandbox import REPOSITORY, Outcome, load_train_net, run_forked, run_started, warm_up
+from fuzzing.sandbox import REPOSITORY, Outcome, run_forked, run_started, warm_up
 
 from alignzeg.data.zeroshapes import write_dataset
 
@@ -66,7 +66,7 @@ def prepare(folder: Path) -> Source:
     case = Case("config", "intact", TRAIN, argv, folder / "data")
     place = folder / "first"
     place.mkdir()
-    outcome = run_forked(case, place, 300.0, load_train_net())
+    outcome = run_forked(case, place, 300.0)
     if outcome.result != "ran":
         raise RuntimeError(f"the intact inputs do not run: {outcome}")
     bare = folder / "bare.yaml"
@@ -89,7 +89,7 @@ def run_case(
     case = MAKERS[kind_of(number, args.kind)](source, folder, rng)
     if args.started_every and number % args.started_every == args.started_every - 1:
         return case, run_started(case, folder, 4 * args.limit)
-    return case, run_forked(case, folder, args.limit, load_train_net())
+    return case, run_forked(case, folder, args.limit)
 
 
 def work(

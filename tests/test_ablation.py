@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
 
 from alignzeg.ablation import Plan, Row, check, run, table
+from alignzeg.arguments import TrainingError
 
 # Stands in for the training script: the command line contract is what the ablation relies on.
 SCRIPT = """
@@ -38,7 +40,9 @@ def plan(tmp_path) -> Plan:
         path = tmp_path / f"{name}.yaml"
         path.write_text("text")
         rows.append(Row(name, path, source))
-    return Plan(tuple(rows), (1, 2, 4), tmp_path / "out", ("K", "V"), 2, script)
+    return Plan(
+        tuple(rows), (1, 2, 4), tmp_path / "out", ("K", "V"), 2, (sys.executable, str(script))
+    )
 
 
 def runs(plan: Plan, row: str, seed: int) -> list[str]:
@@ -75,7 +79,7 @@ def test_reused_weights_are_evaluated_not_trained(plan):
 
 def test_a_failure_shows_its_reason_and_keeps_the_rest(plan):
     plan.rows[1].config.write_text("broken")
-    with pytest.raises(RuntimeError, match=r"b with seed \d failed(?s:.*)the reason of"):
+    with pytest.raises(TrainingError, match=r"b with seed \d failed(?s:.*)the reason of"):
         run(plan)
     plan.rows[1].config.write_text("text")
     run(plan)
@@ -84,7 +88,7 @@ def test_a_failure_shows_its_reason_and_keeps_the_rest(plan):
 
 def test_plans_that_cannot_work(plan, tmp_path):
     def changed(*rows: Row) -> Plan:
-        return Plan(rows, plan.seeds, plan.output, (), 1, plan.train_net)
+        return Plan(rows, plan.seeds, plan.output, (), 1, plan.program)
 
     with pytest.raises(ValueError, match="no config file .*missing.yaml"):
         check(changed(Row("m", tmp_path / "missing.yaml")))

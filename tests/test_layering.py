@@ -17,8 +17,8 @@ IDS = [str(path.relative_to(REPOSITORY)) for path in FILES]
 # import each other, other files of the same layer not.
 LAYERS = {
     "alignzeg": (6, "alignzeg"),
-    "alignzeg.__main__": (6, "main"),
-    "alignzeg.doctor": (5, "doctor"),
+    "alignzeg.__main__": (6, "commands"),
+    "alignzeg.commands": (6, "commands"),
     "alignzeg.engine": (5, "engine"),
     "alignzeg.evaluation": (4, "evaluation"),
     "alignzeg.inference": (5, "inference"),

@@ -118,7 +118,7 @@ def add_classification(node: CfgNode) -> None:
     corrector.LEFT_OUT = 0.25
     # Lower seen scores where the unseen probability exceeds THRESHOLD (theta) ...
     corrector.THRESHOLD = 0.5
-    # ... by GAMMA, in logits; 0 turns the correction off. tools/calibrate.py chooses both.
+    # ... by GAMMA, in logits; 0 turns the correction off. `alignzeg calibrate` chooses both.
     corrector.GAMMA = 0.0
     # hard: -GAMMA above the threshold; soft: -GAMMA times the unseen probability. [ours]
     corrector.MODE = "hard"

@@ -24,11 +24,11 @@ def add_data(node: CfgNode) -> None:
     # Pairs of each data set, evenly spread, that are read and checked before the first step; below
     # 0 all, as always for a data set of your own. [ours]
     data.CHECK_FILES = 1000
-    # Cosine of two text prototypes from which `python -m alignzeg vocabulary`, and a warning before
+    # Cosine of two text prototypes from which `alignzeg vocabulary`, and a warning before
     # training, call two classes near-synonyms; 1 turns that off. [ours]
     data.SYNONYM_COSINE = 0.95
 
-    # A folder that tools/make_pseudo_labels.py made, as data set <source>_pseudo for
+    # A folder that `alignzeg pseudo-labels` made, as data set <source>_pseudo for
     # DATASETS.TRAIN, and what one of its pixels counts beside one that a human labelled. [ours]
     data.PSEUDO = CfgNode()
     data.PSEUDO.ROOT = ""
@@ -82,7 +82,7 @@ def add_inference(node: CfgNode) -> None:
     test.REJECT_BELOW = 0.0
     # Report class-agnostic mask recall; it needs every proposal at full size.
     test.RECALL = True
-    # Write the confusion matrix of every image, for `python -m alignzeg significance`.
+    # Write the confusion matrix of every image, for `alignzeg significance`.
     test.SAVE_PER_IMAGE = False
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import os
 import resource
 import signal
@@ -13,10 +11,9 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from alignzeg.__main__ import main as command
-from alignzeg.engine import guarded, parse_args, start
+from alignzeg.engine import start
 from alignzeg.engine.records.provenance import describe_code
 from fuzzing.common import TRAIN, Case
 
@@ -47,18 +44,6 @@ class Outcome:
         return self.result not in ("ran", "refused", "slow")
 
 
-@functools.cache
-def load_train_net() -> ModuleType:
-    """tools/train_net.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_net", REPOSITORY / "tools/train_net.py")
-    if spec is None or spec.loader is None:
-        raise ImportError("tools/train_net.py is missing")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_net"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def warm_up() -> None:
     """Finds out once what every case would find out again: compilers, versions, source hashes."""
     found = start.collect_env_info()
@@ -75,20 +60,19 @@ def environment(case: Case) -> dict[str, str]:
     }
 
 
-def run_forked(case: Case, folder: Path, limit: float, train_net: ModuleType) -> Outcome:
+def run_forked(case: Case, folder: Path, limit: float) -> Outcome:
     """Runs a case in a fork of this process, which has everything imported already.
 
     Args:
         case: what to run.
         folder: where; its output is left there as stdout and stderr.
         limit: seconds.
-        train_net: see `load_train_net`.
     """
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            code = _inside(case, folder, train_net)
+            code = _inside(case, folder)
         finally:
             os._exit(code)
     deadline = time.monotonic() + limit
@@ -103,7 +87,7 @@ def run_forked(case: Case, folder: Path, limit: float, train_net: ModuleType) ->
         time.sleep(0.01)
 
 
-def _inside(case: Case, folder: Path, train_net: ModuleType) -> int:
+def _inside(case: Case, folder: Path) -> int:
     """What the forked process does: as little as possible beside the command itself."""
     os.setpgid(0, 0)
     os.chdir(folder)
@@ -118,9 +102,7 @@ def _inside(case: Case, folder: Path, train_net: ModuleType) -> int:
     argv = list(case.argv)
     sys.argv = [case.program, *argv]
     try:
-        if case.program == TRAIN:
-            return guarded(lambda: train_net.start(parse_args(argv)), debug="--debug" in sys.argv)
-        return command(argv)
+        return command(["train", *argv] if case.program == TRAIN else argv)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001 (as the interpreter does with what nobody caught)

@@ -21,8 +21,8 @@ from alignzeg.arguments import (
     OneLineParser,
     read_command_line,
     require_file_place,
-    resumable,
 )
+from alignzeg.commands import guarded
 
 ASSETS = Path(alignzeg.__file__).parent / "assets"
 
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=200, help="for --eval-only")
     arguments = read_command_line(parser)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    return resumable(lambda: run(arguments, fields))
+    return guarded(lambda: run(arguments, fields), resumable=True)
 
 
 def run(arguments: argparse.Namespace, fields: Sequence[dataclasses.Field]) -> None:

@@ -1,16 +1,17 @@
-"""`python -m alignzeg doctor`: what is installed, what is found, and how to mend the rest.
+"""`alignzeg doctor`: what is installed, what is found, and how to mend the rest.
 
 What may be missing, Detectron2 included, is imported by the check that needs it.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignzeg.command_lines import doctor as parser
+from alignzeg.arguments import OneLineParser, add_opts, command_parser, did_you_mean
 from alignzeg.machine import (
     WEIGHT_PACKAGES,
     Check,
@@ -24,7 +25,44 @@ from alignzeg.machine import (
 _MAKE = "Make it with: "
 # What a report without a config looks at.
 DEMO_DATA = ("zeroshapes_train", "zeroshapes_val")
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def parser() -> OneLineParser:
+    """The command line."""
+    result = command_parser(
+        "doctor",
+        "Says what is installed, what is found, and how to mend the rest: what the demo needs, or "
+        "what one config needs.",
+        "alignzeg doctor --config-file configs/zeroshapes/alignzeg.yaml",
+    )
+    result.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="a YAML file; look at what this config needs, not the demo",
+    )
+    result.add_argument("--all", action="store_true", help="list every package and every data set")
+    add_opts(result)
+    return result
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the report.
+
+    Returns:
+        0, or 1 if a required check failed.
+
+    Raises:
+        ValueError: if the config cannot be read.
+    """
+    failed = 0
+    for check in examine(args.config_file, args.opts, args.all):
+        sys.stdout.write(check.line() + "\n")
+        sys.stdout.flush()
+        failed += check.required and not check.ok
+    sys.stdout.write(f"{failed} required checks failed\n" if failed else "ready\n")
+    return 1 if failed else 0
 
 
 def check_vlm(cfg: Any, name: str) -> Check:
@@ -69,12 +107,11 @@ def _preparation(name: str) -> str:
     """What makes a data set: the command of its split file, which many data sets share."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from alignzeg.arguments import did_you_mean
     from alignzeg.data.labels import registered_names
 
     if name not in DatasetCatalog:
         hint = did_you_mean(name, registered_names())
-        return f"{hint}python -m alignzeg doctor --all lists the names"
+        return f"{hint}alignzeg doctor --all lists the names"
     benchmark = MetadataCatalog.get(name).get("benchmark")
     if benchmark is None or not benchmark.prepare.startswith(_MAKE):
         return "docs/own_data.md says how its folders are named"
@@ -157,26 +194,3 @@ def examine(
     yield from weights(cfg)
     named = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} if config_file or opts else set()
     yield from data_sets(sorted(named), every)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the report.
-
-    Args:
-        argv: words after "doctor"; those of this process by default.
-
-    Returns:
-        0, 1 if a required check failed, 2 if the config cannot be read.
-    """
-    failed = 0
-    try:
-        args = parser().parse_args(argv)
-        for check in examine(args.config_file, args.opts, args.all):
-            sys.stdout.write(check.line() + "\n")
-            sys.stdout.flush()
-            failed += check.required and not check.ok
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(f"{failed} required checks failed\n" if failed else "ready\n")
-    return 1 if failed else 0

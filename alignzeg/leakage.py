@@ -1,4 +1,4 @@
-"""`python -m alignzeg audit CONFIG`: does an unseen label or name reach a loss of this config?
+"""The leak audit: does an unseen label or name reach a loss of a config?
 
 A few real training steps are made several times: as they are; with nonsense in place of every
 unseen name; with every pixel that should be hidden labelled as something else that should be
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +21,11 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from alignzeg.command_lines import audit as parser
 from alignzeg.data.changed import Relabelling, hidden_names, relabelled, renamed
 from alignzeg.data.labels import training_vocabulary
-from alignzeg.engine import Trainer, setup_config, validate
+from alignzeg.engine import Trainer
 from alignzeg.engine.training.trainer import build_step_trainer
 
-CLEAN, LEAK = 0, 1
 # What a model may raise on targets that it must never see; looked at only if there are such.
 _STEP_ERRORS = (ValueError, IndexError, RuntimeError, ArithmeticError)
 
@@ -202,32 +199,3 @@ def describe_change(change: Relabelling, images: int, steps: int) -> str:
         f"other labels for {change.changed_pixels} hidden pixels "
         f"({change.unseen_pixels} of unseen classes)"
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the findings and the verdict.
-
-    Args:
-        argv: words after "audit"; those of this process by default.
-
-    Returns:
-        0 without a leak, 1 with one.
-
-    Raises:
-        ValueError: on a config that cannot run, or one on which nothing can be proved.
-    """
-    args = parser().parse_intermixed_args(argv)
-    if args.steps < 1:
-        raise ValueError(f"--steps is {args.steps}; it must be 1 or more")
-    cfg = setup_config(args.config, args.opts)
-    validate(cfg)
-    leaks = []
-    for name, tried, leak in audit(cfg, args.steps):
-        sys.stdout.write(f"{'LEAK' if leak else 'ok  '} {name:8} {leak or tried}\n")
-        sys.stdout.flush()
-        leaks += [name] if leak else []
-    if leaks:
-        sys.stdout.write(f"verdict: LEAK ({', '.join(leaks)}): what is unseen reaches a loss\n")
-        return LEAK
-    sys.stdout.write("verdict: no leak: no unseen label and no unseen name reaches a loss\n")
-    return CLEAN

@@ -1,10 +1,9 @@
-"""`python -m alignzeg replay BUNDLE`: one process makes a failed step again."""
+"""A failed training step, repeated in one process from its crash bundle."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from alignzeg.command_lines import replay as parser
 from alignzeg.data.own import setup_own_data
 from alignzeg.engine.checkpoints.checkpoint import KEY, verify
 from alignzeg.engine.checkpoints.reading import read_checkpoint
@@ -22,34 +20,30 @@ from alignzeg.engine.checkpoints.state import set_rng_state
 from alignzeg.engine.failures.batches import names_in
 from alignzeg.engine.failures.crash import BUNDLE, from_plain
 from alignzeg.engine.failures.finite import trace
-from alignzeg.engine.processes.errors import NON_FINITE
 from alignzeg.engine.settings.reading import config_from_yaml
 
 
-def main(argv: Sequence[str]) -> int:
-    """Carries out the command.
+def replay_bundle(path: str, opts: Sequence[str] = ()) -> tuple[str, str]:
+    """Repeats the step that a bundle holds.
 
     Args:
-        argv: words after the command.
+        path: of the bundle.
+        opts: KEY VALUE pairs over its config.
 
     Returns:
-        3 if the failure came back, as in the run that failed; 0 if not.
+        Why the step failed then, and the first tensor that is not finite now, or nothing.
 
     Raises:
         ValueError: if the file is no crash bundle, or belongs to another VLM.
     """
-    args = parser().parse_args(argv)
-    content = read_checkpoint(args.bundle)
+    content = read_checkpoint(path)
     facts = content.get(BUNDLE)
     if not isinstance(facts, Mapping) or "reason" not in facts:
-        raise ValueError(f"{args.bundle!r} is no crash bundle, as a failed training leaves them")
-    sys.stdout.write(f"then: {facts['reason']}\n")
-    cfg = config_from_yaml(content[KEY]["config"], args.opts)
+        raise ValueError(f"{path!r} is no crash bundle, as a failed training leaves them")
+    cfg = config_from_yaml(content[KEY]["config"], opts)
     setup_own_data(cfg)
-    model = rebuild(cfg, args.bundle, content)
-    found = replay(model, facts, cfg.MODEL.DEVICE)
-    sys.stdout.write(f"now:  {found or 'everything is finite'}\n")
-    return NON_FINITE if found else 0
+    model = rebuild(cfg, path, content)
+    return facts["reason"], replay(model, facts, cfg.MODEL.DEVICE)
 
 
 def rebuild(cfg: CfgNode, path: str, content: Mapping[str, Any]) -> nn.Module:

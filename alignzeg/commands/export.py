@@ -1,23 +1,47 @@
-"""`python -m alignzeg export`: the weights of a checkpoint as a safetensors file."""
+"""`alignzeg export`: the weights of a checkpoint as a safetensors file."""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save
-from torch import Tensor
-
-from alignzeg.command_lines import export as parser
-from alignzeg.engine.checkpoints.checkpoint import KEY
-from alignzeg.engine.checkpoints.files import write_atomically
-from alignzeg.engine.checkpoints.reading import read_checkpoint
+from alignzeg.arguments import OneLineParser, command_parser
 
 SUFFIX = ".safetensors"
+
+
+def parser() -> OneLineParser:
+    """The command line."""
+    result = command_parser(
+        "export",
+        "Writes the weights of a checkpoint, and what it says about itself, as a safetensors file.",
+        "alignzeg export output/model_final.pth",
+    )
+    result.add_argument(
+        "weights", metavar="WEIGHTS", help="a checkpoint, such as output/model_final.pth"
+    )
+    result.add_argument(
+        "output",
+        nargs="?",
+        metavar="OUTPUT",
+        help="the file to write; by default beside the checkpoint, ending in .safetensors",
+    )
+    return result
+
+
+def main(args: argparse.Namespace) -> None:
+    """Writes the file, and says how large it is.
+
+    Raises:
+        ValueError: see `export`.
+    """
+    output = args.output or os.path.splitext(args.weights)[0] + SUFFIX
+    count, size = export(args.weights, output)
+    sys.stdout.write(f"{output}: {count} tensors, {size / 2**20:.1f} MiB\n")
 
 
 def export(weights: str, output: str) -> tuple[int, int]:
@@ -37,6 +61,13 @@ def export(weights: str, output: str) -> tuple[int, int]:
         ValueError: if the checkpoint cannot be read, or the output's name is wrong.
         OSError: if the output cannot be written.
     """
+    from safetensors.torch import save
+    from torch import Tensor
+
+    from alignzeg.engine.checkpoints.checkpoint import KEY
+    from alignzeg.engine.checkpoints.files import write_atomically
+    from alignzeg.engine.checkpoints.reading import read_checkpoint
+
     if not output.endswith(SUFFIX):
         raise ValueError(f"the output is {output!r}; its name must end in {SUFFIX}")
     folder = os.path.dirname(output)
@@ -64,22 +95,3 @@ def export(weights: str, output: str) -> tuple[int, int]:
 
     write_atomically(output, lambda file: file.write(content), check)
     return len(tensors), len(content)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command.
-
-    Args:
-        argv: words after `export`.
-
-    Returns:
-        Exit code.
-
-    Raises:
-        ValueError: see `export`.
-    """
-    args = parser().parse_args(argv)
-    output = args.output or os.path.splitext(args.weights)[0] + SUFFIX
-    count, size = export(args.weights, output)
-    sys.stdout.write(f"{output}: {count} tensors, {size / 2**20:.1f} MiB\n")
-    return 0

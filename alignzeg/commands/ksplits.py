@@ -1,18 +1,25 @@
-"""ZS3Net against recursive training over numbers of unseen classes: the plan, and its table.
+"""`alignzeg ksplits`: ZS3Net against recursive training over numbers of unseen classes.
 
 A recursive run holds both: it is evaluated after round 0, which is ZS3Net, and after the last.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import logging
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignzeg.ablation import Row
+from alignzeg.ablation import Plan, Row, check, run
+from alignzeg.arguments import OneLineParser, command_parser, require_folder
+from alignzeg.commands import find_repository
+from alignzeg.commands.ablate import add_run_arguments, check_opts, whole_numbers
 
+RESUMABLE = True
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 _PREFIX = "sem_seg/"
 
@@ -74,6 +81,71 @@ class Splits:
                 "an image encoder, say which, as --encoder R101"
             )
         return found
+
+
+def parser() -> OneLineParser:
+    """The command line."""
+    result = command_parser(
+        "ksplits",
+        "Trains ZS3Net and recursive training for several numbers K of unseen classes, and prints "
+        "a table. Run it again to go on where it stopped.",
+        "alignzeg ksplits --splits 2,4 --seeds 1,2,3 --jobs 2",
+    )
+    result.add_argument(
+        "--benchmark",
+        default="zeroshapes",
+        metavar="NAME",
+        help="a folder of configs; %(default)s by default",
+    )
+    result.add_argument(
+        "--encoder", default="", metavar="NAME", help="the end of the configs' names, such as R101"
+    )
+    result.add_argument(
+        "--splits",
+        type=whole_numbers,
+        default="2,4,6,8,10",
+        metavar="LIST",
+        help="the numbers K, separated by commas; %(default)s by default",
+    )
+    result.add_argument(
+        "--base",
+        type=int,
+        default=0,
+        metavar="K",
+        help="the split whose pixel network serves all others; by default each has its own",
+    )
+    add_run_arguments(result, "output/ksplits")
+    return result
+
+
+def main(args: argparse.Namespace) -> None:
+    """Trains, and prints the table.
+
+    Raises:
+        ValueError: if the configs or the numbers cannot work.
+        TrainingError: if a training fails.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    require_folder(args.output, "--output")
+    splits = Splits(find_repository() / "configs" / args.benchmark, args.encoder)
+    plan = Plan(
+        rows=rows(splits, args.splits, args.base),
+        seeds=tuple(args.seeds),
+        output=Path(args.output),
+        opts=tuple(args.opts),
+        jobs=args.jobs,
+    )
+    check(plan)
+    check_opts(plan)
+    run(plan)
+    folders = {
+        split: {
+            method: [plan.folder(splits.name(split, method.config), seed) for seed in plan.seeds]
+            for method in splits.methods(split)
+        }
+        for split in args.splits
+    }
+    sys.stdout.write(table(folders) + "\n")
 
 
 def rows(splits: Splits, numbers: Sequence[int], base: int = 0) -> tuple[Row, ...]:

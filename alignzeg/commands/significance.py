@@ -1,19 +1,58 @@
-"""`python -m alignzeg significance A [B]`: how far chance alone would move sIoU, uIoU and hIoU."""
+"""`alignzeg significance`: how far chance alone would move sIoU, uIoU and hIoU."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from alignzeg.arguments import OneLineParser, command_parser
 
-from alignzeg.command_lines import significance as parser
-from alignzeg.evaluation.per_image import FILE_PATTERN, PerImage, load_per_image
-from alignzeg.evaluation.uncertainty import Comparison, Interval, compare, intervals
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from alignzeg.evaluation.per_image import PerImage
+    from alignzeg.evaluation.uncertainty import Comparison, Interval
+
+
+def parser() -> OneLineParser:
+    """The command line."""
+    result = command_parser(
+        "significance",
+        "Bootstrap intervals over images of one evaluation, or a paired comparison of two. An "
+        "evaluation is a run's folder or a per_image_*.npz file; evaluate with "
+        "ALIGNZEG.TEST.SAVE_PER_IMAGE True to get one.",
+        "alignzeg significance output/baseline output/alignzeg",
+    )
+    result.add_argument(
+        "evaluations", nargs="+", metavar="RUN", help="one run's folder, or two to compare"
+    )
+    result.add_argument(
+        "--level", type=float, default=0.95, help="the confidence level; %(default)s by default"
+    )
+    result.add_argument(
+        "--resamples",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="resamples of the bootstrap; %(default)s by default",
+    )
+    result.add_argument(
+        "--permutations",
+        type=int,
+        default=9999,
+        metavar="N",
+        help="permutations of the paired test; %(default)s by default",
+    )
+    result.add_argument(
+        "--seed", type=int, default=0, help="the seed of both; %(default)s by default"
+    )
+    result.add_argument(
+        "--json", default="", metavar="FILE", help="also write the figures to this file"
+    )
+    return result
 
 
 def find_files(place: str) -> dict[str, Path]:
@@ -22,6 +61,8 @@ def find_files(place: str) -> dict[str, Path]:
     Raises:
         ValueError: if there are none.
     """
+    from alignzeg.evaluation.per_image import FILE_PATTERN
+
     path = Path(place)
     if path.is_file():
         return {path.name: path}
@@ -45,6 +86,8 @@ def pairs(first: str, second: str) -> list[tuple[str, PerImage, PerImage]]:
     Raises:
         ValueError: if there is none.
     """
+    from alignzeg.evaluation.per_image import load_per_image
+
     ours, theirs = find_files(first), find_files(second)
     if len(ours) == len(theirs) == 1:
         names = [(next(iter(ours)), next(iter(theirs)))]
@@ -57,6 +100,8 @@ def pairs(first: str, second: str) -> list[tuple[str, PerImage, PerImage]]:
 
 def interval_table(title: str, found: dict[str, Interval], level: float) -> Table:
     """Figures with their intervals, for the terminal."""
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for name in ("", "value", f"{100 * level:g} % interval"):
         table.add_column(name, justify="right")
@@ -67,6 +112,8 @@ def interval_table(title: str, found: dict[str, Interval], level: float) -> Tabl
 
 def comparison_table(title: str, found: dict[str, Comparison], level: float) -> Table:
     """Figures of two evaluations, their difference and its p-value, for the terminal."""
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for name in ("", "A", "B", "B - A", f"{100 * level:g} % interval", "p"):
         table.add_column(name, justify="right")
@@ -103,19 +150,18 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the intervals or the comparison.
-
-    Args:
-        argv: words after "significance"; those of this process by default.
-
-    Returns:
-        0; whether a difference is significant is not an exit code.
+def main(args: argparse.Namespace) -> None:
+    """Prints the intervals or the comparison; whether it is significant is not an exit code.
 
     Raises:
         ValueError: on missing or unlike evaluations, or a command line that makes no sense.
     """
-    args = checked(parser().parse_args(argv))
+    from rich.console import Console
+
+    from alignzeg.evaluation.per_image import load_per_image
+    from alignzeg.evaluation.uncertainty import compare, intervals
+
+    checked(args)
     how = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
     console = Console(highlight=False, soft_wrap=True)
     report: dict[str, dict[str, object]] = {}
@@ -137,4 +183,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.stdout.flush()
-    return 0

@@ -1,9 +1,8 @@
-"""`python -m alignzeg compare RUN REFERENCE`: the first thing in which two runs differ."""
+"""The first thing in which two runs differ."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +10,16 @@ from typing import Any
 
 import yaml
 
-from alignzeg.command_lines import compare as parser
 from alignzeg.engine.records.curve import FILE_NAME as CURVE_FILE
 from alignzeg.engine.records.curve import read_curve
 from alignzeg.engine.records.provenance import FILE_NAME, last_training, read_history
 from alignzeg.engine.settings.reading import flatten
 
-EQUAL, DIFFERENT = 0, 1
 # Where results go and what is kept for speed changes no number; plugins and weights are compared
 # by their content, not by their path.
 IGNORED_KEYS = frozenset(
     {"OUTPUT_DIR", "ALIGNZEG.VLM.CACHE_DIR", "ALIGNZEG.PLUGINS", "MODEL.WEIGHTS"}
 )
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -215,28 +211,3 @@ def compare_runs(run: str, reference: str, tolerance: float = 0.0) -> list[Part]
     if not any(part.known for part in parts):
         raise ValueError(f"{run!r} and {reference!r} have recorded nothing that can be compared")
     return parts
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the comparison.
-
-    Args:
-        argv: words after "compare"; those of this process by default.
-
-    Returns:
-        0 if nothing differs that both recorded, else 1.
-    """
-    args = parser().parse_args(argv)
-    parts = compare_runs(args.run, args.reference, args.tolerance)
-    for part in parts:
-        sys.stdout.write(part.line() + "\n")
-        for line in part.differences[:_SHOWN]:
-            sys.stdout.write(f"{'':9}{line}\n")
-        if len(part.differences) > _SHOWN:
-            sys.stdout.write(f"{'':9}and {len(part.differences) - _SHOWN} more\n")
-    first = next((part for part in parts if part.differences), None)
-    if first is None:
-        sys.stdout.write("no divergence in what both runs recorded\n")
-        return EQUAL
-    sys.stdout.write(f"first divergence: {first.name}: {first.differences[0]}\n")
-    return DIFFERENT
