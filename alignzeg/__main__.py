@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignzeg import __version__
-from alignzeg.arguments import OneLineParser, did_you_mean
+from alignzeg.arguments import OneLineParser, check_pairs, did_you_mean
 from alignzeg.commands import COMMANDS, guarded, refuse
 
 
@@ -84,6 +84,7 @@ def read_words(parser: OneLineParser, words: Sequence[str]) -> argparse.Namespac
     # Options may stand behind the words that such an argument takes.
     free = any(action.nargs == "*" for action in parser._actions)
     args = parser.parse_intermixed_args(rest) if free else parser.parse_args(rest)
+    check_pairs(getattr(args, "opts", ()))
     args.debug = len(rest) < len(words) or bool(os.environ.get("ALIGNZEG_DEBUG"))
     return args
 

@@ -109,6 +109,24 @@ def add_opts(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
     )
 
 
+def check_pairs(opts: Sequence[str]) -> None:
+    """Refuses KEY VALUE pairs that are none.
+
+    Raises:
+        ValueError: on an option among them, or an odd number of words.
+    """
+    for word in opts:
+        if word.startswith("--"):
+            raise ValueError(
+                f"{word} comes after the KEY VALUE pairs and would be ignored; put it before them"
+            )
+    if len(opts) % 2:
+        raise ValueError(
+            f"config options come in pairs KEY VALUE, but {len(opts)} words were given; "
+            f"the last one is {opts[-1]!r}"
+        )
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean 'NAME'? ` for the name that is spelled most alike, or nothing."""
     names = {name.lower(): name for name in known}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from alignzeg.ablation import Plan, Row, check, run, table
 from alignzeg.arguments import TrainingError
+from alignzeg.commands import guarded
 
 # Stands in for the training script: the command line contract is what the ablation relies on.
 SCRIPT = """
@@ -84,6 +86,23 @@ def test_a_failure_shows_its_reason_and_keeps_the_rest(plan):
     plan.rows[1].config.write_text("text")
     run(plan)
     assert len(runs(plan, "a", 1)) == 1
+
+
+def test_sigterm_ends_the_runs_at_work_and_starts_no_other(plan, tmp_path, capsys):
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, 'saved_' + str(os.getpid())).touch()\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    slow = dataclasses.replace(plan, jobs=1, program=(sys.executable, str(script)))
+    assert guarded(lambda: run(slow), resumable=True) == 143
+    assert len(list(tmp_path.glob("saved_*"))) == 1
+    assert capsys.readouterr().err == "stopped; run the same command to go on\n"
 
 
 def test_plans_that_cannot_work(plan, tmp_path):

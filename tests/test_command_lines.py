@@ -60,7 +60,7 @@ def ask(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": path},
     )
@@ -80,6 +80,8 @@ def ask(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
             "--reject: '50' is not a number from 0 to 1",
         ),
         ([*MODULE, "train", "--config-fil"], 2, "--config-fil"),
+        ([*MODULE, "demo", "SEED"], 2, "come in pairs KEY VALUE, but 1 words were given"),
+        ([*MODULE, "train", "SEED", "1", "--resume"], 2, "--resume comes after the KEY VALUE"),
         *(([*MODULE, name, "--help"], 0, f"  alignzeg {name} ") for name in COMMANDS),
         *(([script, "--help"], 0, "usage") for script in SCRIPTS),
         *(([script, "--hlep"], 2, "did you mean '--help'?") for script in SCRIPTS),

@@ -87,6 +87,33 @@ def test_two_processes_count_the_same(
     assert np.array_equal(matrix(tmp_path / "spawned"), matrix(trained))
 
 
+def test_runs_are_reported_side_by_side(
+    trained: Path, zeroshapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(trained, tmp_path / "other")
+    page = tmp_path / "new" / "report.html"
+    words = ["report", str(trained), str(other), "--images", "1", "--output", str(page)]
+    assert main(words) == 0
+    assert capfd.readouterr().out == f"{page}\n"
+    text = page.read_text()
+    for expected in (
+        f"<title>{trained.name} and other on zeroshapes_val</title>",
+        f"alignzeg report {trained} {other}",
+        f': {trained.name}" src="data:image/png',
+        ': other" src="data:image/png',
+    ):
+        assert expected in text, expected
+    for wrong, message in (
+        ([str(tmp_path / "none")], "holds no evaluation"),
+        ([str(other), str(other)], "a run is given twice"),
+        ([str(other)] * 5, "one to four runs"),
+        ([str(other), "--dataset", "voc2012_val"], "no evaluation_voc2012_val.json"),
+    ):
+        assert main(["report", *wrong, "--output", str(page)]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line
+
+
 def test_torchrun_trains_with_accumulation(zeroshapes_files: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     opts = ["SOLVER.IMS_PER_BATCH", "4", "ALIGNZEG.SOLVER.ACCUMULATE", "2"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from alignzeg.arguments import (
     OneLineParser,
     add_opts,
+    check_pairs,
     command_parser,
     number,
     require_folder,
@@ -86,6 +87,7 @@ def main(args: argparse.Namespace) -> None:
     from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
     images, opts = split_opts([*args.images, *args.opts])
+    check_pairs(opts)
     # Names, images and places are looked at before the model is built, which takes seconds.
     names = parse_classes(args.classes)
     first = tuple(name.split(SYNONYM_SEPARATOR)[0] for name in names)
