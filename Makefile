@@ -40,9 +40,9 @@ $(STAMP): requirements.lock setup.py pyproject.toml
 	@touch $@
 
 demo: setup
-	$(PY) tools/demo.py
+	$(PY) -m alignzeg demo
 
-# Another folder is refused before the set-up, which may take minutes; tools/photos.py looks closer.
+# Another folder is refused before the set-up, which may take minutes; the command looks closer.
 DATA ?=
 MSRC := http://research.microsoft.com/en-us/um/people/antcrim/data_objrec/msrc_objcategimagedatabase_v2.zip
 photos:
@@ -52,7 +52,7 @@ photos:
 		"$(MSRC) (if it is gone: web.archive.org has it), or the same images with cleaned-up labels," \
 		"images/ and annotations/, each with train/ and val/" >&2; exit 2
 	@$(MAKE) --no-print-directory setup
-	$(PY) tools/photos.py --data "$(DATA)"
+	$(PY) -m alignzeg photos --data "$(DATA)"
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
@@ -69,20 +69,20 @@ typecheck: setup
 	$(PY) -m mypy
 
 bench: setup
-	$(PY) tools/bench_fold.py
+	$(PY) dev/bench_fold.py
 
 # Long stress runs: make soak KILLS=200 FAILURES=20 ROUNDS=2000
 KILLS ?= 200
 FAILURES ?= 20
 soak: setup
-	OMP_NUM_THREADS=1 $(PY) tools/stress_kills.py --kills $(KILLS)
-	OMP_NUM_THREADS=1 $(PY) tools/stress_failures.py --rounds $(FAILURES)
-	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
+	OMP_NUM_THREADS=1 $(PY) dev/stress_kills.py --kills $(KILLS)
+	OMP_NUM_THREADS=1 $(PY) dev/stress_failures.py --rounds $(FAILURES)
+	OMP_NUM_THREADS=1 $(PY) dev/fuzz.py --rounds $(ROUNDS)
 
 # Damaged inputs of every kind: each must run or end with one line. About 20 minutes.
 fuzz: setup
-	OMP_NUM_THREADS=1 $(PY) tools/fuzz.py --rounds $(ROUNDS)
-	OMP_NUM_THREADS=1 $(PY) tools/fuzz_data.py
+	OMP_NUM_THREADS=1 $(PY) dev/fuzz.py --rounds $(ROUNDS)
+	OMP_NUM_THREADS=1 $(PY) dev/fuzz_data.py
 
 check: lint typecheck test
 

@@ -1,53 +1,59 @@
 """Zero-shot semantic segmentation with AlignZeg, as a Detectron2 plugin.
 
-Importing this package registers its components and data sets with Detectron2; nothing else does.
-Only where a command line is to be read first (`python -m alignzeg`, and scripts that set
-`__alignzeg_late__`) is that left to the command, as it takes seconds.
+`import alignzeg` registers all components and data sets with Detectron2, which takes seconds.
+Only a command of this project reads its command line first; what it then needs of the package
+registers them (`alignzeg.registration`).
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = [
-    "add_alignzeg_config",
-    "classifiers",
-    "correctors",
-    "criteria",
-    "encoders",
-    "generative_arch",
-    "heads",
-    "meta_arch",
-    "pixel_arch",
-    "proposals",
-    "register_folder",
-    "synthesizers",
-    "timm_encoder",
-    "vlm",
-]
+# What this package exports, and the module of each name. Importing the modules registers them.
+EXPORTS = {
+    "add_alignzeg_config": "alignzeg.config",
+    "register_folder": "alignzeg.data.own",
+    "criteria": "alignzeg.losses.criteria",
+    "classifiers": "alignzeg.modeling.classifiers",
+    "correctors": "alignzeg.modeling.correctors",
+    "encoders": "alignzeg.modeling.encoders",
+    "generative_arch": "alignzeg.modeling.generative_arch",
+    "heads": "alignzeg.modeling.heads",
+    "meta_arch": "alignzeg.modeling.meta_arch",
+    "pixel_arch": "alignzeg.modeling.pixel_arch",
+    "proposals": "alignzeg.modeling.proposals",
+    "synthesizers": "alignzeg.modeling.synthesizers",
+    "timm_encoder": "alignzeg.modeling.timm_encoder",
+    "vlm": "alignzeg.modeling.vlm",
+}
+__all__ = list(EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("alignzeg.registration"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module("alignzeg.registration")
+    module = importlib.import_module(EXPORTS[name])
+    return module if module.__name__.endswith(f".{name}") else getattr(module, name)
 
 
-def _command_line_comes_first() -> bool:
-    """Whether this process is a command of the package that has not yet read its words."""
-    if getattr(sys.modules.get("__main__"), "__alignzeg_late__", False):
-        return True
-    program, words = "".join(sys.argv[:1]), sys.orig_argv
-    if program != "-m":
-        return Path(program).stem == __name__
-    # Python's own words end with "-m NAME" or "-mNAME".
-    asked = next((i for i, word in enumerate(words) if i and word.startswith("-m")), 0)
-    return words[asked : asked + 2] == ["-m", __name__] or words[asked] == f"-m{__name__}"
+def _is_command() -> bool:
+    """Whether this process is `alignzeg NAME`, `python -m alignzeg NAME`, or a script that says so.
+
+    A script says so by `__alignzeg_late__ = True` before its imports.
+    """
+    program = sys.argv[0] if sys.argv else ""
+    return (
+        Path(program).stem == __name__
+        or (program == "-m" and ("-m", __name__) in pairwise(sys.orig_argv))
+        or getattr(sys.modules.get("__main__"), "__alignzeg_late__", False)
+    )
 
 
-if not _command_line_comes_first():
+if not _is_command():
     importlib.import_module("alignzeg.registration")

@@ -1,48 +1,40 @@
-"""`python -m alignzeg COMMAND`: the commands that need no file of the repository."""
+"""`alignzeg NAME ...`, and equally `python -m alignzeg NAME ...`."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from alignzeg import __version__, command_lines
-from alignzeg.arguments import OneLineParser, did_you_mean
-
-# Command -> module whose `main(argv) -> exit code` carries it out, and what it does. What it takes
-# is the function of its name in `alignzeg.command_lines`.
-COMMANDS = {
-    "audit": ("alignzeg.audit", "prove that no unseen label or name reaches a loss"),
-    "compare": ("alignzeg.compare", "name the first divergence of a run from another"),
-    "doctor": ("alignzeg.doctor", "check versions, devices, CLIP weights and data sets"),
-    "export": ("alignzeg.export", "write the weights of a checkpoint as safetensors"),
-    "predict": ("alignzeg.inference", "segment images into any classes"),
-    "replay": (
-        "alignzeg.engine.failures.replay",
-        "make a failed training step again, from its bundle",
-    ),
-    "significance": ("alignzeg.significance", "intervals and paired tests of evaluations"),
-    "vocabulary": ("alignzeg.vocabulary", "warn of duplicate, close, long or clashing class names"),
-}
-USER_ERROR = 2
+from alignzeg import __version__
+from alignzeg.arguments import OneLineParser, check_pairs, did_you_mean
+from alignzeg.commands import COMMANDS, guarded, refuse
 
 
 def usage() -> str:
     """The help text."""
-    lines = [f"  {name:14}{what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:15}{what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: python -m alignzeg COMMAND ...",
+            "usage: alignzeg COMMAND ...",
             "",
             *lines,
             "",
-            "COMMAND --help says more; COMMAND ... --debug shows the traceback of an error; "
-            "--version.",
-            "Training is python tools/train_net.py.",
+            "alignzeg COMMAND --help says more and shows an example; --version.",
+            "",
+            "example:",
+            "  alignzeg train --config-file configs/zeroshapes/alignzeg.yaml SEED 1",
             "",
         ]
     )
+
+
+def load(name: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"alignzeg.commands.{name.replace('-', '_')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,47 +57,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = "option" if words and words[0].startswith("-") else "command"
         problem = f"unknown {kind} {words[0]!r}" if words else "no command given"
         hint = did_you_mean(words[0], [*COMMANDS, "--help", "--version"]) if words else ""
-        return _refuse(f"{problem}; {hint}it can be one of {sorted(COMMANDS)}")
-    name, rest = words[0], [word for word in words[1:] if word != "--debug"]
-    debug = "--debug" in words[1:] or bool(os.environ.get("ALIGNZEG_DEBUG"))
+        return refuse(f"{problem}; {hint}it can be one of {sorted(COMMANDS)}")
+    command = load(words[0])
     try:
-        _check_words(getattr(command_lines, name)(), rest)
+        args = read_words(command.parser(), words[1:])
     except ValueError as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     except SystemExit:  # --help
         return 0
-    return _run(COMMANDS[name][0], rest, debug)
+    return guarded(
+        lambda: command.main(args),
+        debug=args.debug,
+        resumable=getattr(command, "RESUMABLE", False),
+    )
 
 
-def _check_words(parser: OneLineParser, words: Sequence[str]) -> None:
-    if any(action.nargs == "*" for action in parser._actions):
-        parser.parse_intermixed_args(words)
-    else:
-        parser.parse_args(words)
+def read_words(parser: OneLineParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parses the words after a command; --debug may stand anywhere among them.
 
-
-def _run(module: str, words: Sequence[str], debug: bool) -> int:
-    """Carries out a command whose words are in order; imported late, as that takes seconds."""
-    code = 0
-
-    def run() -> None:
-        nonlocal code
-        command: Callable[[Sequence[str]], int] = importlib.import_module(module).main
-        code = command(words)
-
-    try:
-        from alignzeg.engine.processes.launch import guarded
-    except ImportError as error:
-        if module != COMMANDS["doctor"][0]:
-            return _refuse(str(error))
-        run()
-        return code
-    return guarded(run, debug=debug) or code
-
-
-def _refuse(problem: str) -> int:
-    sys.stderr.write(f"error: {' '.join(problem.split())}\n")
-    return USER_ERROR
+    Raises:
+        ValueError: on a wrong word.
+        SystemExit: after --help.
+    """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    rest = [word for word in words if word != "--debug"]
+    # Options may stand behind the words that such an argument takes.
+    free = any(action.nargs == "*" for action in parser._actions)
+    args = parser.parse_intermixed_args(rest) if free else parser.parse_args(rest)
+    check_pairs(getattr(args, "opts", ()))
+    args.debug = len(rest) < len(words) or bool(os.environ.get("ALIGNZEG_DEBUG"))
+    return args
 
 
 if __name__ == "__main__":

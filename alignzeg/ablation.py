@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -17,10 +16,12 @@ from typing import Any
 
 import yaml
 
-from alignzeg.arguments import PARENT
+from alignzeg.arguments import PARENT, TrainingError
 
 logger = logging.getLogger(__name__)
 
+# What trains, or evaluates, one run; the words of `alignzeg train` follow.
+TRAIN = (sys.executable, "-m", "alignzeg", "train")
 METRICS = (
     *("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "unseen_to_background"),
     *("AR50_seen", "AR50_unseen"),
@@ -56,7 +57,7 @@ class Plan:
         output: folder of the runs, `<output>/<row>/seed_<seed>`.
         opts: KEY VALUE pairs for every run.
         jobs: runs at a time; the cores are shared out evenly.
-        train_net: the training script.
+        program: what trains a run; the words of `alignzeg train` follow.
     """
 
     rows: tuple[Row, ...]
@@ -64,24 +65,11 @@ class Plan:
     output: Path
     opts: tuple[str, ...]
     jobs: int
-    train_net: Path
+    program: tuple[str, ...] = TRAIN
 
     def folder(self, name: str, seed: int) -> Path:
         """Where a row's run with a seed lives."""
         return self.output / name / f"seed_{seed}"
-
-
-def numbers(text: str) -> list[int]:
-    """Comma-separated whole numbers, so that KEY VALUE pairs may follow."""
-    return [int(part) for part in text.split(",") if part]
-
-
-def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """Adds what every command takes that runs a plan; `output` is the default folder."""
-    parser.add_argument("--seeds", type=numbers, default="1,2,3", help="comma-separated")
-    parser.add_argument("--output", default=output)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
 
 
 def check(plan: Plan) -> None:
@@ -118,7 +106,7 @@ def run(plan: Plan) -> dict[str, Any]:
 
     Raises:
         ValueError: as `check`.
-        RuntimeError: if a run fails; the message holds the end of its log. Other runs are kept.
+        TrainingError: if a run fails; the message holds the end of its log. Other runs are kept.
     """
     check(plan)
     # Rows that reuse weights wait for those they need.
@@ -129,8 +117,7 @@ def run(plan: Plan) -> dict[str, Any]:
     ):
         # Seed by seed, so that a first column of the table is complete early.
         todo = [(row, seed) for seed in plan.seeds for row in group]
-        with ThreadPoolExecutor(plan.jobs) as pool:
-            list(pool.map(lambda pair: _run_one(plan, *pair), todo))
+        _run_all(plan, todo)
     rows = {row.name: _row_summary(plan, row) for row in plan.rows}
     summary = {"seeds": list(plan.seeds), "opts": list(plan.opts), "rows": rows}
     plan.output.mkdir(parents=True, exist_ok=True)
@@ -141,8 +128,21 @@ def run(plan: Plan) -> dict[str, Any]:
     return summary
 
 
-def _command(plan: Plan, row: Row, seed: int) -> list[str]:
-    command = [sys.executable, str(plan.train_net), "--config-file", str(row.config)]
+def _run_all(plan: Plan, todo: Sequence[tuple[Row, int]]) -> None:
+    """Does the runs, `plan.jobs` at a time; an interruption asks those at work to save and end."""
+    processes: set[subprocess.Popen] = set()
+    with ThreadPoolExecutor(plan.jobs) as pool:
+        try:
+            list(pool.map(lambda pair: _run_one(plan, *pair, processes), todo))
+        except KeyboardInterrupt:
+            for process in list(processes):
+                process.terminate()
+            raise
+
+
+def _words(plan: Plan, row: Row, seed: int) -> list[str]:
+    """What follows `alignzeg train` for a run."""
+    command = ["--config-file", str(row.config)]
     command.append("--eval-only" if row.weights_from else "--resume")
     other = row.weights_from or row.starts_from
     if other:
@@ -159,12 +159,12 @@ def _config_texts(config: Path) -> list[str]:
     return [text, *(part for name in bases for part in _config_texts(config.parent / name))]
 
 
-def _run_one(plan: Plan, row: Row, seed: int) -> None:
+def _run_one(plan: Plan, row: Row, seed: int, processes: set[subprocess.Popen]) -> None:
     folder = plan.folder(row.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    command = _command(plan, row, seed)
+    words = _words(plan, row, seed)
     # What was run is part of the result: another config or schedule is another run.
-    identity = "\n".join([*command[1:], *_config_texts(row.config)])
+    identity = "\n".join([*words, *_config_texts(row.config)])
     marker = folder / "ablation_done.txt"
     if marker.is_file() and marker.read_text() == identity:
         logger.info("%s, seed %d: kept", row.name, seed)
@@ -172,16 +172,18 @@ def _run_one(plan: Plan, row: Row, seed: int) -> None:
     logger.info("%s, seed %d: running, log in %s", row.name, seed, folder / "ablation_log.txt")
     threads = str(max((os.cpu_count() or 1) // plan.jobs, 1))
     with open(folder / "ablation_log.txt", "a") as log:
-        code = subprocess.run(
-            command,
+        process = subprocess.Popen(
+            [*plan.program, *words],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": threads, PARENT: str(os.getpid())},
-            check=False,
-        ).returncode
+        )
+        processes.add(process)
+        code = process.wait()
+        processes.discard(process)
     if code:
         tail = (folder / "ablation_log.txt").read_text()[-2000:]
-        raise RuntimeError(f"{row.name} with seed {seed} failed with exit code {code}:\n{tail}")
+        raise TrainingError(f"{row.name} with seed {seed} failed with exit code {code}:\n{tail}")
     marker.write_text(identity)
 
 

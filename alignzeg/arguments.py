@@ -17,10 +17,16 @@ from typing import Any
 # Environment variable in which a command gives its process id to the trainings that it starts, so
 # that they save and end when it is gone.
 PARENT = "ALIGNZEG_PARENT"
+# What begins the last paragraph of a command's help.
+_EXAMPLE = "example:\n  "
+
+
+class TrainingError(RuntimeError):
+    """A training that a command has started failed; the message holds the end of its log."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose error is raised, for `alignzeg.engine.guarded` to report on one line."""
+    """A parser whose error is raised as ValueError, to be reported on one line."""
 
     _words: Sequence[str] = ()
 
@@ -44,6 +50,81 @@ class OneLineParser(argparse.ArgumentParser):
 
     def _known(self, flag: str) -> bool:
         return any(option.startswith(flag) for option in self._option_string_actions)
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Fills paragraphs, and leaves the example as it is written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLE) else super()._fill_text(text, width, indent)
+
+
+def command_parser(name: str, description: str, example: str) -> OneLineParser:
+    """The parser of `alignzeg NAME`, still without arguments.
+
+    Args:
+        name: of the command.
+        description: what it does, in sentences.
+        example: a whole command line.
+    """
+    return OneLineParser(
+        prog=f"alignzeg {name}",
+        description=description,
+        epilog=f"{_EXAMPLE}{example}",
+        formatter_class=_Formatter,
+    )
+
+
+def example_of(parser: argparse.ArgumentParser) -> str:
+    """The command line that the help of a `command_parser` shows."""
+    return (parser.epilog or "").removeprefix(_EXAMPLE)
+
+
+def add_config_file(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Adds --config-file."""
+    parser.add_argument(
+        "--config-file",
+        default="",
+        required=required,
+        metavar="FILE",
+        help="the YAML file of the config" + ("" if required else "; the defaults without one"),
+    )
+
+
+def add_opts(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
+    """Adds the KEY VALUE pairs at the end of a command line.
+
+    Args:
+        parser: of the command.
+        alone: no other words without a dash come before them. Options must then; otherwise they
+            may stand anywhere.
+    """
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER if alone else "*",
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys and their values, such as SEED 1, which replace those of the config; "
+        "they come last",
+    )
+
+
+def check_pairs(opts: Sequence[str]) -> None:
+    """Refuses KEY VALUE pairs that are none.
+
+    Raises:
+        ValueError: on an option among them, or an odd number of words.
+    """
+    for word in opts:
+        if word.startswith("--"):
+            raise ValueError(
+                f"{word} comes after the KEY VALUE pairs and would be ignored; put it before them"
+            )
+    if len(opts) % 2:
+        raise ValueError(
+            f"config options come in pairs KEY VALUE, but {len(opts)} words were given; "
+            f"the last one is {opts[-1]!r}"
+        )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -119,28 +200,10 @@ def require_file_place(path: str | Path, option: str) -> Path:
     return file
 
 
-def resumable(run: Callable[[], object]) -> int:
-    """Runs a command that goes on where it was stopped if it is given again.
-
-    Returns:
-        Exit code: 0; 1 if one of its runs failed (RuntimeError); 2 for wrong input (ValueError);
-        130 for Ctrl-C. Each but 0 with one line of what happened.
-    """
-    try:
-        run()
-    except (ValueError, RuntimeError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command to go on\n")
-        return 130
-    return 0
-
-
 def read_command_line(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Parses before anything heavy is imported; a wrong word ends the process.
+    """Parses the command line of a script; a wrong word ends the process.
 
     Raises:
         SystemExit: 0 after --help, 2 after one line about a wrong word.

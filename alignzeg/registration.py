@@ -1,6 +1,10 @@
-"""Registers the components and data sets of this package with Detectron2, by importing them."""
+"""Importing this module registers the package's components and data sets with Detectron2."""
 
 from __future__ import annotations
+
+import importlib
+
+from alignzeg import EXPORTS
 
 try:
     import detectron2  # noqa: F401
@@ -15,39 +19,6 @@ except ModuleNotFoundError as error:
         "git+https://github.com/facebookresearch/detectron2.git"
     ) from None
 
-from alignzeg.config import add_alignzeg_config
-from alignzeg.data import catalog
-from alignzeg.data.own import register_folder
-from alignzeg.losses import criteria
-from alignzeg.modeling import (
-    classifiers,
-    correctors,
-    encoders,
-    generative_arch,
-    heads,
-    meta_arch,
-    pixel_arch,
-    proposals,
-    synthesizers,
-    timm_encoder,
-    vlm,
-)
-
-__all__ = [
-    "add_alignzeg_config",
-    "classifiers",
-    "correctors",
-    "criteria",
-    "encoders",
-    "generative_arch",
-    "heads",
-    "meta_arch",
-    "pixel_arch",
-    "proposals",
-    "register_folder",
-    "synthesizers",
-    "timm_encoder",
-    "vlm",
-]
-
-catalog.register_all()
+for _module in EXPORTS.values():
+    importlib.import_module(_module)
+importlib.import_module("alignzeg.data.catalog").register_all()

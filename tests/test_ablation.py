@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
 
 from alignzeg.ablation import Plan, Row, check, run, table
+from alignzeg.arguments import TrainingError
+from alignzeg.commands import guarded
 
 # Stands in for the training script: the command line contract is what the ablation relies on.
 SCRIPT = """
@@ -38,7 +42,9 @@ def plan(tmp_path) -> Plan:
         path = tmp_path / f"{name}.yaml"
         path.write_text("text")
         rows.append(Row(name, path, source))
-    return Plan(tuple(rows), (1, 2, 4), tmp_path / "out", ("K", "V"), 2, script)
+    return Plan(
+        tuple(rows), (1, 2, 4), tmp_path / "out", ("K", "V"), 2, (sys.executable, str(script))
+    )
 
 
 def runs(plan: Plan, row: str, seed: int) -> list[str]:
@@ -75,16 +81,33 @@ def test_reused_weights_are_evaluated_not_trained(plan):
 
 def test_a_failure_shows_its_reason_and_keeps_the_rest(plan):
     plan.rows[1].config.write_text("broken")
-    with pytest.raises(RuntimeError, match=r"b with seed \d failed(?s:.*)the reason of"):
+    with pytest.raises(TrainingError, match=r"b with seed \d failed(?s:.*)the reason of"):
         run(plan)
     plan.rows[1].config.write_text("text")
     run(plan)
     assert len(runs(plan, "a", 1)) == 1
 
 
+def test_sigterm_ends_the_runs_at_work_and_starts_no_other(plan, tmp_path, capsys):
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, 'saved_' + str(os.getpid())).touch()\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    slow = dataclasses.replace(plan, jobs=1, program=(sys.executable, str(script)))
+    assert guarded(lambda: run(slow), resumable=True) == 143
+    assert len(list(tmp_path.glob("saved_*"))) == 1
+    assert capsys.readouterr().err == "stopped; run the same command to go on\n"
+
+
 def test_plans_that_cannot_work(plan, tmp_path):
     def changed(*rows: Row) -> Plan:
-        return Plan(rows, plan.seeds, plan.output, (), 1, plan.train_net)
+        return Plan(rows, plan.seeds, plan.output, (), 1, plan.program)
 
     with pytest.raises(ValueError, match="no config file .*missing.yaml"):
         check(changed(Row("m", tmp_path / "missing.yaml")))

@@ -16,7 +16,7 @@ from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine.training import trainer
 from alignzeg.registries import CRITERION_REGISTRY
 
-CONFIG = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
+AUDIT = ["audit", "--config-file", str(CONFIGS / "zeroshapes" / "alignzeg.yaml")]
 SMALL = [
     *("ALIGNZEG.EXTRACTOR.LAYERS", "1"),
     *("ALIGNZEG.LOSS.NUM_POINTS", "128"),
@@ -100,7 +100,7 @@ def opts(zeroshapes: Path, tiny_opts: list[str], monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("hold_out", ["", "pseudo_unseen"])
 def test_this_project_does_not_leak(opts, hold_out, tmp_path, capsys):
     words = ["ALIGNZEG.DATA.HOLD_OUT", hold_out, "DATALOADER.NUM_WORKERS", "2" if hold_out else "0"]
-    assert main(["audit", CONFIG, "--steps", "2", *opts, *words]) == 0, capsys.readouterr()
+    assert main([*AUDIT, "--steps", "2", *opts, *words]) == 0, capsys.readouterr()
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith(("ok", "LEAK", "verdict"))]
     assert [line.split()[0] for line in lines] == ["ok"] * 4 + ["verdict:"]
@@ -116,7 +116,7 @@ def test_a_leak_is_caught(opts, leak, tmp_path, capsys):
     if leak == "names":
         words += ["ALIGNZEG.CRITERIA", "['NosyCriterion', 'ClassCriterion']"]
     try:
-        assert main(["audit", CONFIG, "--steps", "1", *words]) == 1
+        assert main([*AUDIT, "--steps", "1", *words]) == 1
     finally:
         CRITERION_REGISTRY._obj_map.pop("NosyCriterion", None)
     out = capsys.readouterr().out
@@ -139,12 +139,12 @@ class BlindCriterion(MaskCriterion):
     )
     words = ["ALIGNZEG.PLUGINS", f"['{blind}']", "ALIGNZEG.CRITERIA", "['BlindCriterion']"]
     try:
-        assert main(["audit", CONFIG, "--steps", "1", *opts, *words]) == 2
+        assert main([*AUDIT, "--steps", "1", *opts, *words]) == 2
     finally:
         CRITERION_REGISTRY._obj_map.pop("BlindCriterion", None)
     assert "nothing is proved" in capsys.readouterr().err
-    assert main(["audit", CONFIG, "--steps", "0", *opts]) == 2
-    assert main(["audit", "none.yaml"]) == 2
+    assert main([*AUDIT, "--steps", "0", *opts]) == 2
+    assert main(["audit", "--config-file", "none.yaml"]) == 2
     assert main(["audit"]) == 2
     assert capsys.readouterr().err.count("\n") == 3
 

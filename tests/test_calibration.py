@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, REPOSITORY
+from conftest import CONFIGS
 from detectron2.modeling import build_model
 
 from alignzeg.calibration import Grid, Setting, best, cache_proposals, sweep
@@ -198,7 +198,7 @@ def test_the_command_prints_and_writes_the_exponents(held_out, tmp_path, tiny_op
     weights = tmp_path / "model.pth"
     torch.save({"model": build_model(held_out).state_dict()}, weights)
     config = CONFIGS / "zeroshapes" / "alignzeg.yaml"
-    command = [sys.executable, str(REPOSITORY / "tools" / "calibrate.py"), "--config-file"]
+    command = [sys.executable, "-m", "alignzeg", "calibrate", "--config-file"]
     command += [str(config), "--weights", str(weights), "--dataset", DATASET, "--gammas", "0,2"]
     command += ["--thresholds", "0.5", "--seen-exponents", "0.1", "--unseen-exponents"]
     done = subprocess.run(

@@ -425,7 +425,7 @@ def test_a_stopped_job_goes_back_into_the_queue(tmp_path: Path, code: int, reque
 def test_a_few_kills_lose_nothing(tmp_path: Path) -> None:
     toy = ["ALIGNZEG.PLUGINS", str(REPOSITORY / "tests" / "toy_plugin.py")]
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "stress_kills.py"), "--kills", "6"]
+        [sys.executable, str(REPOSITORY / "dev" / "stress_kills.py"), "--kills", "6"]
         + ["--steps", "12", "--period", "3", *toy, "MODEL.META_ARCHITECTURE", "ToySegmenter"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CONFIGS
 
+from alignzeg.arguments import TrainingError
+from alignzeg.commands import guarded
+from alignzeg.commands.train import parse_args
 from alignzeg.engine import (
     setup_config,
     validate,
 )
-from alignzeg.engine.processes.launch import guarded
-from alignzeg.engine.processes.placement import find_placement, parse_args, slurm_url, world_size
+from alignzeg.engine.processes.placement import find_placement, slurm_url, world_size
 
 
 def test_the_command_line_is_that_of_detectron2() -> None:
@@ -77,7 +82,9 @@ def test_errors_of_the_user_are_one_line(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == "error: a b\n"
     assert guarded(interrupt) == 130
     assert capsys.readouterr().err == "interrupted\n"
-    assert guarded(lambda: None) == 0
+    assert guarded(interrupt, resumable=True) == 130
+    assert capsys.readouterr().err == "stopped; run the same command to go on\n"
+    assert guarded(lambda: None) == 0 and guarded(lambda: 3) == 3
     with pytest.raises(ValueError, match="a\nb"):
         guarded(fail, debug=True)
     with pytest.raises(ZeroDivisionError):
@@ -89,6 +96,32 @@ def test_errors_of_the_user_are_one_line(capsys: pytest.CaptureFixture[str]) -> 
     for size in (10**15, 2**62):
         assert guarded(lambda size=size: torch.empty(size)) == 2
         assert "not enough memory; lower" in capsys.readouterr().err
+
+
+def test_sigterm_stops_a_resumable_command_as_ctrl_c_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tidied = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            tidied.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert guarded(work, resumable=True) == 143
+    assert tidied and capsys.readouterr().err == "stopped; run the same command to go on\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_failed_training_keeps_the_lines_of_its_log(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise TrainingError("seed 1 failed:\nthe end\nof its log")
+
+    assert guarded(fail, resumable=True) == 1
+    assert capsys.readouterr().err == "error: seed 1 failed:\nthe end\nof its log\n"
 
 
 def test_every_config_is_valid(zeroshapes: Path) -> None:

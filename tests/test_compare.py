@@ -13,7 +13,9 @@ from conftest import CONFIGS, REPOSITORY, TINY_OPTS
 from detectron2.config import CfgNode
 
 from alignzeg.__main__ import main
-from alignzeg.engine import guarded, parse_args, read_checkpoint, setup_config, start_run, train
+from alignzeg.commands import guarded
+from alignzeg.commands.train import parse_args
+from alignzeg.engine import read_checkpoint, setup_config, start_run, train
 from alignzeg.engine.records.curve import LossCurve, read_curve
 from alignzeg.engine.records.provenance import (
     append_entry,
@@ -27,7 +29,7 @@ CONFIG = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
 
 
 def run(output: Path, *opts: str, resume: bool = False) -> int:
-    """Trains two steps in this process, as tools/train_net.py does."""
+    """Trains two steps in this process, as `alignzeg train` does."""
     cache = ["ALIGNZEG.VLM.CACHE_DIR", str(output.parent / "text")]
     words = [*TINY_OPTS, "OUTPUT_DIR", str(output), *cache, "SEED", "5", *opts]
 

@@ -20,7 +20,8 @@ from conftest import REPOSITORY, TINY_OPTS
 from rich.console import Console
 from tiny_imagenet import tiny_imagenet, write_classifier
 
-from alignzeg.demo import Photographs, Plan, Scenes, TrainingError, run_plan
+from alignzeg.arguments import TrainingError
+from alignzeg.demo import Photographs, Plan, Scenes, run_plan
 from alignzeg.demo.identity import PACKAGE, SOURCES, identity, source_files
 from alignzeg.demo.training import last_iteration
 
@@ -107,7 +108,7 @@ def test_photographs_go_on_after_ctrl_c_and_are_reused(tmp_path: Path) -> None:
         'alt="1_3_s: photograph" src="data:image/png;base64,',
         f"make photos DATA={tmp_path / 'official'}\n",
         "python datasets/prepare_msrc21.py --source",
-        "python tools/train_net.py --config-file configs/msrc21/alignzeg.yaml ",
+        "alignzeg train --config-file configs/msrc21/alignzeg.yaml ",
         "OUTPUT_DIR output/msrc21/alignzeg",
     ):
         assert expected in report, expected
@@ -118,7 +119,7 @@ def test_photographs_go_on_after_ctrl_c_and_are_reused(tmp_path: Path) -> None:
 
 def interrupted(plan: Plan, log: Path) -> None:
     """Runs the command until its first training has saved something, then types Ctrl-C."""
-    command = [sys.executable, str(REPOSITORY / "tools" / "photos.py"), "--data", plan.data.source]
+    command = [sys.executable, "-m", "alignzeg", "photos", "--data", plan.data.source]
     command += ["--partial", "--output", str(plan.output), "--iterations", str(STEPS)]
     command += ["--jobs", "1", *plan.opts]
     with open(log, "w") as stream:
@@ -222,7 +223,7 @@ def test_a_failed_training_shows_the_end_of_its_log(tmp_path: Path) -> None:
 
 
 def test_a_wrong_key_is_refused_before_any_work(tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "tools" / "demo.py"), "--output"]
+    command = [sys.executable, "-m", "alignzeg", "demo", "--output"]
     command += [str(tmp_path / "out"), "SOLVER.MAX_ITR", "3"]
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert refused.returncode == 2

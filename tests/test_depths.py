@@ -18,7 +18,7 @@ from alignzeg.data.given import as_rgb
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
 from alignzeg.data.pictures import check_image, eight_bits, picture_size, read_rgb, read_values
 
-sys.path.insert(0, str(REPOSITORY / "tools"))
+sys.path.insert(0, str(REPOSITORY / "dev"))
 
 import fuzz_data
 from fuzzing.data_files import png

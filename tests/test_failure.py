@@ -26,7 +26,7 @@ from alignzeg.engine.training.step import StepTrainer
 from alignzeg.structures import Targets, Vocabulary
 
 NAN = float("nan")
-FAULTS = str(REPOSITORY / "tools" / "faults.py")
+FAULTS = str(REPOSITORY / "dev" / "faults.py")
 
 
 class Small(nn.Module):
@@ -209,7 +209,7 @@ def test_a_failed_step_is_replayed(
     cfg = setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", [*tiny_opts, *fault])
     validate(cfg)
     trainer = Trainer(cfg)
-    with pytest.raises(NonFiniteError, match=r"; iteration 1, .*python -m alignzeg replay \S+$"):
+    with pytest.raises(NonFiniteError, match=r"; iteration 1, .*alignzeg replay \S+$"):
         trainer.train()
     (bundle,) = (Path(cfg.OUTPUT_DIR) / "crash").glob("*.pth")
     facts = json.loads(bundle.with_suffix(".json").read_text())

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-sys.path.insert(0, str(REPOSITORY / "tools"))
+sys.path.insert(0, str(REPOSITORY / "dev"))
 
 from fuzzing.sandbox import judge
 
 
 def test_a_few_rounds_of_every_kind(tmp_path: Path) -> None:
-    words = [sys.executable, "tools/fuzz.py", "--rounds", "20", "--workers", "1"]
+    words = [sys.executable, "dev/fuzz.py", "--rounds", "20", "--workers", "1"]
     done = subprocess.run(
         [*words, "--keep", str(tmp_path), "--started-every", "0"],
         cwd=REPOSITORY,

@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from tiny_imagenet import CHANNELS, FEATURES, LONGEST, MODEL, write_classifier, write_sentences
 from torch import Tensor, nn
 
-from alignzeg import doctor
+from alignzeg import machine
 from alignzeg.__main__ import main
 from alignzeg.engine import setup_config, validate
 from alignzeg.engine.checkpoints.checkpoint import describe, verify
@@ -458,7 +458,7 @@ def test_wrong_settings_are_refused_early(
 
 # ------------------------------------------------------------ commands
 def test_vocabulary_reads_names_with_it(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    opts = ["--opts", *imagenet_opts(files), "ALIGNZEG.VLM.TEMPLATES", "['{}']"]
+    opts = [*imagenet_opts(files), "ALIGNZEG.VLM.TEMPLATES", "['{}']"]
     assert main(["vocabulary", "cat, caat", *opts, "ALIGNZEG.DATA.SYNONYM_COSINE", "-0.99"]) == 1
     assert "near-synonym" in capsys.readouterr().out
     assert main(["vocabulary", f"cat, {'c' * 40}", *opts]) == 1
@@ -470,7 +470,7 @@ def test_doctor_knows_the_packages(
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(files))
     encoder = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"]
-    doctor.main([*imagenet_opts(files), *encoder])
+    main(["doctor", *imagenet_opts(files), *encoder])
     said = capsys.readouterr().out
     assert f"ok   VLM of the config    {MODEL}/{MODEL}.pth+sentences" in said
     assert "ok   image encoder        tf_efficientnet_lite2, weights: random" in said
@@ -480,7 +480,7 @@ def test_doctor_knows_the_packages(
 
     monkeypatch.setattr(importlib.metadata, "distribution", gone)
     for name, package in zip(("ImageNet classifier", "sentence encoder"), PACKAGES, strict=True):
-        check = doctor.check_weight_package(name)
+        check = machine.check_weight_package(name)
         assert not check.ok and not check.required
         assert package in check.line() and "pip install alignzeg[imagenet]" in check.line()
 
@@ -504,7 +504,7 @@ def test_the_packages_name_what_they_never_saw_named(tmp_path: Path) -> None:
     scores = F.normalize(images, dim=-1) @ asked.T
     right = (scores.argmax(dim=1) == torch.arange(200)).float().mean()
     assert right >= 0.3
-    assert doctor.check_weight_package("sentence encoder").ok
+    assert machine.check_weight_package("sentence encoder").ok
 
     from skimage import data
 

@@ -14,11 +14,12 @@ from detectron2.utils.env import seed_all_rng
 from numpy.typing import NDArray
 from PIL import Image
 
+from alignzeg.__main__ import main
+from alignzeg.commands.predict import distinct_stems, split_opts
 from alignzeg.data.pictures import read_rgb
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
-from alignzeg.inference import Prediction, Predictor, ProposalSet, main, parse_classes
-from alignzeg.inference.command import distinct_stems
+from alignzeg.inference import Prediction, Predictor, ProposalSet, parse_classes
 from alignzeg.structures import Vocabulary
 
 CLASSES = ["red star", "brick", "my own thing"]
@@ -238,7 +239,7 @@ def test_command(
     pictures = [str(tmp_path / folder / "same.png") for folder in ("a", "b")]
     out = tmp_path / "out"
     arguments = ["--weights", str(weights), "--classes", "red star, brick", "--output", str(out)]
-    assert main([*arguments, "--proposals", *pictures]) == 0
+    assert main(["predict", *arguments, "--proposals", *pictures]) == 0
     assert sorted(path.name for path in out.glob("*.json")) == ["same.json", "same_2.json"]
     assert len(list(out.iterdir())) == 10
     assert "same.png" in capsys.readouterr().out
@@ -266,12 +267,20 @@ def test_command_errors_come_first_and_in_one_line(
     words |= {key: value for key, value in change.items() if key != "PICTURE"}
     arguments = [word for pair in words.items() for word in pair]
     pictures = [str(tmp_path / "fine.png"), *[v for k, v in change.items() if k == "PICTURE"]]
-    assert main([*arguments, *pictures]) == 2
+    assert main(["predict", *arguments, *pictures]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_key_value_pairs_follow_the_images(tmp_path: Path) -> None:
+    (tmp_path / "SEED").write_text("")
+    images = ["a.png", "IMG_0001.JPG", str(tmp_path / "SEED")]
+    assert split_opts([*images, "SEED", "1"]) == (images, ["SEED", "1"])
+    assert split_opts([*images, "MODEL.DEVICE", "cpu"]) == (images, ["MODEL.DEVICE", "cpu"])
+    assert split_opts(images) == (images, [])
 
 
 def test_distinct_stems() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import CONFIGS
 
-from alignzeg import ksplits
-from alignzeg.ablation import Plan, _command, _config_texts, check
+from alignzeg.ablation import Plan, _config_texts, _words, check
+from alignzeg.commands import ksplits
 
 ZEROSHAPES = ksplits.Splits(CONFIGS / "zeroshapes")
 
@@ -25,7 +25,7 @@ def write(folder: Path, *rounds: tuple[int, float, float]) -> Path:
 
 
 def plan(tmp_path: Path, rows: tuple) -> Plan:
-    return Plan(rows, (1,), tmp_path, (), 1, Path("train_net.py"))
+    return Plan(rows, (1,), tmp_path, (), 1)
 
 
 def test_each_split_starts_from_its_own_pixel_network(tmp_path):
@@ -39,7 +39,7 @@ def test_each_split_starts_from_its_own_pixel_network(tmp_path):
         "k10_transductive_recursive",
         "k10_transductive_recursive_pixels",
     ]
-    command = _command(plan(tmp_path, rows), rows[1], seed=1)
+    command = _words(plan(tmp_path, rows), rows[1], seed=1)
     weights = str(tmp_path / "k2_pixel" / "seed_1" / "model_final.pth")
     assert command[command.index("MODEL.WEIGHTS") + 1] == weights
     assert "--resume" in command

@@ -14,10 +14,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
+from alignzeg.__main__ import main
 from alignzeg.data.mapper import ShorterSide
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.engine.settings.reading import require_device
-from alignzeg.inference import Predictor, main
+from alignzeg.inference import Predictor
 from alignzeg.inference.predictor import limited
 from alignzeg.modeling.vlm.encoding import resized
 
@@ -128,7 +129,7 @@ def test_a_device_that_is_asked_for_must_be_there(weights, monkeypatch, tmp_path
         require_device("cud")
     Image.fromarray(noise(8, 8)).save(tmp_path / "x.png")
     common = [str(tmp_path / "x.png"), "--weights", str(weights), "--classes", "grass, brick"]
-    assert main([*common, "--device", "cuda", "--output", str(tmp_path / "o")]) == 2
+    assert main(["predict", *common, "--device", "cuda", "--output", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err.startswith("error: --device is 'cuda', but this machine has no")
     assert not (tmp_path / "o").exists()
 
@@ -139,8 +140,10 @@ def test_a_wrong_place_for_results_names_the_option_before_any_work(
     Image.fromarray(noise(8, 8)).save(tmp_path / "x.png")
     (tmp_path / "file").write_text("kept")
     common = ["--weights", "no.pth", "--classes", "grass, brick"]
-    assert main([str(tmp_path / "x.png"), *common, "--output", str(tmp_path / "file")]) == 2
+    assert (
+        main(["predict", str(tmp_path / "x.png"), *common, "--output", str(tmp_path / "file")]) == 2
+    )
     assert "--output is" in (said := capsys.readouterr().err) and said.count("\n") == 1
     assert (tmp_path / "file").read_text() == "kept"
-    assert main([str(tmp_path), *common, "--output", str(tmp_path / "o")]) == 2
+    assert main(["predict", str(tmp_path), *common, "--output", str(tmp_path / "o")]) == 2
     assert "is a folder; give its images" in capsys.readouterr().err

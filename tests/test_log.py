@@ -14,7 +14,8 @@ from conftest import CONFIGS
 from detectron2.utils.logger import setup_logger
 from termcolor import colored
 
-from alignzeg.engine import parse_args, setup_config, start_run
+from alignzeg.commands.train import parse_args
+from alignzeg.engine import setup_config, start_run
 from alignzeg.engine.records.log import LOGGERS, start_log
 
 

@@ -89,10 +89,7 @@ def run(line: str) -> int:
         assert words[2] == "alignzeg"
         return main(words[3:])
     if words[1] == "tools/train_net.py":
-        from alignzeg.engine import guarded, parse_args
-
-        tool = runpy.run_path(str(REPOSITORY / words[1]))
-        return guarded(lambda: tool["start"](parse_args([*words[2:], *SMALLER])))
+        return main(["train", *words[2:], *SMALLER])
     runpy.run_path(words[1], run_name="__main__")
     return 0
 

@@ -9,8 +9,9 @@ import pytest
 from conftest import CONFIGS, REPOSITORY
 
 import alignzeg
-from alignzeg import doctor, machine
-from alignzeg.__main__ import COMMANDS, main
+from alignzeg import machine
+from alignzeg.__main__ import main
+from alignzeg.commands import COMMANDS
 
 BLOCKED = """
 import sys
@@ -93,9 +94,9 @@ def test_doctor_names_the_fix(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     config = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
     opts = ["ALIGNZEG.VLM.WEIGHTS", "no.safetensors"]
-    assert doctor.main(["--config-file", config, *opts]) == 1
+    assert main(["doctor", "--config-file", config, *opts]) == 1
     assert len(capsys.readouterr().out.splitlines()) <= 25
-    assert doctor.main(["--all", "--config-file", config, *opts]) == 1
+    assert main(["doctor", "--all", "--config-file", config, *opts]) == 1
     said = capsys.readouterr().out
     assert "FAIL VLM of the config" in said and "no.safetensors" in said
     assert re.search(
@@ -105,7 +106,7 @@ def test_doctor_names_the_fix(
         r"--   msrc21_k4_val .*nowhere.*\n +fix: python datasets/prepare_msrc21.py, or set", said
     )
     assert said.endswith("3 required checks failed\n")
-    assert doctor.main(["SOLVER.MAX_ITR", "1"]) == 2
+    assert main(["doctor", "SOLVER.MAX_ITR", "1"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown config key")
     lost = machine.check_package("no_such_package_of_ours")
     assert not lost.ok and lost.line().startswith("FAIL") and "pip install no_such" in lost.line()
@@ -117,14 +118,14 @@ def test_every_fix_names_a_script_that_exists(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     # Wherever it is asked from.
     monkeypatch.chdir(tmp_path)
-    doctor.main(["--all"])
+    main(["doctor", "--all"])
     scripts = re.findall(r"fix: python (\S+\.py)", capsys.readouterr().out)
     assert len(scripts) > 20
     assert all(Path(script).is_file() for script in scripts)
 
 
 def test_a_misspelt_data_set_is_one_hint(zeroshapes: Path, capsys) -> None:
-    assert doctor.main(["DATASETS.TEST", "('zeroshapes_vla',)"]) == 1
+    assert main(["doctor", "DATASETS.TEST", "('zeroshapes_vla',)"]) == 1
     said = capsys.readouterr().out
     assert "did you mean 'zeroshapes_val'?" in said
     assert len(said.splitlines()) <= 25
@@ -161,5 +162,5 @@ def test_commands_are_dispatched(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert all(name in said for name in COMMANDS)
     assert main([]) == 2
-    assert main(["train"]) == 2
-    assert "unknown command 'train'" in capsys.readouterr().err
+    assert main(["trane"]) == 2
+    assert "unknown command 'trane'; did you mean 'train'?" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from alignzeg.pseudo_labels.naming import Thresholds, choose, name_probs, paint
 from alignzeg.pseudo_labels.regions import proposal_regions, superpixel_regions
 from alignzeg.pseudo_labels.summary import Tally
 
-sys.path.insert(0, str(REPOSITORY / "tools"))
+sys.path.insert(0, str(REPOSITORY / "dev"))
 
 from forks import living
 
@@ -276,7 +276,7 @@ def test_a_kill_and_other_processes_change_no_file(zeroshapes, tmp_path):
     make_pseudo_labels(job(tmp_path / "whole", tmp_path))
     thresholds = ["--confidence", "0.3", "--margin", "0.05", "--min-area", "20"]
     command = [
-        *(sys.executable, str(REPOSITORY / "tools" / "make_pseudo_labels.py")),
+        *(sys.executable, "-m", "alignzeg", "pseudo-labels"),
         *("--config-file", CONFIG, "--dataset", "zeroshapes_train"),
         *("--output", str(tmp_path / "killed"), *thresholds),
     ]

@@ -22,8 +22,8 @@ SMALLER = {
     "python tools/train_net.py": shlex.join(TINY_OPTS),
     "python tools/make_pseudo_labels.py": shlex.join(TINY_OPTS),
     "python tools/calibrate.py": "--gammas 0,2 --thresholds 0.5 " + shlex.join(TINY_OPTS),
-    "python tools/train_tiny_clip.py --eval-only": "--scenes 2",
-    "python tools/fuzz.py": "--rounds 2",
+    "python projects/tiny_clip/train_tiny_clip.py --eval-only": "--scenes 2",
+    "python dev/fuzz.py": "--rounds 2",
     "python -m alignzeg audit": shlex.join(TINY_OPTS),
     "python -m alignzeg": "",
 }
@@ -44,7 +44,7 @@ def commands() -> list[str]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a fresh clone: the repository's folders, and nothing made by a run."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("alignzeg", "configs", "tools"):
+    for name in ("alignzeg", "configs", "dev", "projects", "tools"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "datasets").mkdir()
     for path in (REPOSITORY / "datasets").glob("*.py"):

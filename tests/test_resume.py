@@ -22,7 +22,8 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from alignzeg.engine import Trainer, parse_args, read_checkpoint, setup_config, start_run
+from alignzeg.commands.train import parse_args
+from alignzeg.engine import Trainer, read_checkpoint, setup_config, start_run
 from alignzeg.engine.checkpoints.state import (
     config_changes,
     own_randomness,

@@ -10,8 +10,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from alignzeg.commands.train import main, parse_args
 from alignzeg.data.lint import pitfalls, validate_names
-from alignzeg.engine import AlignZegCheckpointer, check_folder, parse_args, read_checkpoint
+from alignzeg.engine import AlignZegCheckpointer, check_folder, read_checkpoint
 from alignzeg.engine.checkpoints.resume import report_other_classes
 from alignzeg.engine.records.occupation import clear
 from alignzeg.engine.settings.advice import advice
@@ -45,7 +46,7 @@ def test_a_used_folder_is_refused_resumed_or_overwritten(tiny_cfg: CfgNode, tmp_
     assert {path.name for path in tmp_path.iterdir()} >= {"mine.txt", "config.yaml"}
     assert not any(tmp_path.glob("model_*")) and not (tmp_path / "inference").exists()
     with pytest.raises(ValueError, match="--overwrite starts anew"):
-        parse_args(["--overwrite", "--resume"])
+        main(parse_args(["--overwrite", "--resume"]))
 
 
 @pytest.mark.parametrize(("warm", "steps", "said"), [(100, 2, 1), (5, 5, 1), (4, 5, 0), (0, 2, 0)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import CONFIGS, REPOSITORY, TINY_OPTS
 
-sys.path.insert(0, str(REPOSITORY / "tools"))
+sys.path.insert(0, str(REPOSITORY / "dev"))
 
 from forks import LAUNCHERS, forked
 from stress_kills import difference, final

@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from safetensors import safe_open
 
 from alignzeg.data.zeroshapes import class_names
 from alignzeg.modeling.vlm import OpenClipVLM
-from alignzeg.tiny_clip.evaluation import evaluate
-from alignzeg.tiny_clip.model import ASSETS, build_model
-from alignzeg.tiny_clip.recipe import Recipe
-from alignzeg.tiny_clip.sampling import (
+
+sys.path.insert(0, str(REPOSITORY / "projects" / "tiny_clip"))
+
+from tiny_clip.evaluation import evaluate
+from tiny_clip.model import ASSETS, build_model
+from tiny_clip.recipe import Recipe
+from tiny_clip.sampling import (
     CLUTTER,
     caption_windows,
     draw_batch,
@@ -25,7 +29,7 @@ from alignzeg.tiny_clip.sampling import (
     render_pool,
     say,
 )
-from alignzeg.tiny_clip.training import Job, schedule, train
+from tiny_clip.training import Job, schedule, train
 
 WEIGHTS = ASSETS / "alignzeg-tiny.safetensors"
 
@@ -146,7 +150,7 @@ def test_two_steps_of_training(tmp_path: Path) -> None:
 
 
 def test_command_judges_the_bundled_weights(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    script = Path(__file__).parents[1] / "tools" / "train_tiny_clip.py"
+    script = REPOSITORY / "projects" / "tiny_clip" / "train_tiny_clip.py"
     main = runpy.run_path(str(script))["main"]
     monkeypatch.setattr(sys, "argv", [str(script), "--eval-only", "--scenes", "3"])
     assert main() == 0

@@ -1,15 +1,13 @@
-"""tools/train_net.py as users call it: one process, two processes, torchrun, and mistakes."""
+"""Training as users call it: one process, two processes, torchrun, and mistakes."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -18,8 +16,11 @@ import torch
 from conftest import CONFIGS, REPOSITORY, TINY_OPTS
 from detectron2.config import CfgNode
 
+from alignzeg.__main__ import main
+from alignzeg.commands import guarded
+from alignzeg.commands.train import parse_args
 from alignzeg.data.zeroshapes import write_dataset
-from alignzeg.engine import guarded, parse_args, read_checkpoint
+from alignzeg.engine import read_checkpoint
 from alignzeg.engine.processes.errors import RunFailed
 from alignzeg.engine.processes.launch import launch
 
@@ -27,16 +28,9 @@ TRAIN_NET = REPOSITORY / "tools" / "train_net.py"
 ALIGNZEG = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
 
 
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def here(argv: list[str]) -> int:
     """Runs the command in this process."""
-    return guarded(lambda: load_tool().start(parse_args(argv)))
+    return main(["train", *argv])
 
 
 def tiny(output: Path) -> list[str]:
@@ -82,15 +76,42 @@ def test_one_process_trains_and_evaluates(trained: Path) -> None:
 def test_two_processes_count_the_same(
     trained: Path, zeroshapes_files: Path, tmp_path: Path
 ) -> None:
-    words = [sys.executable, str(TRAIN_NET), "--config-file", ALIGNZEG, "--eval-only"]
-    weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
+    words = [sys.executable, "-m", "alignzeg", "evaluate", "--config-file", ALIGNZEG]
+    words += ["--weights", str(trained / "model_final.pth")]
     spawned = subprocess.Popen(
-        [*words, "--num-gpus", "2", *tiny(tmp_path / "spawned"), *weights],
+        [*words, "--num-gpus", "2", *tiny(tmp_path / "spawned")],
         env=environment(zeroshapes_files),
         stdout=subprocess.DEVNULL,
     )
     assert spawned.wait(500) == 0
     assert np.array_equal(matrix(tmp_path / "spawned"), matrix(trained))
+
+
+def test_runs_are_reported_side_by_side(
+    trained: Path, zeroshapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(trained, tmp_path / "other")
+    page = tmp_path / "new" / "report.html"
+    words = ["report", str(trained), str(other), "--images", "1", "--output", str(page)]
+    assert main(words) == 0
+    assert capfd.readouterr().out == f"{page}\n"
+    text = page.read_text()
+    for expected in (
+        f"<title>{trained.name} and other on zeroshapes_val</title>",
+        f"alignzeg report {trained} {other}",
+        f': {trained.name}" src="data:image/png',
+        ': other" src="data:image/png',
+    ):
+        assert expected in text, expected
+    for wrong, message in (
+        ([str(tmp_path / "none")], "holds no evaluation"),
+        ([str(other), str(other)], "a run is given twice"),
+        ([str(other)] * 5, "one to four runs"),
+        ([str(other), "--dataset", "voc2012_val"], "no evaluation_voc2012_val.json"),
+    ):
+        assert main(["report", *wrong, "--output", str(page)]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line
 
 
 def test_torchrun_trains_with_accumulation(zeroshapes_files: Path, tmp_path: Path) -> None:

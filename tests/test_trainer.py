@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
+from alignzeg.commands.train import parse_args
 from alignzeg.engine import (
     AlignZegCheckpointer,
     Trainer,
@@ -26,7 +27,6 @@ from alignzeg.engine import (
     validate,
 )
 from alignzeg.engine.processes.errors import NonFiniteError
-from alignzeg.engine.processes.placement import parse_args
 from alignzeg.structures import Vocabulary
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"

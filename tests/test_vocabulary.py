@@ -110,7 +110,7 @@ def test_training_warns_of_the_names_of_its_data_sets(tiny_cfg, caplog):
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    opts = ["--opts", "ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text")]
+    opts = ["ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text")]
     assert main(["vocabulary", "zeroshapes_val", *opts]) == 0
     assert capsys.readouterr().out == "42 names: nothing to warn of\n"
     assert main(["vocabulary", "red star, grass, Red Star", "--unseen", "cow", *opts]) == 1
@@ -136,7 +136,7 @@ def test_what_is_no_list_file_or_data_set_is_refused(given, hint, capsys):
 
 
 def test_words_that_the_text_encoder_never_read(tmp_path, capsys):
-    opts = ["--opts", "ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text")]
+    opts = ["ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text")]
     assert main(["vocabulary", "red star, cat,", *opts]) == 1
     assert "never read: alignzeg-tiny/bundled" in (said := capsys.readouterr().out)
     assert "does not know 'cat';" in said

@@ -39,7 +39,7 @@ def known_names(wrong: str) -> str:
     names = registered_names()
     return (
         f"{did_you_mean(wrong, names)}registered: {len(names)} names such as {_EXAMPLES}; "
-        "python -m alignzeg doctor --all lists them"
+        "alignzeg doctor --all lists them"
     )
 
 

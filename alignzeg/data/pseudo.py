@@ -1,6 +1,6 @@
 """Pseudo-labels on disk as a data set: human labels, and what a model said about the other pixels.
 
-A folder that `tools/make_pseudo_labels.py` wrote holds, for each picture of its source data set,
+A folder that `alignzeg pseudo-labels` wrote holds, for each picture of its source data set,
 
     labels/<name>.png      label maps: human labels as in the source, pseudo-labels on other
                            pixels, the ignore value elsewhere
@@ -27,7 +27,7 @@ DESCRIPTION = "pseudo_labels.json"
 LABELS, CONFIDENCE = "labels", "confidence"
 SUFFIX = "_pseudo"
 _KEYS = ("source", "classes", "prompts", "raw_ids", "ignored_raw_ids", "ignore_label")
-_MAKE = "make it with: python tools/make_pseudo_labels.py --help"
+_MAKE = "make it with: alignzeg pseudo-labels --help"
 
 
 def file_keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -123,6 +123,6 @@ def validate_pseudo_labels(cfg: CfgNode) -> None:
         source = next(iter(cfg.DATASETS.TRAIN), "NAME").removesuffix(SUFFIX)
         raise ValueError(
             f"ALIGNZEG.DATA.PSEUDO.ROOT is {root!r}, which holds no {DESCRIPTION}; make it with: "
-            f"python tools/make_pseudo_labels.py --config-file CONFIG --dataset {source} "
+            f"alignzeg pseudo-labels --config-file CONFIG --dataset {source} "
             f"--output {root}"
         )

@@ -7,6 +7,5 @@ valid is used again, so a comparison that was cut off goes on where it stopped.
 from alignzeg.demo.datasets import DataSet, Photographs, Scenes
 from alignzeg.demo.plan import Plan
 from alignzeg.demo.run import run_plan
-from alignzeg.demo.training import TrainingError
 
-__all__ = ["DataSet", "Photographs", "Plan", "Scenes", "TrainingError", "run_plan"]
+__all__ = ["DataSet", "Photographs", "Plan", "Scenes", "run_plan"]

@@ -18,7 +18,7 @@ class Plan:
     """The baseline and AlignZeg on one data set.
 
     Attributes:
-        repository: where configs/ and tools/ are.
+        repository: where configs/ is.
         output: everything but the data set is written here.
         data: what they are trained and judged on.
         iterations: of each training; 0 takes the configs' own number.
@@ -59,9 +59,8 @@ class Plan:
 
     def command(self, name: str) -> list[str]:
         """What trains and evaluates a run, from its last checkpoint if there is one."""
-        script = self.repository / "tools" / "train_net.py"
         config = ["--config-file", str(self.config(name)), "--resume"]
-        return [sys.executable, str(script), *config, *self.run_opts(name)]
+        return [sys.executable, "-m", "alignzeg", "train", *config, *self.run_opts(name)]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,25 +10,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from rich.console import Console
 from rich.table import Table
 
 from alignzeg.data.catalog import dataset_root
-from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
-from alignzeg.data.pictures import read_rgb
+from alignzeg.data.labels import get_vocabulary
 from alignzeg.demo.plan import LABELS, Plan, write_json
 from alignzeg.demo.training import DONE, train_all
 from alignzeg.engine import setup_config
 from alignzeg.engine.settings.validation import validate_pretrained
 from alignzeg.inference import Predictor
-from alignzeg.report import About, RunResult, Sample, read_run, write_report
+from alignzeg.report import About, RunResult, choose_samples, read_run, write_report
 from alignzeg.structures import Vocabulary
 
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
-_SAMPLES = 8
 
 
 def run_plan(plan: Plan, fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -104,7 +101,7 @@ def _shown(plan: Plan, name: str) -> str:
     config = plan.config(name).relative_to(plan.repository)
     folder = f"output/{plan.data.benchmark}/{name}"
     opts = shlex.join([*plan.run_opts(name)[:-1], folder])
-    return f"python tools/train_net.py --config-file {config} {opts}"
+    return f"alignzeg train --config-file {config} {opts}"
 
 
 def _facts(plan: Plan, cfg: CfgNode, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -154,25 +151,6 @@ def _lead(plan: Plan, vocabulary: Vocabulary, cfgs: Mapping[str, CfgNode]) -> st
         f"{kind}s, but without any label. {kind.capitalize()}s, {schedule}, seed and the frozen "
         f"vision-language model are the same for both. {plan.data.remark}"
     ).strip()
-
-
-def choose_samples(
-    dataset: str, vocabulary: Vocabulary, predictors: Mapping[str, Predictor]
-) -> list[Sample]:
-    """The first images of a data set that show an unseen class, with everybody's answer."""
-    lookup = label_lookup(dataset, vocabulary)
-    unseen = set(vocabulary.unseen_ids)
-    samples: list[Sample] = []
-    for record in DatasetCatalog.get(dataset):
-        truth = lookup[read_labels(record["sem_seg_file_name"], dataset)]
-        if unseen.isdisjoint(np.unique(truth).tolist()):
-            continue
-        name = record["file_name"]
-        answers = {key: predict(name).labels for key, predict in predictors.items()}
-        samples.append(Sample(Path(name).stem, read_rgb(name), truth, answers))
-        if len(samples) == _SAMPLES:
-            break
-    return samples
 
 
 def results_table(runs: Sequence[RunResult]) -> Table:

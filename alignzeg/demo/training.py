@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from alignzeg.arguments import PARENT
+from alignzeg.arguments import PARENT, TrainingError
 from alignzeg.data.catalog import dataset_root
 from alignzeg.demo.identity import identity
 from alignzeg.demo.plan import LABELS, Plan, write_json
@@ -29,10 +29,6 @@ from alignzeg.demo.plan import LABELS, Plan, write_json
 DONE = "done.json"
 _IDENTITY, _SPENT, _LOG = "identity.txt", "spent.json", "log.txt"
 _TAIL_LINES = 25
-
-
-class TrainingError(RuntimeError):
-    """A training failed; the message holds the end of its log and the log's path."""
 
 
 def train_all(plan: Plan, iterations: dict[str, int], console: Console) -> None:

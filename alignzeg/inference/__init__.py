@@ -1,7 +1,6 @@
 """Prediction: any picture and any class names to a label map. No data set on disk is needed."""
 
-from alignzeg.inference.command import main
 from alignzeg.inference.prediction import Prediction, ProposalSet
 from alignzeg.inference.predictor import Predictor, parse_classes
 
-__all__ = ["Prediction", "Predictor", "ProposalSet", "main", "parse_classes"]
+__all__ = ["Prediction", "Predictor", "ProposalSet", "parse_classes"]

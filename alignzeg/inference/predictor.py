@@ -17,7 +17,6 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
-from alignzeg.command_lines import MAX_PIXELS
 from alignzeg.data.class_names import class_names, read_class_list
 from alignzeg.data.given import as_rgb
 from alignzeg.data.labels import training_vocabulary
@@ -38,6 +37,8 @@ def parse_classes(text: str) -> list[str]:
     return list(read_class_list(text))
 
 
+# Pixels of an image that are segmented at once, by default.
+MAX_PIXELS = 2_000_000
 # Windows are looked at one by one: so many times more pixels fit.
 _WINDOWED = 4
 

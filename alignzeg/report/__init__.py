@@ -2,5 +2,6 @@
 
 from alignzeg.report.page import About, write_report
 from alignzeg.report.runs import RunResult, Sample, read_run
+from alignzeg.report.samples import choose_samples
 
-__all__ = ["About", "RunResult", "Sample", "read_run", "write_report"]
+__all__ = ["About", "RunResult", "Sample", "choose_samples", "read_run", "write_report"]

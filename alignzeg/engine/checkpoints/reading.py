@@ -32,7 +32,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """Reads a checkpoint file to the CPU without running any code that is in it.
 
     Args:
-        path: a file of torch.save, or a .safetensors file that `python -m alignzeg export` wrote.
+        path: a file of torch.save, or a .safetensors file that `alignzeg export` wrote.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds more than tensors and plain values.

@@ -18,9 +18,7 @@ from detectron2.utils import comm
 from alignzeg.engine.processes import leaving, lifeline
 from alignzeg.engine.processes.errors import (
     BUG,
-    INTERRUPTED,
     NON_FINITE,
-    RunFailed,
     exit_code,
     explain,
 )
@@ -40,7 +38,7 @@ def launch(
 
     Args:
         main: a function at the top level of a module.
-        args: what `parse_args` returned.
+        args: the command line of `alignzeg train`.
         device: MODEL.DEVICE; processes on the CPU talk through gloo, also beside GPUs.
 
     Raises:
@@ -138,35 +136,8 @@ def join_group(placement: Placement, backend: str) -> None:
     comm.synchronize()
 
 
-def guarded(run: Callable[[], Any], *, debug: bool = False) -> int:
-    """Runs a command and turns whatever ends it into one line.
-
-    Args:
-        run: the whole command.
-        debug: let the traceback through.
-
-    Returns:
-        Exit code: 0; 1 for a fault of the program; 2 for an error of the user; 3 for a loss,
-        gradient or the like that is not finite; 4 if another process died, or this one because of
-        it; 130 if interrupted.
-    """
-    try:
-        run()
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return INTERRUPTED
-    except RunFailed as error:
-        if debug:
-            sys.stderr.write(error.trace)
-        return _complain(error)
-    except Exception as error:  # noqa: BLE001 (a traceback is for those who ask for it)
-        if debug:
-            raise
-        return _complain(error)
-    return 0
-
-
-def _complain(error: Exception) -> int:
+def complain(error: Exception) -> int:
+    """Says on one line what ended this process, in one process of a run; returns the exit code."""
     code = exit_code(error)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
         hint = "; a fault of the program: --debug shows where" if code == BUG else ""

@@ -1,35 +1,13 @@
-"""The command line, and where a process stands among the processes of a run."""
+"""Where a process stands among the processes of a run."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
-
-from alignzeg.command_lines import train
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads Detectron2's command line, with a free port by default and --debug.
-
-    Args:
-        argv: words after the program's name; those of this process by default.
-
-    Returns:
-        config_file, resume, eval_only, num_gpus, num_machines, machine_rank, dist_url, debug,
-        overwrite, allow_rescale, trust_pickle, opts.
-
-    Raises:
-        ValueError: on a wrong word, or --overwrite with --resume or --eval-only. A --flag after
-            the KEY VALUE pairs is one of the `opts`, which `setup_config` refuses.
-    """
-    args = train().parse_args(argv)
-    if args.overwrite and (args.resume or args.eval_only):
-        raise ValueError("--overwrite starts anew; leave it out with --resume and --eval-only")
-    return args
 
 
 @dataclass(frozen=True)

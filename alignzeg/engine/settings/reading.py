@@ -18,6 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.file_io import PathManager
 
+from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
 from alignzeg.config.values import flatten
 from alignzeg.data.own import setup_own_data
@@ -186,16 +187,7 @@ def _safe_load(text: str, what: str) -> dict[str, Any]:
 
 
 def _read_opts(opts: Sequence[str]) -> list[tuple[str, Any]]:
-    for word in opts:
-        if word.startswith("--"):
-            raise ValueError(
-                f"{word} comes after the KEY VALUE pairs and would be ignored; put it before them"
-            )
-    if len(opts) % 2:
-        raise ValueError(
-            f"config options come in pairs KEY VALUE, but {len(opts)} words were given; "
-            f"the last one is {opts[-1]!r}"
-        )
+    check_pairs(opts)
     return list(zip(opts[0::2], opts[1::2], strict=True))
 
 

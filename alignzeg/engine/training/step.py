@@ -197,7 +197,7 @@ class StepTrainer(SimpleTrainer):
             }
             path = self.write_crash(self.inner_model, batches, facts)
         paths = [path for path in comm.all_gather(path) if path]
-        hint = f"; to see it again: python -m alignzeg replay {paths[0]}" if paths else ""
+        hint = f"; to see it again: alignzeg replay {paths[0]}" if paths else ""
         raise NonFiniteError(f"{message}; the weights are those before this step{hint}")
 
     def _trace(self, batches: list[Batch], backward: bool) -> str:

@@ -1,0 +1,116 @@
+"""`alignzeg ablate`: a list of configs over seeds."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from alignzeg.ablation import Plan, Row, check, run, table
+from alignzeg.arguments import OneLineParser, add_opts, command_parser, number, require_folder
+
+RESUMABLE = True
+ZEROSHAPES = [
+    f"configs/zeroshapes/{name}.yaml"
+    for name in ("baseline", "mrpe", "gepc_fes", "gepc", "alignzeg", "baseline_shift")
+]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas, so that KEY VALUE pairs may follow."""
+    return [int(part) for part in text.split(",") if part]
+
+
+def words(text: str) -> list[str]:
+    """Words separated by commas."""
+    return [part for part in text.split(",") if part]
+
+
+def parser() -> OneLineParser:
+    """The command line."""
+    result = command_parser(
+        "ablate",
+        "Trains and evaluates each of a list of configs with each of a list of seeds, and prints a "
+        "table. Run it again to go on where it stopped.",
+        "alignzeg ablate --configs configs/zeroshapes/baseline.yaml,configs/zeroshapes/"
+        "alignzeg.yaml --seeds 4,5,6",
+    )
+    result.add_argument(
+        "--configs",
+        type=words,
+        default=ZEROSHAPES,
+        metavar="FILES",
+        help="config files separated by commas, one row each; by default the ablation of AlignZeg "
+        "on zeroshapes",
+    )
+    result.add_argument(
+        "--reuse",
+        type=words,
+        default=["baseline_shift=baseline"],
+        metavar="ROW=OTHER",
+        help="evaluate ROW with the weights that row OTHER trained; several pairs are separated "
+        "by commas",
+    )
+    add_run_arguments(result, "output/ablation")
+    return result
+
+
+def add_run_arguments(result: argparse.ArgumentParser, output: str) -> None:
+    """Adds what every command takes that runs a plan; `output` is the default folder."""
+    result.add_argument(
+        "--seeds",
+        type=whole_numbers,
+        default="1,2,3",
+        metavar="LIST",
+        help="seeds separated by commas; %(default)s by default",
+    )
+    result.add_argument(
+        "--output",
+        default=output,
+        metavar="FOLDER",
+        help="the folder of all runs; %(default)s by default",
+    )
+    result.add_argument(
+        "--jobs",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="runs at a time, which share the cores; %(default)s by default",
+    )
+    add_opts(result)
+
+
+def check_opts(plan: Plan) -> None:
+    """Refuses KEY VALUE pairs that a config does not take, before anything runs.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    from alignzeg.engine import setup_config
+
+    for row in plan.rows if plan.opts else ():
+        setup_config(row.config, plan.opts)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Trains, and prints the table.
+
+    Raises:
+        ValueError: if the configs or seeds cannot work.
+        TrainingError: if a training fails.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    require_folder(args.output, "--output")
+    names = {Path(config).stem for config in args.configs}
+    reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
+    plan = Plan(
+        rows=tuple(Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs),
+        seeds=tuple(args.seeds),
+        output=Path(args.output),
+        opts=tuple(args.opts),
+        jobs=args.jobs,
+    )
+    check(plan)
+    check_opts(plan)
+    sys.stdout.write(table(run(plan)) + "\n")
