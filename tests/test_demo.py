@@ -274,7 +274,7 @@ def test_identity_follows_labels_and_pretrained_weights(tmp_path: Path) -> None:
 
 def test_identity_reads_the_sources_that_it_lists() -> None:
     found = {file.relative_to(PACKAGE).as_posix() for file in source_files(SOURCES)}
-    assert {"config/__init__.py", "config/parts.py", "data/mapper.py", "structures.py"} <= found
+    assert {"config/__init__.py", "config/table.py", "data/mapper.py", "structures.py"} <= found
     assert "assets/alignzeg-tiny.safetensors" in found
     for stale in ("config.py", "gone", "assets/*.pth"):
         with pytest.raises(RuntimeError, match=r"there is no .*; mend the list in .*identity"):
