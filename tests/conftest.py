@@ -12,10 +12,13 @@ from detectron2.utils.env import seed_all_rng
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.engine import setup_config
 from alignzeg.engine.records.log import LOGGERS
+from alignzeg.ksplits import split_opts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
 TOY_PLUGIN = Path(__file__).parent / "toy_plugin.py"
+# KEY VALUE pairs: zeroshapes with four unseen classes.
+K4 = split_opts("zeroshapes", 4)
 TINY_OPTS = [
     "MODEL.DEVICE",
     "cpu",

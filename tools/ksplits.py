@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""ZS3Net and recursive training for several numbers of unseen classes; resumable."""
+"""ZS3Net and recursive training for several numbers of unseen classes, K; resumable.
+
+Every K takes the same configs: its data sets are given as KEY VALUE pairs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def compare(args: argparse.Namespace) -> None:
     """Trains, and prints the table."""
     require_folder(args.output, "--output")
-    splits = ksplits.Splits(ROOT / "configs" / args.benchmark, args.encoder)
+    splits = ksplits.Splits(ROOT / "configs" / args.benchmark, args.encoder, args.dataset)
     plan = Plan(
         rows=ksplits.rows(splits, args.splits, args.base),
         seeds=tuple(args.seeds),
@@ -35,7 +38,7 @@ def compare(args: argparse.Namespace) -> None:
     folders = {
         split: {
             method: [plan.folder(splits.name(split, method.config), seed) for seed in plan.seeds]
-            for method in splits.methods(split)
+            for method in splits.methods
         }
         for split in args.splits
     }
@@ -47,6 +50,9 @@ def main() -> int:
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--benchmark", default="zeroshapes", help="a folder of configs")
     parser.add_argument("--encoder", default="", help="end of their names, such as R101")
+    parser.add_argument(
+        "--dataset", default="", help="its data set, such as context60; default: the folder's name"
+    )
     parser.add_argument("--splits", type=numbers, default="2,4,6,8,10", help="comma-separated K")
     parser.add_argument(
         "--base", type=int, default=0, help="K of the one pixel network for all; 0: one for each"
