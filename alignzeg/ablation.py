@@ -39,12 +39,14 @@ class Row:
             train.
         starts_from: name of a row whose final weights the training starts from; empty for those of
             the config.
+        opts: KEY VALUE pairs of its own, before those of the plan.
     """
 
     name: str
     config: Path
     weights_from: str = ""
     starts_from: str = ""
+    opts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def _words(plan: Plan, row: Row, seed: int) -> list[str]:
     other = row.weights_from or row.starts_from
     if other:
         command += ["MODEL.WEIGHTS", str(plan.folder(other, seed) / "model_final.pth")]
-    return [*command, *plan.opts, "SEED", str(seed), "OUTPUT_DIR", str(plan.folder(row.name, seed))]
+    command += [*row.opts, *plan.opts, "SEED", str(seed)]
+    return [*command, "OUTPUT_DIR", str(plan.folder(row.name, seed))]
 
 
 def _config_texts(config: Path) -> list[str]:

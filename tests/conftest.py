@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from alignzeg.ksplits import split_opts
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
@@ -16,6 +17,8 @@ from alignzeg.engine.records.log import LOGGERS
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
 TOY_PLUGIN = Path(__file__).parent / "toy_plugin.py"
+# KEY VALUE pairs: zeroshapes with four unseen classes.
+K4 = split_opts("zeroshapes", 4)
 TINY_OPTS = [
     "MODEL.DEVICE",
     "cpu",

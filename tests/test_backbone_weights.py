@@ -88,7 +88,7 @@ def test_an_image_encoder_is_filled_and_nothing_else(
 
 
 def test_the_published_addresses_need_no_word_of_trust(monkeypatch, zeroshapes) -> None:
-    for path in sorted(CONFIGS.glob("parts/R*.yaml")):
+    for path in sorted(CONFIGS.glob("_base_/models/R*.yaml")):
         own = [*NARROW[:2], *NARROW[4:6], "ALIGNZEG.VLM.WEIGHTS", ""]
         data = ["DATASETS.TRAIN", "zeroshapes_train", "DATASETS.TEST", "zeroshapes_val"]
         cfg = setup_config(path, [*own, *data])

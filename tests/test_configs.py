@@ -1,9 +1,9 @@
-"""Every YAML in configs/: it merges, builds, trains two steps and evaluates, at reduced size."""
+"""Every leaf of configs/, its K-splits and what else its parts compose: it trains and evaluates."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from alignzeg.ksplits import split_opts
 from conftest import CONFIGS
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -25,10 +26,10 @@ from alignzeg.modeling.vlm import model as vlm_module
 from alignzeg.pseudo_labels import Job, make_pseudo_labels
 from alignzeg.pseudo_labels.naming import Thresholds
 
-FILES = sorted(CONFIGS.rglob("*.yaml"))
-IDS = [str(path.relative_to(CONFIGS)) for path in FILES]
-# Folders of configs that name no data set; files that name no image encoder are made whole too.
-PIECES = ("parts", "own")
+BASE = CONFIGS / "_base_"
+LEAVES = sorted(path for path in CONFIGS.rglob("*.yaml") if BASE not in path.parents)
+# Benchmarks whose encoders and VLM are downloaded.
+REAL = ("voc2012", "coco_stuff", "context", "cross")
 SMALLER = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SEED", "1"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
@@ -49,31 +50,86 @@ SMALLER = [
 SIZE = (48, 64)
 
 
-def setup(path: Path, cache_dir: Path) -> CfgNode:
-    """The config of a file, made small; a piece gets what it lacks, and pseudo-labels are made."""
+@dataclass(frozen=True)
+class Case:
+    """A leaf, or the parts that a leaf would list, with KEY VALUE pairs."""
+
+    config: Path | tuple[str, ...]
+    opts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if isinstance(self.config, Path):
+            words = [str(self.config.relative_to(CONFIGS)), *self.opts[1:2]]
+        else:
+            words = [Path(part).name for part in self.config]
+        return "-".join(words)
+
+    def path(self, folder: Path) -> Path:
+        """The config, written if it is no file yet."""
+        if isinstance(self.config, Path):
+            return self.config
+        path = folder / f"{self}.yaml"
+        bases = [str(BASE / f"{part}.yaml") for part in self.config]
+        path.write_text(yaml.safe_dump({"_BASE_": bases}))
+        return path
+
+
+def k_splits() -> Iterator[Case]:
+    """Each benchmark and K; the data set is all that K changes, so one method is enough."""
+    for leaf, dataset, splits in (
+        ("voc2012/transductive_recursive_R101", "voc2012", (2, 4, 6, 8, 10)),
+        ("context/transductive_recursive_R101", "context60", (2, 4, 6, 8)),
+        ("context/alignzeg_R50", "context59", (2, 4, 6, 8)),
+        ("zeroshapes/transductive_recursive", "zeroshapes", (2, 4, 6, 8, 10)),
+        ("msrc21/transductive_recursive", "msrc21", (2, 4, 6, 8)),
+    ):
+        for split in splits:
+            yield Case(CONFIGS / f"{leaf}.yaml", split_opts(dataset, split))
+    whole = ("DATASETS.TRAIN", "context59_train", "DATASETS.TEST", "context59_val")
+    yield Case(CONFIGS / "context" / "baseline_R50.yaml", whole)
+
+
+def composed() -> Iterator[Case]:
+    """Method, encoder and benchmark where no leaf stands for them."""
+    kinds = [("R50", "cel"), ("R50", "alignzeg_cel")]
+    kinds += [(model, method) for model in ("R50", "R101") for method in ("baseline", "alignzeg")]
+    for benchmark in (*REAL, "custom"):
+        schedule = "zegformer" if benchmark in REAL else "adamw"
+        for model, method in kinds if benchmark in REAL else [("R50", "baseline")]:
+            if not (CONFIGS / benchmark / f"{method}_{model}.yaml").is_file():
+                data = (f"datasets/{benchmark}", f"schedules/{schedule}")
+                yield Case((f"models/{model}", *data, f"methods/{method}"))
+    yield Case(("models/imagenet", "datasets/custom", "schedules/adamw", "methods/baseline"))
+
+
+def transductive() -> Iterator[Case]:
+    """CEL on the pseudo-labels of a benchmark."""
+    root = ("ALIGNZEG.DATA.PSEUDO.ROOT", "output/pseudo_labels")
+    for benchmark in ("voc2012", "coco_stuff"):
+        train = ("DATASETS.TRAIN", f"{benchmark}_train_pseudo")
+        yield Case(CONFIGS / benchmark / "cel_R50.yaml", (*train, *root))
+
+
+CASES = [*map(Case, LEAVES), *k_splits(), *composed(), *transductive()]
+
+
+def setup(case: Case, cache_dir: Path) -> CfgNode:
+    """The config of a case, made small; pseudo-labels are made."""
     opts = [*SMALLER, "ALIGNZEG.VLM.CACHE_DIR", str(cache_dir / "text")]
-    generative = path.parent.name == "parts" and path.stem.startswith("transductive")
-    cfg = setup_config(path.with_name("pixel_small.yaml") if generative else path, opts)
-    if generative:
-        cfg.merge_from_file(str(path))
-        cfg.merge_from_list(opts)
+    path = case.path(cache_dir)
+    cfg = setup_config(path, [*opts, *case.opts])
     if cfg.ALIGNZEG.DATA.PSEUDO.ROOT:
         source = cfg.DATASETS.TRAIN[0].removesuffix("_pseudo")
         folder = str(cache_dir / source)
         everything = Thresholds(confidence=0, margin=0)
         make_pseudo_labels(Job(str(path), source, folder, tuple(opts), thresholds=everything))
-        cfg = setup_config(path, [*opts, "ALIGNZEG.DATA.PSEUDO.ROOT", folder])
+        cfg = setup_config(path, [*opts, *case.opts, "ALIGNZEG.DATA.PSEUDO.ROOT", folder])
     if cfg.ALIGNZEG.VLM.NAME == "ImageNetVLM":
-        cfg = setup_config(path, [*opts, *tiny_imagenet(cache_dir)])
+        cfg = setup_config(path, [*opts, *case.opts, *tiny_imagenet(cache_dir)])
     if cfg.ALIGNZEG.DATA.CROP_SIZE:
         cfg.ALIGNZEG.DATA.CROP_SIZE = 32
-    if path.parent.name in PIECES:
+    if not cfg.DATASETS.TRAIN:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("zeroshapes_train",), ("zeroshapes_val",)
-        if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-            cfg.MODEL.META_ARCHITECTURE = "AlignZeg"
-    if not any(kind in cfg.MODEL.BACKBONE.NAME for kind in ("fpn", "deeplab")):
-        assert path.stem == "Base" or path.parent.name == "parts"
-        cfg.MODEL.BACKBONE.NAME = "build_small_fpn_backbone"
     return cfg
 
 
@@ -116,12 +172,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_trains_two_steps_and_evaluates(
-    path: Path, root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    cfg = setup(path, cache_dir)
+    cfg = setup(case, cache_dir)
     cfg.OUTPUT_DIR = str(tmp_path)
     validate(cfg)
     torch.manual_seed(0)
@@ -150,56 +206,18 @@ def test_it_trains_two_steps_and_evaluates(
     assert all("mIoU" in report["sem_seg"] for report in reports)
 
 
-def chain(path: Path) -> int:
-    """How many files lie below a config, at most."""
-    base = yaml.safe_load(path.read_text(encoding="utf-8")).get("_BASE_", [])
-    below = [base] if isinstance(base, str) else base
-    return 1 + max((chain(path.parent / name) for name in below), default=0)
-
-
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_two_levels_and_a_line_that_says_what_it_is(path: Path) -> None:
-    assert chain(path) <= 2
-    assert path.read_text(encoding="utf-8").startswith("# ")
-
-
-def test_every_zero_shot_benchmark_has_its_configs() -> None:
-    trained = {}
-    for path in FILES:
-        if path.parent.name not in PIECES:
-            cfg = setup_config(path)
-            key = (cfg.DATASETS.TRAIN[0], cfg.ALIGNZEG.EXTRACTOR.NAME, cfg.MODEL.RESNETS.DEPTH)
-            if cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone":
-                trained.setdefault(key[0], set()).add(key[1:])
-                assert cfg.ALIGNZEG.VLM.MODEL == "ViT-B-16-quickgelu"
-                assert cfg.MODEL.WEIGHTS.endswith(f"/R-{cfg.MODEL.RESNETS.DEPTH}.pkl")
-    wanted = {
-        (name, depth)
-        for name in ("PlainExtractor", "MutuallyRefinedExtractor")
-        for depth in (50, 101)
-    }
-    names = {path.stem for path in SPLIT_DIR.glob("*.json")}
+def test_every_zero_shot_data_set_is_trained_on(tmp_path: Path) -> None:
+    trained = set()
+    for case in CASES:
+        cfg = setup_config(case.path(tmp_path), case.opts)
+        trained.update(cfg.DATASETS.TRAIN)
+        if cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone":
+            assert cfg.ALIGNZEG.VLM.MODEL == "ViT-B-16-quickgelu"
+            assert cfg.MODEL.WEIGHTS.endswith(f"/R-{cfg.MODEL.RESNETS.DEPTH}.pkl")
     zero_shot = {
-        f"{name}_train"
-        for name in names
-        # Those that train without a download have configs with other encoders.
-        if not name.startswith(("zeroshapes", "msrc21"))
-        and f"{name}_train" in DatasetCatalog
-        and MetadataCatalog.get(f"{name}_train").vocabulary.unseen_ids
+        name
+        for name in (f"{path.stem}_train" for path in SPLIT_DIR.glob("*.json"))
+        if name in DatasetCatalog and MetadataCatalog.get(name).vocabulary.unseen_ids
     }
-    assert len(zero_shot) >= 16
-    for name in (*zero_shot, "coco_stuff171_train"):
-        assert trained[name] >= wanted, name
-
-
-def test_configs_that_the_texts_name_exist() -> None:
-    for text in (CONFIGS.parent / "README.md", *sorted((CONFIGS.parent / "docs").glob("*.md"))):
-        for name in re.findall(r"configs/[\w/]+\.yaml", text.read_text(encoding="utf-8")):
-            assert (CONFIGS.parent / name).is_file(), f"{text.name} names {name}"
-
-
-def test_every_open_vocabulary_set_is_evaluated_by_a_config() -> None:
-    tested = set(setup_config(CONFIGS / "cross" / "alignzeg_R50.yaml").DATASETS.TEST)
-    wanted = {"ade20k_150", "ade20k_847", "pc59", "context459", "voc20", "pas20b", "pas21"}
-    assert tested == {f"{name}_val" for name in wanted}
-    assert tested <= set(DatasetCatalog.list())
+    assert len(zero_shot) >= 20
+    assert {*zero_shot, "coco_stuff171_train"} <= trained

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS
+from conftest import CONFIGS, K4
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
@@ -28,7 +28,7 @@ from alignzeg.engine.training.generative import GenerativeTrainer, load_pixel_ne
 from alignzeg.engine.training.trainer import Trainer, training_records
 from alignzeg.losses.mmd import weighted_mmd
 
-RECURSIVE = CONFIGS / "zeroshapes" / "k4_transductive_recursive.yaml"
+RECURSIVE = CONFIGS / "zeroshapes" / "transductive_recursive.yaml"
 SMALL = [
     *("ALIGNZEG.RECURSION.GENERATOR_STEPS", "3", "ALIGNZEG.RECURSION.CLASSIFIER_STEPS", "2"),
     *("ALIGNZEG.RECURSION.ROUNDS", "2", "ALIGNZEG.RECURSION.PSEUDO", "6"),
@@ -41,10 +41,10 @@ SMALL = [
 @pytest.fixture
 def opts(zeroshapes, tiny_opts, tmp_path) -> list[str]:
     """Small rounds over an untrained pixel network."""
-    cfg = setup_config(CONFIGS / "zeroshapes" / "k4_pixel.yaml", tiny_opts)
+    cfg = setup_config(CONFIGS / "zeroshapes" / "pixel.yaml", [*tiny_opts, *K4])
     weights = tmp_path / "pixel.pth"
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, weights)
-    return [*tiny_opts, *SMALL, "MODEL.WEIGHTS", str(weights)]
+    return [*tiny_opts, *SMALL, *K4, "MODEL.WEIGHTS", str(weights)]
 
 
 @pytest.fixture

@@ -81,6 +81,6 @@ def test_rounds_are_generator_steps_and_then_classifier_steps():
     ("key", "value"), [("ROUNDS", "-1"), ("GENERATOR_STEPS", "0"), ("CLASSIFIER_STEPS", "0")]
 )
 def test_a_schedule_without_steps_is_refused(key, value):
-    config = CONFIGS / "zeroshapes" / "k4_transductive_recursive.yaml"
+    config = CONFIGS / "zeroshapes" / "transductive_recursive.yaml"
     with pytest.raises(ValueError, match=rf"RECURSION\.{key} is {value}; it must be \d or more"):
         validate(setup_config(config, [f"ALIGNZEG.RECURSION.{key}", value]))

@@ -43,11 +43,24 @@ def test_each_split_starts_from_its_own_pixel_network(tmp_path):
     weights = str(tmp_path / "k2_pixel" / "seed_1" / "model_final.pth")
     assert command[command.index("MODEL.WEIGHTS") + 1] == weights
     assert "--resume" in command
+    assert command[command.index("DATASETS.TRAIN") + 1] == "zeroshapes_k2_train"
+    assert command[command.index("DATASETS.TEST") + 1] == "zeroshapes_k2_val"
+
+
+def test_pairs_of_the_user_come_after_those_of_the_split(tmp_path):
+    rows = ksplits.rows(ZEROSHAPES, [4])
+    command = _command(Plan(rows, (1,), tmp_path, ("K", "V"), 1, Path("train_net.py")), rows[0], 1)
+    assert command[4:10] == [*rows[0].opts, "K", "V"]
 
 
 def test_a_run_is_known_by_all_files_that_its_config_builds_on():
-    folder = CONFIGS / "zeroshapes"
-    files = [folder / "k4_pixel.yaml", folder / "Base.yaml", CONFIGS / "parts" / "pixel_small.yaml"]
+    base = CONFIGS / "_base_"
+    files = [
+        CONFIGS / "zeroshapes" / "pixel.yaml",
+        *(base / "models" / "small.yaml", base / "models" / "deeplab_small.yaml"),
+        *(base / "datasets" / "zeroshapes.yaml", base / "schedules" / "muon.yaml"),
+        base / "schedules" / "adamw.yaml",
+    ]
     assert _config_texts(files[0]) == [file.read_text() for file in files]
 
 
@@ -63,8 +76,18 @@ def test_the_configs_of_another_encoder_have_its_name(tmp_path):
     rows = ksplits.rows(ksplits.Splits(CONFIGS / "voc2012", "R101"), [2])
     check(plan(tmp_path, rows))
     assert [row.name for row in rows] == ["k2_pixel_R101", "k2_transductive_recursive_R101"]
-    with pytest.raises(ValueError, match=r"no config .*voc2012/k2_transductive_recursive\.yaml"):
+    with pytest.raises(ValueError, match=r"no config .*voc2012/transductive_recursive\.yaml"):
         ksplits.rows(ksplits.Splits(CONFIGS / "voc2012"), [2])
+
+
+def test_the_configs_of_a_folder_may_serve_another_data_set(tmp_path):
+    folder = CONFIGS / "context"
+    rows = ksplits.rows(ksplits.Splits(folder, "R101", "context59"), [8])
+    assert rows[0].opts == (
+        *("DATASETS.TRAIN", "context59_k8_train", "DATASETS.TEST", "context59_k8_val"),
+    )
+    with pytest.raises(ValueError, match="no split context_k8.*--dataset context60.*context59_k2,"):
+        ksplits.rows(ksplits.Splits(folder, "R101"), [8])
 
 
 def test_the_first_and_the_last_round_are_compared(tmp_path):

@@ -135,7 +135,7 @@ def test_seen_labels_do_enter(cfg, scenes, tmp_path, monkeypatch):
     assert train_losses(cfg) != want
 
 
-OTHERS = ("Base", "pixel", "transductive")
+OTHERS = ("pixel", "transductive")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from alignzeg.engine import setup_config, validate
 from alignzeg.inference.predictor import _provide_seen
 
 OWN = "ALIGNZEG.DATA.OWN."
-ALIGNZEG = CONFIGS / "own" / "alignzeg.yaml"
+ALIGNZEG = CONFIGS / "custom" / "alignzeg.yaml"
 
 
 @pytest.fixture(autouse=True)

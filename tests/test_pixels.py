@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS
+from conftest import CONFIGS, K4
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
@@ -24,7 +24,7 @@ KINDS = {
 
 @pytest.fixture
 def cfg(zeroshapes, tiny_opts) -> CfgNode:
-    return setup_config(CONFIGS / "zeroshapes" / "k4_pixel.yaml", tiny_opts)
+    return setup_config(CONFIGS / "zeroshapes" / "pixel.yaml", [*tiny_opts, *K4])
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from alignzeg.commands.ablate import add_run_arguments, check_opts, whole_number
 RESUMABLE = True
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 _PREFIX = "sem_seg/"
+_SPLIT_DIR = Path(__file__).parents[1] / "data" / "splits"
 
 Figures = dict[str, float]
 
@@ -32,7 +33,7 @@ class Method:
 
     Attributes:
         name: what it is called there.
-        config: the config is k<K>_<config>.yaml.
+        config: the config is <config>.yaml.
         place: of the evaluation that counts among those of a run: 0 or -1.
     """
 
@@ -50,34 +51,45 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Splits:
-    """The configs of a benchmark's K-splits.
+    """The configs of a benchmark, and the data set whose K-splits they are trained on.
 
     Attributes:
         folder: of the configs.
         encoder: what their names end with, such as "R101"; may be empty.
+        dataset: as registered, without its K; empty: the name of the folder.
     """
 
     folder: Path
     encoder: str = ""
+    dataset: str = ""
 
     def name(self, split: int, config: str) -> str:
         """What a run is called."""
-        return f"k{split}_{config}" + (f"_{self.encoder}" if self.encoder else "")
+        return f"k{split}_{self.path(config).stem}"
 
-    def path(self, split: int, config: str) -> Path:
-        """Its config, whether it exists or not."""
-        return self.folder / f"{self.name(split, config)}.yaml"
+    def path(self, config: str) -> Path:
+        """A config, whether it exists or not."""
+        return self.folder / (config + (f"_{self.encoder}" if self.encoder else "") + ".yaml")
 
-    def methods(self, split: int) -> tuple[Method, ...]:
+    def opts(self, split: int) -> tuple[str, ...]:
+        """The KEY VALUE pairs that make a config one of a K-split.
+
+        Raises:
+            ValueError: if there is no such split.
+        """
+        return split_opts(self.dataset or self.folder.name, split)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
         """Those that there are configs of.
 
         Raises:
             ValueError: if there are none.
         """
-        found = tuple(m for m in METHODS if self.path(split, m.config).is_file())
+        found = tuple(m for m in METHODS if self.path(m.config).is_file())
         if not found:
             raise ValueError(
-                f"there is no config {self.path(split, METHODS[0].config)}; where names end with "
+                f"there is no config {self.path(METHODS[0].config)}; where names end with "
                 "an image encoder, say which, as --encoder R101"
             )
         return found
@@ -99,6 +111,12 @@ def parser() -> OneLineParser:
     )
     result.add_argument(
         "--encoder", default="", metavar="NAME", help="the end of the configs' names, such as R101"
+    )
+    result.add_argument(
+        "--dataset",
+        default="",
+        metavar="NAME",
+        help="the data set of the configs, such as context60; by default the folder's name",
     )
     result.add_argument(
         "--splits",
@@ -127,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     require_folder(args.output, "--output")
-    splits = Splits(find_repository() / "configs" / args.benchmark, args.encoder)
+    splits = Splits(find_repository() / "configs" / args.benchmark, args.encoder, args.dataset)
     plan = Plan(
         rows=rows(splits, args.splits, args.base),
         seeds=tuple(args.seeds),
@@ -141,11 +159,31 @@ def main(args: argparse.Namespace) -> None:
     folders = {
         split: {
             method: [plan.folder(splits.name(split, method.config), seed) for seed in plan.seeds]
-            for method in splits.methods(split)
+            for method in splits.methods
         }
         for split in args.splits
     }
     sys.stdout.write(table(folders) + "\n")
+
+
+def split_opts(dataset: str, split: int) -> tuple[str, ...]:
+    """KEY VALUE pairs for training and evaluating with K unseen classes.
+
+    Args:
+        dataset: as registered, without its K, such as "context60".
+        split: K.
+
+    Raises:
+        ValueError: if there is no such split; the message names those that there are.
+    """
+    name = f"{dataset}_k{split}"
+    known = sorted(path.stem for path in _SPLIT_DIR.glob("*_k*.json"))
+    if name not in known:
+        raise ValueError(
+            f"there is no split {name}; where a folder of configs serves several data sets, say "
+            f"which, as --dataset context60; there are {', '.join(known)}"
+        )
+    return ("DATASETS.TRAIN", f"{name}_train", "DATASETS.TEST", f"{name}_val")
 
 
 def rows(splits: Splits, numbers: Sequence[int], base: int = 0) -> tuple[Row, ...]:
@@ -159,7 +197,7 @@ def rows(splits: Splits, numbers: Sequence[int], base: int = 0) -> tuple[Row, ..
 
     Raises:
         ValueError: if that pixel network would have seen an unseen class of a split, or a split has
-            no configs.
+            no configs, or does not exist.
     """
     if base and base < max(numbers):
         raise ValueError(
@@ -169,10 +207,10 @@ def rows(splits: Splits, numbers: Sequence[int], base: int = 0) -> tuple[Row, ..
     result = {}
     for split in numbers:
         pixel = splits.name(base or split, "pixel")
-        result[pixel] = Row(pixel, splits.path(base or split, "pixel"))
-        for method in splits.methods(split):
-            name = splits.name(split, method.config)
-            result[name] = Row(name, splits.path(split, method.config), starts_from=pixel)
+        result[pixel] = Row(pixel, splits.path("pixel"), opts=splits.opts(base or split))
+        for method in splits.methods:
+            name, path = splits.name(split, method.config), splits.path(method.config)
+            result[name] = Row(name, path, starts_from=pixel, opts=splits.opts(split))
     return tuple(result.values())
 
 
