@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from alignzeg.ksplits import split_opts
+from alignzeg.commands.ksplits import split_opts
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from alignzeg.ksplits import split_opts
+from alignzeg.commands.ksplits import split_opts
 from conftest import CONFIGS
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -28,7 +28,7 @@ from alignzeg.engine.training.generative import GenerativeTrainer, load_pixel_ne
 from alignzeg.engine.training.trainer import Trainer, training_records
 from alignzeg.losses.mmd import weighted_mmd
 
-RECURSIVE = CONFIGS / "zeroshapes" / "transductive_recursive.yaml"
+RECURSIVE = CONFIGS / "zeroshapes" / "transductive_recursive_generated.yaml"
 SMALL = [
     *("ALIGNZEG.RECURSION.GENERATOR_STEPS", "3", "ALIGNZEG.RECURSION.CLASSIFIER_STEPS", "2"),
     *("ALIGNZEG.RECURSION.ROUNDS", "2", "ALIGNZEG.RECURSION.PSEUDO", "6"),

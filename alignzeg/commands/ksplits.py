@@ -44,8 +44,9 @@ class Method:
 
 METHODS = (
     Method("ZS3Net", "transductive_recursive", 0),
+    Method("ZS3Net, self-training", "transductive_self_training", -1),
     Method("recursive", "transductive_recursive", -1),
-    Method("recursive, from pixels", "transductive_recursive_pixels", -1),
+    Method("recursive, generated", "transductive_recursive_generated", -1),
 )
 
 
