@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from alignzeg.config.values import flatten
 from alignzeg.engine.records.curve import FILE_NAME as CURVE_FILE
 from alignzeg.engine.records.curve import read_curve
 from alignzeg.engine.records.provenance import FILE_NAME, last_training, read_history
-from alignzeg.engine.settings.reading import flatten
 
 # Where results go and what is kept for speed changes no number; plugins and weights are compared
 # by their content, not by their path.

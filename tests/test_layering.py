@@ -63,7 +63,8 @@ LAYERS = {
     "alignzeg.folders": (0, "folders"),
     "alignzeg.structures": (0, "structures"),
     "alignzeg.registries": (0, "registries"),
-    "alignzeg.config": (0, "config"),
+    # Its table names the registries.
+    "alignzeg.config": (1, "config"),
     "alignzeg.arguments": (0, "arguments"),
 }
 # Folders of the repository that the package must work without.

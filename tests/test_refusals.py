@@ -9,21 +9,47 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, REPOSITORY
 from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
 
+from alignzeg.config.document import document
+from alignzeg.config.keys import Choices, Range
+from alignzeg.config.table import ALIGNZEG as ALIGNZEG_KEYS
+from alignzeg.config.values import allowed_values, validate_values
 from alignzeg.engine import setup_config, validate
 from alignzeg.engine.checkpoints.likeness import check_kinds, misfit
 from alignzeg.engine.records.log import LOGGERS, hide_tracebacks
-from alignzeg.engine.settings.ranges import RANGES, Range, validate_ranges
 from alignzeg.engine.settings.reading import default_config, flat_keys
 
 
+def test_the_page_of_config_keys_is_that_of_the_table() -> None:
+    page = (REPOSITORY / "docs" / "config.md").read_text("utf-8")
+    assert page == document(), "run python -m alignzeg.config.document > docs/config.md"
+
+
+def test_every_key_says_in_whole_phrases_what_it_means() -> None:
+    for key, entry in ALIGNZEG_KEYS.keys("ALIGNZEG."):
+        assert entry.text.endswith("."), key
+
+
+def test_plugins_extend_what_a_component_may_be() -> None:
+    registry = Registry("PARTS")
+    choices = Choices(registry, optional=True)
+    registry.register(type("Near", (), {}))
+    choices.check("KEY", "")
+    choices.check("KEY", "Near")
+    with pytest.raises(ValueError, match=r"KEY is 'Nera', .* did you mean 'Near'\? .*\['Near'\]"):
+        choices.check("KEY", "Nera")
+    registry.register(type("Nera", (), {}))
+    choices.check("KEY", ["Near", "Nera"])
+
+
 def test_every_range_is_of_a_key_and_holds_its_default() -> None:
-    assert not set(RANGES) - {*flat_keys(default_config())}
-    validate_ranges(default_config())
+    assert not set(allowed_values()) - {*flat_keys(default_config())}
+    validate_values(default_config())
     for path in sorted((CONFIGS / "zeroshapes").glob("*.yaml")):
-        validate_ranges(setup_config(path))
+        validate_values(setup_config(path))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +75,11 @@ def test_a_range(allowed, good, bad, text):
         ("ALIGNZEG.EXTRACTOR.HEADS", "5", "multiple of ALIGNZEG.EXTRACTOR.HEADS 5"),
         ("ALIGNZEG.SYNTHESIZER.RANGE", "[0.7, 0.3]", "the smaller comes first"),
         ("ALIGNZEG.ENCODER.SMALL_CHANNELS", "[8.5, 16, 24, 32]", "its numbers must be whole"),
+        ("ALIGNZEG.SEMANTICS.SOURCE", "word", "'word', which is unknown; did you mean 'words'"),
+        ("ALIGNZEG.RECURSION.SOURCE", "air", "SOURCE is 'air', which is unknown"),
+        ("ALIGNZEG.RECURSION.USE", "all", "USE is 'all', which is unknown"),
+        ("ALIGNZEG.GENERATOR.LAYOUT", "true", "LAYOUT is 'true', which is unknown"),
+        ("ALIGNZEG.TEST.FOLD", "slow", "FOLD is 'slow', which is unknown"),
         ("SOLVER.BASE_LR", "-1", "SOLVER.BASE_LR is -1.0; it must be more than 0"),
         ("DATALOADER.NUM_WORKERS", "100000", "it must be 0 to 512"),
         ("SEED", str(2**40), "SEED is 1099511627776"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,40 +19,12 @@ from alignzeg.modeling.generator import GMMNGenerator
 from alignzeg.modeling.naming import build_naming
 from alignzeg.modeling.pixel_arch import PixelSegmenter
 from alignzeg.modeling.pixel_branch import PixelBranch
-from alignzeg.modeling.recursion import Schedule
+from alignzeg.modeling.recursion import Feedback, Schedule
 from alignzeg.modeling.vlm.words import WordVectors
 from alignzeg.registries import build_vlm
 from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-SEMANTIC_SOURCES = ("vlm", "words")
-PSEUDO_SOURCES = ("generated", "pixels")
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """How the classifier teaches the generator.
-
-    Attributes:
-        weight: of the ZS-MMD, kappa.
-        confidence: probability above which a feature of an unseen class becomes a pseudo-feature.
-        count: P, pseudo-features of each unseen class, at most.
-        source: "generated" for features of the generator, "pixels" for those of unlabelled pixels
-            of the training pictures, which is self-training.
-    """
-
-    weight: float
-    confidence: float
-    count: int
-    source: str
-
-    def __post_init__(self) -> None:
-        if self.source not in PSEUDO_SOURCES:
-            raise ValueError(
-                f"ALIGNZEG.RECURSION.SOURCE is {self.source!r}; it can be one of "
-                f"{list(PSEUDO_SOURCES)}"
-            )
 
 
 @META_ARCH_REGISTRY.register()
@@ -86,7 +57,7 @@ class GenerativeSegmenter(PixelSegmenter):
             generator: semantic vectors -> features.
             semantics: (K, A) of all classes, the seen ones first.
             schedule: when what is taught.
-            feedback: how the classifier teaches the generator.
+            feedback: what becomes of the features that the classifier is sure of.
             bandwidths: of the discrepancy's Gaussian kernels, in feature units.
             pixel: as `PixelSegmenter`, with a classifier and names for all K classes.
         """
@@ -138,6 +109,7 @@ class GenerativeSegmenter(PixelSegmenter):
                 confidence=recursion.CONFIDENCE,
                 count=recursion.PSEUDO,
                 source=recursion.SOURCE,
+                use=recursion.USE,
             ),
             "bandwidths": node.BANDWIDTHS,
         }
@@ -170,11 +142,11 @@ class GenerativeSegmenter(PixelSegmenter):
         if phase.first and phase.round:
             self.collect(batch["unlabelled"], batch["step"])
         if not phase.generator:
-            return {"loss_classifier": self.classifier_loss(batch)}
+            return {"loss_classifier": self.classifier_loss(batch, phase.round > 0)}
         real = batch["features"]
         made = self.generator(self.semantics[batch["classes"]], real.shape[1])
         losses = {"loss_mmd": weighted_mmd(made, real, None, self.bandwidths).mean()}
-        if phase.round:
+        if phase.round and self.feedback.use != "self_training":
             losses["loss_zs_mmd"] = self.feedback.weight * self.zs_mmd(real.shape[1])
         return losses
 
@@ -190,20 +162,41 @@ class GenerativeSegmenter(PixelSegmenter):
         weights = self.pseudo_weights[sure]
         return weighted_mmd(made[sure], self.pseudo[sure], weights, self.bandwidths).mean()
 
-    def classifier_loss(self, batch: dict[str, Any]) -> Tensor:
+    def classifier_loss(self, batch: dict[str, Any], feedback: bool = False) -> Tensor:
         """Cross-entropy over real features of seen and made ones of unseen classes.
 
-        Classes weigh as much as the share of pixels that the layout gives them.
+        Classes weigh as much as the share of pixels that the layout gives them. With `feedback` and
+        self-training, an unseen class that has pseudo-features is half made and half those.
+
+        Source: ZS3Net; self-training its ZS5Net (arXiv 1906.00817), there on pictures.
         """
         seen, real = batch["classes"], batch["features"]
         with torch.no_grad():
             made = self.generator(self.semantics[len(self.seen) :], real.shape[1])
+            if feedback and self.feedback.use != "zs_mmd":
+                made = self.self_trained(made)
         unseen = torch.arange(len(self.seen), len(self.names), device=self.device)
         classes = torch.cat([seen, unseen])
         logits = self.branch.classifier(torch.cat([real, made])).float()
         log_probs = logits.log_softmax(dim=-1)[torch.arange(len(classes)), :, classes]
         shares = batch["shares"][classes]
         return -(log_probs.mean(dim=1) * shares).sum() / shares.sum()
+
+    def self_trained(self, made: Tensor) -> Tensor:
+        """(U, N, C) made features with every second one replaced by a pseudo-feature of its class.
+
+        Pseudo-features are drawn with their weights as probabilities; classes without any keep
+        what was made.
+        """
+        sure = self.pseudo_weights.sum(dim=1) > 0
+        if not sure.any():
+            return made
+        count = len(made[0, ::2])
+        drawn = self.pseudo_weights[sure].multinomial(count, replacement=True)
+        mixed = made.clone()
+        found = self.pseudo[sure].gather(1, drawn[..., None].expand(-1, -1, made.shape[-1]))
+        mixed[sure.nonzero()[:, 0], ::2] = found
+        return mixed
 
     @torch.no_grad()
     def collect(self, unlabelled: Tensor, seed: int) -> None:
@@ -248,14 +241,9 @@ def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
     """(K, A) semantic vectors of all classes, from ALIGNZEG.SEMANTICS.
 
     Raises:
-        ValueError: on an unknown source, or names that the word vectors do not know.
+        ValueError: on names that the word vectors do not know.
     """
     node = cfg.ALIGNZEG.SEMANTICS
-    if node.SOURCE not in SEMANTIC_SOURCES:
-        raise ValueError(
-            f"ALIGNZEG.SEMANTICS.SOURCE is {node.SOURCE!r}; it can be one of "
-            f"{list(SEMANTIC_SOURCES)}"
-        )
     texts, _ = build_naming(cfg).spoken(vocabulary, True)
     source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
     return source.embed_text(texts)

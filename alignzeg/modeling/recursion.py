@@ -1,8 +1,28 @@
-"""When the generator learns and when the classifier does."""
+"""When the generator learns, when the classifier does, and what each learns from the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What becomes of the features that the classifier is sure of.
+
+    Attributes:
+        weight: of the ZS-MMD, kappa.
+        confidence: probability above which a feature of an unseen class becomes a pseudo-feature.
+        count: P, pseudo-features of each unseen class, at most.
+        source: "generated" for features of the generator, "pixels" for those of unlabelled pixels
+            of the training images.
+        use: "zs_mmd" teaches the generator, "self_training" the classifier, "both" both.
+    """
+
+    weight: float
+    confidence: float
+    count: int
+    source: str
+    use: str = "zs_mmd"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from alignzeg.engine.settings.reading import flatten
+from alignzeg.config.values import flatten
 
 PRIMITIVES = (bool, int, float, str, bytes, type(None))
 

@@ -7,7 +7,7 @@ import difflib
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ from detectron2.utils.file_io import PathManager
 
 from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
+from alignzeg.config.values import flatten
 from alignzeg.data.own import setup_own_data
 from alignzeg.data.pseudo import setup_pseudo_labels
 
@@ -188,15 +189,6 @@ def _safe_load(text: str, what: str) -> dict[str, Any]:
 def _read_opts(opts: Sequence[str]) -> list[tuple[str, Any]]:
     check_pairs(opts)
     return list(zip(opts[0::2], opts[1::2], strict=True))
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All keys of a nested config, written with dots, and their values."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
-from detectron2.utils.registry import Registry
 
 from alignzeg.arguments import require_folder
+from alignzeg.config.keys import Choices
+from alignzeg.config.values import validate_values
 from alignzeg.data.checks import check_files
 from alignzeg.data.labels import known_names
 from alignzeg.data.own import is_own
 from alignzeg.data.pseudo import validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
-from alignzeg.engine.settings.ranges import validate_ranges
-from alignzeg.engine.solver.optim import AMP_DTYPES, LR_SCHEDULERS, OPTIMIZERS
 from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
 from alignzeg.modeling.vlm import ImageNetVLM
 from alignzeg.modeling.vlm.classifier import check_classifier
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
-from alignzeg.registries import (
-    BIAS_CORRECTOR_REGISTRY,
-    CLASSIFIER_REGISTRY,
-    CRITERION_REGISTRY,
-    HEAD_REGISTRY,
-    PROPOSAL_EXTRACTOR_REGISTRY,
-    SYNTHESIZER_REGISTRY,
-    VLM_REGISTRY,
-)
 
-COMPONENTS: dict[str, Registry] = {
-    "VLM": VLM_REGISTRY,
-    "HEAD": HEAD_REGISTRY,
-    "EXTRACTOR": PROPOSAL_EXTRACTOR_REGISTRY,
-    "CLASSIFIER": CLASSIFIER_REGISTRY,
-    "SYNTHESIZER": SYNTHESIZER_REGISTRY,
-    "CORRECTOR": BIAS_CORRECTOR_REGISTRY,
-}
 # Task, metric, value and tolerance of an expected result.
 _EXPECTED = (str, str, (int, float), (int, float))
 # Figures of an evaluation that a checkpoint can be chosen by; higher is better.
@@ -67,9 +47,8 @@ def validate(
         ValueError: naming the first key that is wrong, its value and what it could be. Missing
             files of the data sets are found too.
     """
-    validate_ranges(cfg)
+    validate_values(cfg, training)
     require_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
-    validate_components(cfg)
     validate_pretrained(cfg)
     validate_weights(cfg, needs_weights, trust_pickle)
     validate_expected(cfg)
@@ -77,18 +56,6 @@ def validate(
         validate_solver(cfg, world_size)
         validate_saving(cfg)
     validate_datasets(cfg, training)
-
-
-def validate_components(cfg: CfgNode) -> None:
-    """Refuses names that no registry knows."""
-    _check_name("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
-    _check_name("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
-    for section, registry in COMPONENTS.items():
-        name = cfg.ALIGNZEG[section].NAME
-        if name or section != "SYNTHESIZER":
-            _check_name(f"ALIGNZEG.{section}.NAME", name, registry)
-    for name in cfg.ALIGNZEG.CRITERIA:
-        _check_name("ALIGNZEG.CRITERIA", name, CRITERION_REGISTRY)
 
 
 def validate_pretrained(cfg: CfgNode) -> None:
@@ -126,7 +93,7 @@ def validate_expected(cfg: CfgNode) -> None:
 
 
 def validate_solver(cfg: CfgNode, world_size: int) -> None:
-    """Refuses batches that cannot be divided and schedules that do not exist."""
+    """Refuses batches that cannot be divided, and two scalings of the rate."""
     total, accumulate = cfg.SOLVER.IMS_PER_BATCH, cfg.ALIGNZEG.SOLVER.ACCUMULATE
     if total % (accumulate * world_size):
         raise ValueError(
@@ -139,25 +106,15 @@ def validate_solver(cfg: CfgNode, world_size: int) -> None:
             "SOLVER.REFERENCE_WORLD_SIZE and ALIGNZEG.SOLVER.REFERENCE_BATCH would both scale the "
             "learning rate; set one of them to 0"
         )
-    _check_choice("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, LR_SCHEDULERS)
-    _check_choice("ALIGNZEG.SOLVER.OPTIMIZER", cfg.ALIGNZEG.SOLVER.OPTIMIZER, list(OPTIMIZERS))
-    _check_choice("ALIGNZEG.SOLVER.AMP_DTYPE", cfg.ALIGNZEG.SOLVER.AMP_DTYPE, list(AMP_DTYPES))
-    _check_choice(
-        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
-        cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE,
-        ["full_model", "norm", "value"],
-    )
 
 
 def validate_saving(cfg: CfgNode) -> None:
-    """Refuses a sampler that cannot resume, and a figure that no evaluation gives."""
-    sampler = cfg.DATALOADER.SAMPLER_TRAIN
-    _check_choice("DATALOADER.SAMPLER_TRAIN", sampler, ["TrainingSampler"])
+    """Refuses a figure that no evaluation gives."""
     best = cfg.ALIGNZEG.CHECKPOINT.BEST
     if best:
         names = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{n}/" for n in cfg.DATASETS.TEST]
         known = [f"{name}sem_seg/{figure}" for name in names for figure in FIGURES]
-        _check_choice("ALIGNZEG.CHECKPOINT.BEST", best, known)
+        Choices(tuple(known)).check("ALIGNZEG.CHECKPOINT.BEST", best)
 
 
 def validate_datasets(cfg: CfgNode, training: bool) -> None:
@@ -176,15 +133,3 @@ def validate_datasets(cfg: CfgNode, training: bool) -> None:
     for name in dict.fromkeys(used):
         limit = -1 if is_own(name) else cfg.ALIGNZEG.DATA.CHECK_FILES
         check_files(name, limit, training=training and name in cfg.DATASETS.TRAIN)
-
-
-def _check_name(key: str, name: str, registry: Registry) -> None:
-    _check_choice(key, name, sorted(known for known, _ in registry))
-
-
-def _check_choice(key: str, name: str, known: list[str]) -> None:
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"{key} is {name!r}, which is unknown; {hint}It can be one of {known}")

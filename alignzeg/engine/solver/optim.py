@@ -17,12 +17,6 @@ from torch import nn
 from alignzeg.engine.solver.muon import MuonWithAdamW
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-LR_SCHEDULERS = [
-    "WarmupPolyLR",
-    "WarmupCosineLR",
-    "WarmupMultiStepLR",
-    "WarmupStepWithFixedGammaLR",
-]
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
     "AdamW": torch.optim.AdamW,
     "Muon": MuonWithAdamW,

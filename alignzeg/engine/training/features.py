@@ -19,7 +19,6 @@ from alignzeg.structures import Targets, Vocabulary
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = ("sampled", "real")
 # Cells of one picture that are kept for each class, so that many pictures are represented.
 _PER_PICTURE = 16
 _UNLABELLED = -1
@@ -76,15 +75,8 @@ def build_feature_loader(
         cfg: a validated config.
         records: of the training pictures.
         place: "seed", "rank" and "world_size" of the stream.
-
-    Raises:
-        ValueError: if the layout is unknown.
     """
     node = cfg.ALIGNZEG.GENERATOR
-    if node.LAYOUT not in LAYOUTS:
-        raise ValueError(
-            f"ALIGNZEG.GENERATOR.LAYOUT is {node.LAYOUT!r}; it can be one of {list(LAYOUTS)}"
-        )
     seen = training_vocabulary(cfg)
     mapper = ZeroShotMapper(
         is_train=True,

@@ -1,0 +1,63 @@
+"""Refuses values that cannot be meant, before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from alignzeg.config.detectron2 import DETECTRON2_VALUES, TRAINING_VALUES
+from alignzeg.config.keys import Choices, Range
+from alignzeg.config.table import ALIGNZEG
+
+# PyTorch takes no larger whole number.
+MOST = 2**63 - 1
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys of a nested config, written with dots, and their values."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def allowed_values() -> dict[str, Range | Choices]:
+    """What the values of all keys may be, where that is a range or a list of names."""
+    ours = {key: entry.values for key, entry in ALIGNZEG.keys("ALIGNZEG.")}
+    return {**{key: values for key, values in ours.items() if values}, **DETECTRON2_VALUES}
+
+
+def validate_values(cfg: CfgNode, training: bool = False) -> None:
+    """Refuses numbers out of their range and names that nothing has.
+
+    Args:
+        cfg: a config.
+        training: whether it trains; some keys matter only then.
+
+    Raises:
+        ValueError: naming the first key that is wrong, its value and what it may be.
+    """
+    values = dict(flatten(cfg))
+    for key, value in values.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, int) and abs(item) > MOST:
+                raise ValueError(f"{key} is {value!r}; no whole number may be beyond {MOST}")
+    allowed = allowed_values()
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        del allowed["SOLVER.STEPS"]
+    if training:
+        allowed |= TRAINING_VALUES
+    for key, values_of in allowed.items():
+        values_of.check(key, values[key])
+    extractor = cfg.ALIGNZEG.EXTRACTOR
+    if extractor.HIDDEN_DIM % extractor.HEADS:
+        raise ValueError(
+            f"ALIGNZEG.EXTRACTOR.HIDDEN_DIM is {extractor.HIDDEN_DIM}; it must be a multiple of "
+            f"ALIGNZEG.EXTRACTOR.HEADS {extractor.HEADS}"
+        )
+    low, high = cfg.ALIGNZEG.SYNTHESIZER.RANGE
+    if low > high:
+        raise ValueError(f"ALIGNZEG.SYNTHESIZER.RANGE is [{low}, {high}]; the smaller comes first")
