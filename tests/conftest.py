@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 
 import pytest
-from alignzeg.commands.ksplits import split_opts
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
+from alignzeg.commands.ksplits import split_opts
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.engine import setup_config
 from alignzeg.engine.records.log import LOGGERS

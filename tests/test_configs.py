@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from alignzeg.commands.ksplits import split_opts
 from conftest import CONFIGS
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tiny_imagenet import tiny_imagenet
 
+from alignzeg.commands.ksplits import split_opts
 from alignzeg.data.catalog import SPLIT_DIR
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine import Trainer, setup_config, validate

@@ -114,7 +114,7 @@ def _preparation(name: str) -> str:
         return f"{hint}alignzeg doctor --all lists the names"
     benchmark = MetadataCatalog.get(name).get("benchmark")
     if benchmark is None or not benchmark.prepare.startswith(_MAKE):
-        return "docs/own_data.md says how its folders are named"
+        return "docs/custom_data.md says how its folders are named"
     return runnable(benchmark.prepare.removeprefix(_MAKE))
 
 

@@ -1,4 +1,4 @@
-"""docs/own_data.md: its files are written and its commands run as they stand, with fewer steps."""
+"""docs/custom_data.md: its files are written and its commands run, with fewer steps."""
 
 from __future__ import annotations
 
