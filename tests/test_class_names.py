@@ -32,6 +32,21 @@ from alignzeg.structures import Vocabulary, spelling
         ("gra\u200bss\nsky\n", r"U\+200B"),
         ("classes.txt\nsky\n", "called like a file"),
         ("---\nsky\n", "no letter and no digit"),
+        ("3 grass\n7 sky\n11 tree\n", "all names carry a number, as '3 grass'"),
+        ("grass 0\nsky 1\ntree 2\n", "all names carry a number, as 'grass 0'"),
+        ("grass (1)\nsky (2)\n", "all names carry a number"),
+        ("grass 0 128 0\nsky 0 0 128\n", "ends with three numbers"),
+        ("n01440764 tench\nn01443537 goldfish\n", "WordNet"),
+        ("\u201cgrass\u201d\n\u201csky\u201d\n", "quotation marks"),
+        ("names:\n  grass\n  sky\n", "ends like a heading"),
+        ("name\ngrass\nsky\n", "line 1, 'name', is the heading of a table"),
+        ("grass: green\nsky: blue\n", "all names hold a colon"),
+        ("grass  # the lawn\nsky\n", "ends with a comment"),
+        ("grass // green\nsky\n", "ends with a comment"),
+        ("<li>grass</li>\n", "has brackets"),
+        ("\u8349\u5730\uff1b\u5929\u7a7a\n", "without a blank"),
+        ("\u8349\u5730\u3001\u5929\u7a7a\n", "holds a comma"),
+        ("grass\\nsky\n", "holds a backslash"),
     ],
 )
 def test_odd_lists_are_refused(tmp_path: Path, lines: str, message: str) -> None:
@@ -46,6 +61,28 @@ def test_what_only_looks_odd_is_kept() -> None:
     names = ["3D printer", "7", "2.5 ton truck", "St. Bernard", "crane (machine)", "thing 0"]
     assert class_names(names, "names") == tuple(names)
     assert class_names(["thing 0", "thing 1"], "names") == ("thing 0", "thing 1")
+    for given in (["grass", "terminal 2"], ["sofa/couch", "tench.n.01"], ["name", "label"]):
+        assert class_names(given, "names") == tuple(given)
+
+
+def test_what_has_no_order_is_no_list() -> None:
+    for given in ({"grass", "sky"}, {"grass": 0, "sky": 1}):
+        with pytest.raises(ValueError, match="must be a list, whose order is that of the ids"):
+            class_names(given, "names")
+
+
+def test_a_path_that_is_no_file_is_not_a_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "lists").mkdir()
+    for source in ("lists", "lists/none", "./none", "~/none", "/none", "@none", "notes.md"):
+        with pytest.raises(ValueError, match="cannot read class names from"):
+            read_class_list(source)
+    (tmp_path / "mine.txt").write_text("grass\n")
+    assert read_class_list("~/mine.txt") == ("grass",)
+    assert read_class_list("sofa/couch") == ("sofa/couch",)
 
 
 def test_blanks_and_letters_in_two_parts_are_one_name() -> None:

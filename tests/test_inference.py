@@ -64,6 +64,13 @@ def test_names_every_pixel(predictor: Predictor, picture: NDArray[np.uint8]) -> 
     assert prediction.proposals is None
 
 
+def test_a_device_may_be_one_of_torch(weights: Path) -> None:
+    predictor = Predictor(weights, device=torch.device("cpu"))
+    assert next(predictor.model.parameters()).device.type == "cpu"
+    with pytest.raises(ValueError, match="'meta'"):
+        Predictor(weights, device=torch.device("meta"))
+
+
 def test_agrees_with_the_model(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
     vocabulary = Vocabulary(tuple(CLASSES), (False, True, False))
     image = torch.from_numpy(picture.transpose(2, 0, 1).copy())

@@ -40,6 +40,7 @@ LAYERS = {
     "alignzeg.modeling.vlm": (2, "vlm"),
     "alignzeg.modeling.vlm.regions": (1, "regions"),
     "alignzeg.modeling.vlm.templates": (1, "templates"),
+    "alignzeg.modeling.vlm.layouts": (1, "weights"),
     "alignzeg.modeling.vlm.weights": (1, "weights"),
     "alignzeg.losses": (2, ""),
     "alignzeg.losses.functional": (1, "functional"),

@@ -147,6 +147,14 @@ def test_reads_a_log_with_a_cut_line_and_a_resumed_run(tmp_path: Path) -> None:
     assert run.evaluations == {}
 
 
+def test_results_in_a_linked_folder_are_found(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "disk" / "evaluation_d.json").write_text(json.dumps({"metrics": {"hIoU": 41.0}}))
+    (tmp_path / "run" / "inference").symlink_to(tmp_path / "disk")
+    assert read_run("a", "A", tmp_path / "run", "d").metrics == {"hIoU": 41.0}
+
+
 def test_a_run_with_nothing_but_a_metric(tmp_path: Path) -> None:
     run = RunResult("a", "A", {"hIoU": None})
     path = write_report(tmp_path / "r.html", [run], [], VOCABULARY, About("T", "L"))

@@ -181,8 +181,58 @@ def test_a_prefix_is_only_taken_off_where_names_do_not_fit() -> None:
     state = {"model.a": torch.zeros(1), "model.b": torch.ones(1)}
     assert under_prefix(state, {"model.a", "model.b"}).keys() == state.keys()
     assert under_prefix(state, {"a", "b"}).keys() == {"a", "b"}
-    assert under_prefix({**state, "other.c": torch.zeros(1)}, {"a"}).keys() == {
-        "model.a",
-        "model.b",
-        "other.c",
-    }
+    beside = under_prefix({**state, "loss.c": torch.zeros(1)}, {"a", "b"})
+    assert beside.keys() == {"a", "b", "loss.c"}
+    pair = {f"{who}.{name}": torch.zeros(1) for who in ("teacher", "student") for name in "ab"}
+    assert under_prefix(pair, {"a", "b"}).keys() == pair.keys()
+
+
+def test_what_stands_beside_the_network_is_too_much(clip, tmp_path) -> None:
+    state = prefixed(dict(clip.state_dict()), "model.")
+    torch.save({"state_dict": {**state, "loss.scale": torch.ones(1)}}, tmp_path / "w.ckpt")
+    with pytest.raises(ValueError, match=r"\(too many: loss\.scale\)"):
+        load_clip("layouts", str(tmp_path / "w.ckpt"))
+
+
+def test_weights_of_another_width_and_broken_numbers_are_named(clip, tmp_path) -> None:
+    state = dict(clip.state_dict())
+    torch.save({**state, "positional_embedding": torch.zeros(16, 24)}, tmp_path / "wide.pt")
+    with pytest.raises(ValueError, match=r"positional_embedding \(16, 24\) instead of \(16, 16\)"):
+        load_clip("layouts", str(tmp_path / "wide.pt"))
+    tower = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
+    torch.save(tower, tmp_path / "tower.pt")
+    with pytest.raises(ValueError, match="lacking: .* too many: "):
+        load_clip("layouts", str(tmp_path / "tower.pt"))
+    bad = state["ln_final.bias"].clone()
+    bad[2] = float("nan")
+    torch.save({**state, "ln_final.bias": bad}, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match="ln_final.bias holds values that are NaN"):
+        load_clip("layouts", str(tmp_path / "nan.pt"))
+
+
+def test_a_pointer_of_git_lfs_is_called_so(clip, tmp_path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+    (tmp_path / "w.safetensors").write_text(text)
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load_clip("layouts", str(tmp_path / "w.safetensors"))
+
+
+class Masked(nn.Module):
+    """Has a tensor that is neither parameter nor buffer, as CLIP's attention has its mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.mask = torch.ones(3, 3)
+        self.register_buffer("scale", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.scale + self.mask[0]
+
+
+def test_of_an_archive_only_parameters_and_buffers_are_read(tmp_path) -> None:
+    path = tmp_path / "masked.pt"
+    torch.jit.save(torch.jit.script(nn.Sequential(Masked(), Masked())), path)
+    theirs, ours = torch.jit.load(path).state_dict(), read_tensors(path)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from alignzeg.structures import SYNONYM_SEPARATOR
 
 # A text that ends so is a file, also where there is none.
-_FILES = (".txt", ".csv", ".tsv", ".json", ".yaml", ".yml", ".names", ".lst", ".list")
-_INVISIBLE = "\u00ad\u200b\u2060\ufeff"
+_FILES = (
+    *(".txt", ".text", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".xml"),
+    *(".names", ".lst", ".list", ".md", ".py", ".xlsx"),
+)
+_INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"
 # What a name cannot be, and what to do instead.
 _ODD = (
-    (r"#|//", "begins like a comment; a list holds names only: delete the line"),
+    (r"#|//|%\s|<!--", "begins like a comment; a list holds names only: delete the line"),
+    (r".*\s(?:#|//)\s", "ends with a comment; a list holds names only"),
     (r"[-*\u2022]\s", "begins like an item of another kind of list; leave the mark out"),
     (r"\d+\s*(?:[:)=]|\.(?!\d))\s*\S", "begins with a number; names only, in the order of ids"),
     (r".*[:=]\s*\d+$", "ends with a number; names only, in the order of ids"),
-    (r"([\"'`]).*\1$", "stands in quotation marks; leave them out"),
-    (r"[\[{(]|.*[\]}]$", "has brackets; one plain name a line"),
-    (r".*[,|\uff0c]", "holds a comma or bar; one name a line, synonyms as in 'sofa; couch'"),
-    (r".*;(?!\s)", "has a ';' without a blank and a name after it; synonyms: 'sofa; couch'"),
+    (r".*(?:\s\d{1,3}){3}$", "ends with three numbers, as of a colour; names only"),
+    (r"n\d{8}\b", "begins with a number of WordNet; names only, in the order of ids"),
+    (
+        r"([\"'`]).*\1$"
+        r"|[\u201c\u201d\u201e\u2018\u201a\u00ab\u300c].*[\u201c\u201d\u2018\u2019\u00bb\u300d]$",
+        "stands in quotation marks; leave them out",
+    ),
+    (r"[\[{(<]|.*[\]}]$|.*<[^<>]+>", "has brackets; one plain name a line"),
+    (
+        r".*[,|\uff0c\u3001\uff5c\u060c]",
+        "holds a comma or bar; one name a line, synonyms as in 'sofa; couch'",
+    ),
+    (
+        r".*(?:;(?!\s)|\uff1b)",
+        "has a ';' without a blank and a name after it; synonyms: 'sofa; couch'",
+    ),
     (r"\s*;|.*;\s*;", "has no name before a ';'; synonyms are written 'sofa; couch'"),
+    (r".*[:=]$", "ends like a heading; a list holds names only"),
+    (r".*\\", "holds a backslash; one plain name a line"),
     (r"[\W_]*$", "has no letter and no digit"),
 )
+# The first line of a table with one column.
+_HEADINGS = {
+    *("name", "names", "class", "classes", "label", "labels", "category", "categories"),
+    *("class name", "class_name", "label name", "label_name"),
+}
 
 
 def class_names(given: Sequence[str], where: str) -> tuple[str, ...]:
@@ -40,6 +64,11 @@ def class_names(given: Sequence[str], where: str) -> tuple[str, ...]:
     """
     if isinstance(given, str):
         raise ValueError(f"{where}: class names must be a list; got the text {given!r}")
+    if isinstance(given, (Set, Mapping)):
+        raise ValueError(
+            f"{where}: class names must be a list, whose order is that of the ids; got a "
+            f"{type(given).__name__}"
+        )
     return _checked([(f"name {place}", name) for place, name in enumerate(given, 1)], where)
 
 
@@ -64,7 +93,13 @@ def read_class_file(path: str | Path) -> tuple[str, ...]:
             f"{error.start}); save it as UTF-8"
         ) from error
     lines = [(f"line {place}", line) for place, line in enumerate(text.splitlines(), 1)]
-    return _checked([(place, line) for place, line in lines if line.strip()], str(path))
+    rows = [(place, line) for place, line in lines if line.strip()]
+    if len(rows) > 1 and rows[0][1].strip().lower() in _HEADINGS:
+        raise ValueError(
+            f"{path}: {rows[0][0]}, {rows[0][1].strip()!r}, is the heading of a table; a list "
+            "holds names only: delete the line"
+        )
+    return _checked(rows, str(path))
 
 
 def read_class_list(source: str) -> tuple[str, ...]:
@@ -77,7 +112,7 @@ def read_class_list(source: str) -> tuple[str, ...]:
         ValueError: if there is no name, or as `read_class_file` and `class_names`.
     """
     if is_class_file(source):
-        names = read_class_file(source.strip() if not _is_file(source) else source)
+        names = read_class_file(_place(source))
     else:
         names = class_names([name for name in source.split(",") if name.strip()], repr(source))
     if not names:
@@ -89,15 +124,25 @@ def read_class_list(source: str) -> tuple[str, ...]:
 
 
 def is_class_file(source: str) -> bool:
-    """Whether a word of a command line means a file: it exists, or is called like one."""
-    return source.strip().lower().endswith(_FILES) and "," not in source or _is_file(source)
+    """Whether a word of a command line means a file: it exists, is called like one or a path."""
+    if _is_file(source):
+        return True
+    text = source.strip()
+    if "," in text:
+        return False
+    if text.lower().endswith(_FILES) or text.startswith(("/", "./", "../", "~", "@")):
+        return True
+    # A class may be called "sofa/couch".
+    return os.path.isdir(text) or "/" in text and os.path.isdir(os.path.dirname(text))
+
+
+def _place(source: str) -> str:
+    """The path that is meant; the shell does not expand "~" in `--classes=~/classes.txt`."""
+    return source if _is_file(source) else os.path.expanduser(source.strip())
 
 
 def _is_file(source: str) -> bool:
-    try:
-        return Path(source).is_file()
-    except (OSError, ValueError):  # too long, or a null byte
-        return False
+    return os.path.isfile(source)  # False of what is too long, too
 
 
 def _checked(given: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
@@ -112,10 +157,9 @@ def _checked(given: Iterable[tuple[str, str]], where: str) -> tuple[str, ...]:
         text = unicodedata.normalize("NFC", name)
         parts = [" ".join(part.split()) for part in text.split(";")]
         names.append(SYNONYM_SEPARATOR.join(parts))
-    if _numbered(names):
-        raise ValueError(
-            f"{where}: all names carry a number, as {names[0]!r}; names only, in the order of ids"
-        )
+    problem = _of_all(names)
+    if problem:
+        raise ValueError(f"{where}: {problem}")
     return tuple(names)
 
 
@@ -132,10 +176,25 @@ def _problem(name: str) -> str:
     return next((what for pattern, what in _ODD if re.match(pattern, text)), "")
 
 
-def _numbered(names: Sequence[str]) -> bool:
-    """Whether all names begin with a number, each one more than the last."""
-    found = [re.match(r"(\d+)\s+\D", name) for name in names]
+def _of_all(names: Sequence[str]) -> str:
+    """What is odd about all names together; empty if nothing is."""
+    if len(names) < 2:
+        return ""
+    if _ascending([re.match(r"(\d+)\s+(?=\D)", name) for name in names]):
+        return f"all names carry a number, as {names[0]!r}; names only, in the order of ids"
+    ends = [re.search(r"[\s#(]+(\d+)\)?$", name) for name in names]
+    # "thing 0", "thing 1" are names; "grass 0", "sky 1" are names with their ids.
+    stems = {name[: end.start()] for name, end in zip(names, ends, strict=True) if end}
+    if len(stems) == len(names) and _ascending(ends, step=1):
+        return f"all names carry a number, as {names[0]!r}; names only, in the order of ids"
+    if all(re.match(r"[^:]+:\s", name) for name in names):
+        return f"all names hold a colon, as {names[0]!r}; one plain name a line"
+    return ""
+
+
+def _ascending(found: Sequence[re.Match[str] | None], step: int = 0) -> bool:
+    """Whether all are there, each number more than the last, by as much as the step if not 0."""
     numbers = [int(match.group(1)) for match in found if match]
-    if len(names) < 2 or len(numbers) < len(names):
+    if len(numbers) < len(found):
         return False
-    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return all(b - a == step if step else b > a for a, b in zip(numbers, numbers[1:], strict=False))

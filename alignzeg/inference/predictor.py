@@ -57,7 +57,7 @@ class Predictor:
         self,
         weights: str | Path,
         classes: Sequence[str] | None = None,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         opts: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -80,6 +80,7 @@ class Predictor:
         """
         weights = str(weights)
         about = _describe(weights)
+        device = str(device or "")
         if device:
             require_device(device)
         asked = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.DEVICE")

@@ -50,7 +50,7 @@ class Keys:
 def reason(error: BaseException) -> str:
     """The first line of what an error says, for a message of one line."""
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0][:600] if lines else type(error).__name__
 
 
 def file_hash(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import pickle
+import re
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -65,7 +66,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(list(_HARMLESS)):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(_refused(str(error))) from error
+        with path.open("rb") as stream:
+            raise ValueError(_refused(str(error), stream.read(30))) from error
     return _state_dict(loaded)
 
 
@@ -78,19 +80,24 @@ def is_torchscript(path: str | Path) -> bool:
 
 
 def under_prefix(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
-    """The same tensors without what wrappers put before every name, such as "module.".
+    """The same tensors without what wrappers put before the names, such as "module.".
+
+    Names that do not begin with it, such as those of a loss beside the network, stay as they are.
 
     Args:
         state: tensors by name.
         wanted: names of the network.
     """
-    found = dict(state)
-    while found and not any(name in wanted for name in found):
-        heads = {name.partition(".")[0] for name in found}
-        if len(heads) > 1 or not all("." in name for name in found):
-            break
-        found = {name.partition(".")[2]: value for name, value in found.items()}
-    return found
+    counts = collections.Counter({"": 0})
+    for name in state:
+        parts = name.split(".")
+        for place in range(len(parts)):
+            if ".".join(parts[place:]) in wanted:
+                counts[".".join(parts[:place]) + "." * bool(place)] += 1
+    head, most = counts.most_common(1)[0]
+    if list(counts.values()).count(most) > 1:  # such as a teacher and a student
+        return dict(state)
+    return {name.removeprefix(head): value for name, value in state.items()}
 
 
 def differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
@@ -111,13 +118,15 @@ def _few(names: list[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def _refused(message: str) -> str:
+def _refused(message: str, start: bytes) -> str:
     """PyTorch's long advice as one clause; the name of what was refused is in it."""
     for word in ("GLOBAL ", "Unsupported global: GLOBAL "):
         if word in message:
             name = message.split(word, 1)[1].split()[0].rstrip(".,")
             return f"it holds the Python object {name}, which is not read: save its state_dict"
-    return f"it is no plain file of tensors ({' '.join(message.split())[:80]})"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is the pointer that Git LFS keeps in its place: git lfs pull fetches the file"
+    return f"it is no file of torch.save or safetensors; it begins with {start[:20]!r}"
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -148,6 +157,9 @@ def _state_dict(loaded: Any) -> dict[str, Tensor]:
 class _Module:
     """Stands in for every class of an archive: attributes, and no code."""
 
+    # Attributes that a state_dict has; None: every tensor.
+    kept: frozenset[str] | None = None
+
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.__dict__.update(state)
@@ -168,7 +180,7 @@ class _ArchiveReader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
-            return _Module
+            return type(name, (_Module,), {"kept": self._kept(module, name)})
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         known = {
@@ -183,6 +195,21 @@ class _ArchiveReader(pickle.Unpickler):
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return lambda values: values
         raise pickle.UnpicklingError(f"an archive with {module}.{name} is not read")
+
+    def _kept(self, module: str, name: str) -> frozenset[str] | None:
+        """Names of a class's parameters and buffers, which its source lists; it is not run."""
+        record = f"{self._folder}/code/{module.replace('.', '/')}.py"
+        if record not in self._archive.namelist():
+            return None
+        source = self._archive.read(record).decode(errors="replace")
+        lists = re.search(
+            rf"^class {re.escape(name)}\(Module\):\n"
+            r"\s+__parameters__ = \[(.*)\]\n\s+__buffers__ = \[(.*)\]$",
+            source,
+            re.MULTILINE,
+        )
+        # PyTorch before 1.6 listed parameters only.
+        return lists and frozenset(re.findall(r'"([^"]*)"', " ".join(lists.groups())))
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, *_ = pid
@@ -212,7 +239,8 @@ def _torchscript_tensors(path: Path) -> dict[str, Tensor]:
         seen.add(id(module))
         for name, value in vars(module).items() if isinstance(module, _Module) else ():
             if isinstance(value, Tensor):
-                found[prefix + name] = value
+                if module.kept is None or name in module.kept:
+                    found[prefix + name] = value
             elif isinstance(value, _Module):
                 waiting.append((f"{prefix}{name}.", value))
     if not found:

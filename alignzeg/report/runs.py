@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from alignzeg.evaluation.per_image import FILE_PATTERN, load_per_image
 from alignzeg.evaluation.uncertainty import intervals
+from alignzeg.folders import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,9 @@ def read_run(
         ValueError: if there is no evaluation of that data set; logs and config may be missing.
     """
     folder = Path(folder)
-    found = sorted(folder.rglob(f"evaluation_{dataset}.json"), key=lambda p: p.stat().st_mtime)
+    name_of_file = f"evaluation_{dataset}.json"
+    found = [path for path in files_below(folder) if path.name == name_of_file]
+    found.sort(key=lambda path: path.stat().st_mtime)
     if not found:
         raise ValueError(f"no evaluation_{dataset}.json below {folder}; was the run evaluated?")
     evaluation = json.loads(found[-1].read_text(encoding="utf-8"))

@@ -144,7 +144,7 @@ def _known_device(name: str, key: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type != "cuda":
-            torch.empty(0, device=device)
+            torch.empty(0, device=device).cpu()  # "meta" holds no values
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         raise ValueError(
             f"{key} is {name!r}, which is no device of this machine; it can be 'cpu', "

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from alignzeg.modeling.pretrained import UNREADABLE, file_hash, reason
 from alignzeg.modeling.tensor_files import differences, read_tensors, under_prefix
+from alignzeg.modeling.vlm.layouts import FOLDER_FILES, from_transformers, said_activation
 
 ASSETS = Path(__file__).parents[2] / "assets"
 # Three numbers that OpenAI's own files hold as tensors; all of its models use QuickGELU.
@@ -58,7 +59,7 @@ def _trained_with_quick_gelu(model_name: str, weights: str) -> bool | None:
     for name in family:
         if open_clip.is_pretrained_cfg(name, weights):
             return bool(open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False))
-    path = Path(weights)
+    path = _in_folder(Path(weights).expanduser())
     if path.suffix == ".safetensors" and path.is_file():
         try:
             with safe_open(path, framework="pt") as stream:
@@ -67,6 +68,9 @@ def _trained_with_quick_gelu(model_name: str, weights: str) -> bool | None:
             return None
         if said:
             return said == "true"
+    beside = said_activation(path) if path.is_file() else None
+    if beside is not None:
+        return beside
     quick = {
         tag
         for name in family
@@ -116,7 +120,7 @@ def _weight_file(model_name: str, weights: str) -> Path:
                 f"the weights {weights!r} of {model_name!r} could not be downloaded ({error}): "
                 "check the network, or set ALIGNZEG.VLM.WEIGHTS to a local file"
             ) from error
-    path = Path(weights).expanduser()
+    path = _in_folder(Path(weights).expanduser())
     if path.is_file():
         return path
     tags = open_clip.list_pretrained_tags_by_model(model_name)
@@ -124,6 +128,13 @@ def _weight_file(model_name: str, weights: str) -> Path:
         f"ALIGNZEG.VLM.WEIGHTS is {weights!r}, which is neither a file nor a pretrained tag of "
         f"{model_name!r}; its tags: {tags or 'none'}"
     )
+
+
+def _in_folder(path: Path) -> Path:
+    """The weight file in a folder as model hubs give it; a path that is no such folder as it is."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
 
 
 @contextmanager
@@ -148,7 +159,8 @@ def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
         model_name: a name of ``open_clip.list_models()``, or a bundled one.
         weights: "" for bundled weights, a pretrained tag of the model, or a path: safetensors,
             a state_dict, a checkpoint with one in it, or a TorchScript archive such as OpenAI's;
-            of any precision, with or without "module." before the names.
+            of any precision, with open_clip's names or those of transformers, with or without
+            "module." before them; or a folder that a model hub gives.
 
     Returns:
         The model in evaluation mode (fp32) and the sha256 of its weight file.
@@ -200,7 +212,7 @@ def _fill(model: CLIP, given: Mapping[str, Tensor]) -> None:
     wanted = model.state_dict()
     made_by_itself = {name for name, _ in model.named_buffers()} - wanted.keys()
     ignored = (_OPENAI | _FORGOTTEN | made_by_itself) - wanted.keys()
-    state = under_prefix(given, wanted.keys())
+    state = under_prefix(from_transformers(given), wanted.keys())
     state = {name: value for name, value in state.items() if name not in ignored}
     state = convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -211,9 +223,20 @@ def _fill(model: CLIP, given: Mapping[str, Tensor]) -> None:
     if "logit_bias" in wanted and "logit_bias" not in state:
         # A model without one: see open_clip's issue 712.
         state["logit_bias"] = wanted["logit_bias"].new_zeros(wanted["logit_bias"].shape)
-    resize_pos_embed(state, model)
-    resize_text_pos_embed(state, model)
-    problem = differences(state, wanted)
+    try:
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+    except (AssertionError, RuntimeError):
+        pass  # of another width, which is said next
+    problem = differences(state, wanted) or _not_finite(state)
     if problem:
         raise ValueError(problem)
     model.load_state_dict(state)
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> str:
+    """The first tensor that holds NaN or infinity, as a clause; nothing if none does."""
+    for name, value in state.items():
+        if not bool(value.isfinite().all()):
+            return f"{name} holds values that are NaN or infinite"
+    return ""
