@@ -69,7 +69,7 @@ typecheck: setup
 	$(PY) -m mypy
 
 bench: setup
-	$(PY) dev/bench_fold.py
+	$(PY) dev/bench_semantic_inference.py
 
 # Long stress runs: make soak KILLS=200 FAILURES=20 ROUNDS=2000
 KILLS ?= 200

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 # What this package exports, and the module of each name. Importing the modules registers them.
 EXPORTS = {
     "add_alignzeg_config": "alignzeg.config",
-    "register_folder": "alignzeg.data.own",
+    "register_folder": "alignzeg.data.custom",
     "criteria": "alignzeg.losses.criteria",
     "classifiers": "alignzeg.modeling.classifiers",
     "correctors": "alignzeg.modeling.correctors",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from alignzeg.data.labels import label_lookup, read_labels
 from alignzeg.evaluation import confusion, metrics_from_confusion
-from alignzeg.modeling.fold import fold_stripes
+from alignzeg.modeling.semantic_inference import label_stripes
 from alignzeg.structures import Outputs, Vocabulary
 
 
@@ -111,7 +111,7 @@ def cache_proposals(
     Raises:
         ValueError: if the model looks at an image more than once (scales, flips, windows).
     """
-    if not model.views.single:
+    if not model.augmentation.single:
         raise ValueError(
             "a calibration looks at each image once; set TEST.AUG.ENABLED False and "
             "ALIGNZEG.TEST.WINDOW 0"
@@ -156,11 +156,13 @@ def sweep(
     matrices = np.zeros((len(settings), classes, classes + 1), np.int64)
     with _restored(model):
         for image in cached:
-            votes = _votes(model, image, vocabulary, settings)
-            # Where nothing comes near a threshold it does not matter: the same votes.
+            weighted_probs = _weighted_probs(model, image, vocabulary, settings)
+            # Where nothing comes near a threshold it does not matter: the same scores.
             places: dict[bytes, int] = {}
-            numbers = [places.setdefault(v.cpu().numpy().tobytes(), len(places)) for v in votes]
-            different = {number: v for number, v in zip(numbers, votes, strict=True)}
+            numbers = [
+                places.setdefault(v.cpu().numpy().tobytes(), len(places)) for v in weighted_probs
+            ]
+            different = {number: v for number, v in zip(numbers, weighted_probs, strict=True)}
             matrices += _matrices(model, image, list(different.values()), classes)[numbers]
     scores = [metrics_from_confusion(matrix, vocabulary.seen) for matrix in matrices]
     return [
@@ -202,20 +204,21 @@ def _restored(model: nn.Module) -> Iterator[None]:
             setattr(corrector, name, value)
 
 
-def _votes(
+def _weighted_probs(
     model: nn.Module, image: CachedImage, vocabulary: Vocabulary, settings: Sequence[_Values]
 ) -> list[Tensor]:
-    """(Q, K) votes of an image without the background's, one for each setting.
+    """(Q, K) weighted probabilities of an image without the background, one for each setting.
 
-    They equal `model.votes(model.class_probs(...))` to the bit; what settings share is done once.
+    They equal `model.weighted_probs(model.class_probs(...))` to the bit; what settings share is
+    done once.
     """
     corrector, outputs = model.head.corrector, image.outputs
     masks = outputs.proposals[-1].mask_logits[0].float()
-    shares = model.votes(masks.new_ones(len(masks), 1), masks)
+    shares = model.weighted_probs(masks.new_ones(len(masks), 1), masks)
     frozen = None
     if any(any(exponents) for *_, exponents in settings):
         frozen = model.frozen_probs(outputs, vocabulary)
-    votes, previous = [], None
+    weighted_probs, previous = [], None
     for threshold, gamma, exponents in settings:
         if (threshold, gamma) != previous:
             for name, value in (("threshold", threshold), ("gamma", gamma)):
@@ -227,18 +230,18 @@ def _votes(
         if any(exponents):
             model.ensemble = exponents
             probs = model.ensembled(corrected, frozen, vocabulary)
-        votes.append((probs[0] * shares)[:, :-1])
-    return votes
+        weighted_probs.append((probs[0] * shares)[:, :-1])
+    return weighted_probs
 
 
 def _matrices(
-    model: nn.Module, image: CachedImage, votes: Sequence[Tensor], classes: int
+    model: nn.Module, image: CachedImage, weighted_probs: Sequence[Tensor], classes: int
 ) -> NDArray[np.int64]:
     """(n, K, K + 1) confusion matrices of n label maps, at the size of the truth."""
-    matrices = np.zeros((len(votes), classes, classes + 1), np.int64)
+    matrices = np.zeros((len(weighted_probs), classes, classes + 1), np.int64)
     masks = image.outputs.proposals[-1].mask_logits[0]
     sizes = (image.padded_size, image.image_size, image.truth.shape)
-    for rows, answers in fold_stripes(votes, masks, *sizes, **model.fold):
+    for rows, answers in label_stripes(weighted_probs, masks, *sizes, **model.inference_opts):
         truth = image.truth[rows]
         for matrix, labels in zip(matrices, answers, strict=True):
             matrix += confusion(truth, labels.cpu().numpy(), classes)

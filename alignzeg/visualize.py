@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from alignzeg.colors import UNNAMED_COLOR
-from alignzeg.lettering import font
+from alignzeg.fonts import font
 
 # Longest side of a drawn overlay in pixels; larger images are shown smaller.
 LONGEST_SIDE = 2048
@@ -34,23 +34,23 @@ def boundaries(labels: NDArray) -> NDArray[np.bool_]:
 
 
 def blend(
-    picture: NDArray[np.uint8], labels: NDArray, colors: NDArray[np.uint8], opacity: float = 0.55
+    image: NDArray[np.uint8], labels: NDArray, colors: NDArray[np.uint8], opacity: float = 0.55
 ) -> NDArray[np.uint8]:
-    """The picture with its label map laid over it and a thin line around every region.
+    """The image with its label map laid over it and a thin line around every region.
 
     Args:
-        picture: (H, W, 3) RGB.
+        image: (H, W, 3) RGB.
         labels: (H, W) class ids.
         colors: (n, 3) RGB, see `alignzeg.colors`.
         opacity: of the label map, 0 to 1.
 
     Raises:
-        ValueError: if picture and labels differ in size.
+        ValueError: if image and labels differ in size.
     """
-    if picture.shape[:2] != labels.shape:
-        raise ValueError(f"picture of {picture.shape[:2]} pixels, labels of {labels.shape}")
+    if image.shape[:2] != labels.shape:
+        raise ValueError(f"image of {image.shape[:2]} pixels, labels of {labels.shape}")
     colored = colorize(labels, colors)
-    mixed = np.round((1 - opacity) * picture + opacity * colored).astype(np.uint8)
+    mixed = np.round((1 - opacity) * image + opacity * colored).astype(np.uint8)
     mixed[boundaries(labels)] = 255
     return mixed
 
@@ -77,12 +77,11 @@ def resized(values: NDArray, size: tuple[int, int]) -> NDArray:
     return values[rows][:, columns]
 
 
-def shrunk(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """An image at another height and width; averaged where it shrinks, repeated where it grows."""
-    if size[0] >= picture.shape[0]:
-        return resized(picture, size)
-    image = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX)
-    return np.asarray(image)
+    if size[0] >= image.shape[0]:
+        return resized(image, size)
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BOX))
 
 
 def shown_colors(
@@ -105,19 +104,19 @@ def shown_colors(
 
 
 def with_legend(
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     entries: Sequence[tuple[str, tuple[int, int, int]]],
     text_size: int = 0,
 ) -> Image.Image:
-    """The picture with a white panel of colour swatches and texts at its right.
+    """The image with a white panel of colour swatches and texts at its right.
 
     Args:
-        picture: (H, W, 3) RGB.
+        image: (H, W, 3) RGB.
         entries: texts and their colours, from the top; what does not fit is counted in a last line.
             Beside a strip the panel is taller than the image.
-        text_size: in pixels; 0 chooses one for the picture's height.
+        text_size: in pixels; 0 chooses one for the image's height.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     size = text_size or int(np.clip(height / 28, 12, 40))
     line, margin = round(1.6 * size), size
     strip = (height - 2 * margin) // line < _TOO_FEW_LINES
@@ -132,7 +131,7 @@ def with_legend(
     panel = 2 * margin + round(1.6 * size) + text_width
     tall = max(height, 2 * margin + line * len(shown)) if strip else height
     canvas = Image.new("RGB", (width + panel, tall), (255, 255, 255))
-    canvas.paste(Image.fromarray(picture), (0, 0))
+    canvas.paste(Image.fromarray(image), (0, 0))
     draw = ImageDraw.Draw(canvas)
     for row, (text, color) in enumerate(shown):
         x, y = width + margin, margin + row * line
@@ -142,9 +141,9 @@ def with_legend(
     return canvas
 
 
-def png_data_uri(picture: NDArray[np.uint8] | Image.Image) -> str:
-    """A picture as text that an HTML page can hold."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def png_data_uri(image: NDArray[np.uint8] | Image.Image) -> str:
+    """An image as text that an HTML page can hold."""
+    drawn = image if isinstance(image, Image.Image) else Image.fromarray(image)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    drawn.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from alignzeg.data.preparation import voc
-from alignzeg.data.preparation.formats import encode_png, read_index_picture
+from alignzeg.data.preparation.formats import encode_png, read_index_image
 from alignzeg.data.preparation.recipe import Task
 from alignzeg.data.preparation.work import run_tasks
 
@@ -51,7 +51,7 @@ def main() -> int:
         whole = time.process_time() - start
         start = time.process_time()
         for path in sources:
-            encode_png(read_index_picture(str(path)))
+            encode_png(read_index_image(str(path)))
         coding = time.process_time() - start
     sys.stdout.write(
         f"{arguments.labels} labels of {arguments.size[1]} x {arguments.size[0]}: "

@@ -71,8 +71,8 @@ def prepare(folder: Path) -> Source:
         raise RuntimeError(f"the intact inputs do not run: {outcome}")
     bare = folder / "bare.yaml"
     bare.write_text(yaml.safe_dump({"_BASE_": str(config), "DATASETS": {"TRAIN": [], "TEST": []}}))
-    picture = sorted((folder / "data/zeroshapes/images/val").iterdir())[0]
-    return Source(folder / "data", config, bare, folder / "intact" / "model_final.pth", picture)
+    image = sorted((folder / "data/zeroshapes/images/val").iterdir())[0]
+    return Source(folder / "data", config, bare, folder / "intact" / "model_final.pth", image)
 
 
 def kind_of(number: int, only: str | None) -> str:

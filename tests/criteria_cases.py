@@ -97,7 +97,7 @@ def class_criterion(**changes) -> ClassCriterion:
         "weight": 2.0,
         "background_weight": 0.1,
         "min_valid_share": 0.0,
-        "copy_iou": 2.0,
+        "ignore_iou": 2.0,
     }
     return ClassCriterion(**(values | changes))
 

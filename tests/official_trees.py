@@ -35,7 +35,7 @@ def blocks(*rows: list[int]) -> NDArray:
     return np.kron(np.array(rows), np.ones((2, 4), int))
 
 
-def picture(path: Path, size: tuple[int, ...] = SIZE) -> None:
+def image(path: Path, size: tuple[int, ...] = SIZE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     Image.fromarray(noise).save(path)
@@ -64,10 +64,10 @@ SBD_MAP = blocks([0, 3], [16, 0], [20, 20])
 
 
 def voc_tree(root: Path) -> Path:
-    """VOC 2012 with a train and a val picture; SBD with the val one again and one more."""
+    """VOC 2012 with a train and a val image; SBD with the val one again and one more."""
     base = root / "VOCdevkit/VOC2012"
     for name in ("2007_000032", "2007_000033", "2008_000015", "2009_000001"):
-        picture(base / f"JPEGImages/{name}.jpg")
+        image(base / f"JPEGImages/{name}.jpg")
     lines(base / "ImageSets/Segmentation/train.txt", "2007_000032")
     lines(base / "ImageSets/Segmentation/val.txt", "2007_000033")
     for name in ("2007_000032", "2007_000033"):
@@ -87,10 +87,10 @@ CONTEXT_IDS = {"train": "2007_009999", "val": "2008_000002"}
 
 
 def context_tree(root: Path) -> Path:
-    """VOC 2010 with a train and a val picture, and their label maps in .mat files."""
+    """VOC 2010 with a train and a val image, and their label maps in .mat files."""
     base = root / "VOCdevkit/VOC2010"
     for name in (*CONTEXT_IDS.values(), "2008_000003"):
-        picture(base / f"JPEGImages/{name}.jpg")
+        image(base / f"JPEGImages/{name}.jpg")
     lines(base / "ImageSets/Main/train.txt", CONTEXT_IDS["train"])
     (base / "trainval").mkdir()
     for name in CONTEXT_IDS.values():
@@ -103,7 +103,7 @@ def context_json_tree(root: Path) -> Path:
     base = root / "VOCdevkit/VOC2010"
     images, annotations = [], []
     for key, (phase, name) in enumerate(CONTEXT_IDS.items()):
-        picture(base / f"JPEGImages/{name}.jpg")
+        image(base / f"JPEGImages/{name}.jpg")
         about = {"file_name": f"{name}.jpg", "image_id": key, "phase": phase}
         images.append({**about, "height": SIZE[0], "width": SIZE[1]})
         values = [284, *(value for value in np.unique(CONTEXT_MAP) if value)]
@@ -131,14 +131,14 @@ COCO_MAP = blocks([0, 12], [20, 181], [255, 171])
 
 def coco_tree(root: Path) -> Path:
     for split in ("train2017", "val2017"):
-        picture(root / f"coco/{split}/000000000139.jpg")
+        image(root / f"coco/{split}/000000000139.jpg")
         grey(root / f"coco/stuffthingmaps/{split}/000000000139.png", COCO_MAP)
     return root
 
 
 def ade_150_tree(root: Path) -> Path:
     for split in ("training", "validation"):
-        picture(root / f"ADEChallengeData2016/images/{split}/ADE_00000001.jpg")
+        image(root / f"ADEChallengeData2016/images/{split}/ADE_00000001.jpg")
         values = blocks([0, 1], [150, 13], [8, 8])
         grey(root / f"ADEChallengeData2016/annotations/{split}/ADE_00000001.png", values)
     return root
@@ -150,7 +150,7 @@ def ade_847_tree(root: Path) -> Path:
     ids = np.array([[2978, 312], [3148, 5]]).repeat(3, 0).repeat(4, 1)
     for number, scale in ((1, 1), (2, 172)):
         large = ids.repeat(scale, 0).repeat(scale, 1)
-        picture(folder / f"ADE_val_0000000{number}.jpg", large.shape)
+        image(folder / f"ADE_val_0000000{number}.jpg", large.shape)
         colours = np.stack([large // 256 * 10, large % 256, np.full_like(large, 3)], -1)
         grey(folder / f"ADE_val_0000000{number}_seg.png", colours)
         grey(folder / f"ADE_val_0000000{number}_parts_1.png", colours)
@@ -172,7 +172,7 @@ def msrc_official_tree(root: Path) -> Path:
     base = root / "MSRC_ObjCategImageDatabase_v2"
     colours = np.array(MSRC_COLOURS).repeat(2, 0).repeat(4, 1)
     for name in (*MSRC_NAMES.values(), "1_99_s"):
-        picture(base / f"Images/{name}.bmp")
+        image(base / f"Images/{name}.bmp")
         grey(base / f"GroundTruth/{name}_GT.bmp", colours)
     return root
 
@@ -180,7 +180,7 @@ def msrc_official_tree(root: Path) -> Path:
 def msrc_cleaned_tree(root: Path) -> Path:
     """The same images and ids as PNG, in a folder for each split."""
     for split, name in MSRC_NAMES.items():
-        picture(root / f"msrc_v2/images/{split}/{name}.png")
+        image(root / f"msrc_v2/images/{split}/{name}.png")
         grey(root / f"msrc_v2/annotations/{split}/{name}.png", MSRC_IDS)
     return root
 
@@ -205,7 +205,7 @@ class Tree:
 
 
 VOC_2010 = "VOCdevkit/VOC2010"
-_PICTURES_2010 = {
+_IMAGES_2010 = {
     f"{VOC_2010}/{part}": ("VOCtrainval_03-May-2010.tar", f"{VOC_2010}/{part}")
     for part in ("JPEGImages", "ImageSets")
 }
@@ -223,14 +223,14 @@ TREES = {
         context.RECIPE,
         context_tree,
         3,
-        {**_PICTURES_2010, f"{VOC_2010}/trainval": ("trainval.tar.gz", "trainval")},
+        {**_IMAGES_2010, f"{VOC_2010}/trainval": ("trainval.tar.gz", "trainval")},
         ("--full", "--partial"),
     ),
     "context-json": Tree(
         context.RECIPE,
         context_json_tree,
         2,
-        {**_PICTURES_2010, f"{VOC_2010}/trainval_merged.json": ("trainval_merged.json", "")},
+        {**_IMAGES_2010, f"{VOC_2010}/trainval_merged.json": ("trainval_merged.json", "")},
         ("--partial",),
     ),
     "coco-stuff": Tree(

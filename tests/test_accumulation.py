@@ -30,7 +30,7 @@ def cfg(tiny_cfg: CfgNode) -> CfgNode:
     tiny_cfg.ALIGNZEG.CORRECTOR.NAME = "NoCorrection"
     tiny_cfg.ALIGNZEG.CRITERIA = ["MaskCriterion", "ClassCriterion", "BackgroundDiversityCriterion"]
     tiny_cfg.ALIGNZEG.LOSS.MIN_VALID_SHARE = 0.0
-    tiny_cfg.ALIGNZEG.LOSS.COPY_IOU = 2.0
+    tiny_cfg.ALIGNZEG.LOSS.IGNORE_IOU = 2.0
     tiny_cfg.SOLVER.IMS_PER_BATCH = IMAGES
     return tiny_cfg
 

@@ -59,13 +59,13 @@ def test_a_crop_shows_more_than_one_class_where_it_can():
     assert all(item.image.shape == (24, 24, 3) for item in [*plain, *aware])
 
 
-def test_a_picture_smaller_than_the_crop_is_taken_whole():
+def test_a_image_smaller_than_the_crop_is_taken_whole():
     image, labels = np.zeros((10, 30, 3), np.uint8), np.zeros((10, 30), np.uint8)
     (item,) = drawn(config("ALIGNZEG.DATA.CROP_SIZE", "24"), image, labels, 1)
     assert item.image.shape == (10, 24, 3) and item.sem_seg.shape == (10, 24)
 
 
-def test_colour_changes_the_picture_and_a_flip_both():
+def test_colour_changes_the_image_and_a_flip_both():
     labels = np.arange(32, dtype=np.uint8).reshape(4, 8)
     image = np.repeat(labels[..., None] * 7, 3, axis=2)
     coloured = drawn(config("ALIGNZEG.DATA.COLOR_JITTER", "True"), image, labels, 10)

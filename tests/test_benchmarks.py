@@ -17,7 +17,7 @@ from alignzeg.data.labels import get_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.data.preparation import ade20k, context, msrc
 from alignzeg.data.preparation.recipe import read_ids
-from alignzeg.modeling.naming import Naming, group_max
+from alignzeg.modeling.prompts import ClassTexts, group_max
 from alignzeg.structures import Vocabulary
 
 FILES = sorted(catalog.SPLIT_DIR.glob("*.json"))
@@ -47,7 +47,7 @@ COCO_UNSEEN = {
     (168, 157, "tree"),
     (171, 160, "wall-concrete"),
 }
-# name: classes, unseen, first and last raw id, ignored raw ids, pictures (train, val)
+# name: classes, unseen, first and last raw id, ignored raw ids, images (train, val)
 FACTS = {
     "voc2012": (20, 5, 1, 20, (0,), ((10582,), (1449,))),
     "voc20": (20, 0, 1, 20, (0,), (None, (1449,))),
@@ -92,14 +92,14 @@ def test_every_file_is_in_the_table_and_registered():
 
 @pytest.mark.parametrize("name", FACTS)
 def test_counts_and_ids(name):
-    classes, unseen, first, last, ignored, pictures = FACTS[name]
+    classes, unseen, first, last, ignored, images = FACTS[name]
     benchmark = read(name)
     assert len(benchmark.vocabulary) == len(benchmark.raw_ids) == classes
     assert len(benchmark.vocabulary.unseen_ids) == unseen
     assert (benchmark.raw_ids[0], benchmark.raw_ids[-1]) == (first, last)
     assert benchmark.ignored_raw_ids == ignored
     assert benchmark.ignore_label == (65535 if classes > 255 else 255)
-    assert (benchmark.counts.get("train"), benchmark.counts.get("val")) == pictures
+    assert (benchmark.counts.get("train"), benchmark.counts.get("val")) == images
     if name != "pas20b":  # whose background is the last class by definition
         assert list(benchmark.raw_ids) == sorted(benchmark.raw_ids)
     script = benchmark.prepare.split()[4]
@@ -269,13 +269,13 @@ def test_the_best_synonym_counts(tiny_cfg, ensemble):
     found = scores(grouped)
     assert found.shape[1] == 3
     tiny_cfg.ALIGNZEG.TEST.SYNONYMS = "mean"
-    model.naming = Naming()
+    model.class_texts = ClassTexts()
     assert not torch.allclose(scores(grouped), found)
     alone = Vocabulary(("red circle", "water"), (True, True))
     plain = scores(alone)
-    model.naming = Naming(synonyms="max")
+    model.class_texts = ClassTexts(synonyms="max")
     assert torch.equal(scores(alone), plain)
-    model.naming = Naming(names="official")
+    model.class_texts = ClassTexts(names="official")
     assert torch.equal(
         scores(Vocabulary(alone.names, (True, True), ("grass; brick", "wood"))), plain
     )

@@ -80,9 +80,9 @@ def test_cached_scores_equal_running_the_model_again(held_out):
     [
         [],
         ["ALIGNZEG.CORRECTOR.MODE", "soft", "ALIGNZEG.TEST.SYNONYMS", "max"],
-        ["ALIGNZEG.CORRECTOR.NAME", "ConstantShift", "ALIGNZEG.TEST.FOLD", "fast"],
+        ["ALIGNZEG.CORRECTOR.NAME", "ConstantShift", "ALIGNZEG.TEST.SEMANTIC_INFERENCE", "fast"],
         ["ALIGNZEG.HEAD.NAME", "MaskQualityHead", "ALIGNZEG.TEST.REJECT_BELOW", "0.2"],
-        ["INPUT.MIN_SIZE_TEST", "96", "ALIGNZEG.TEST.FOLD_MIB", "1"],
+        ["INPUT.MIN_SIZE_TEST", "96", "ALIGNZEG.TEST.MEMORY_MIB", "1"],
     ],
     ids=["hard", "soft", "constant", "quality", "resized"],
 )

@@ -242,7 +242,7 @@ def test_label_files_are_checked(tmp_path, clean_catalog):
     write(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(ValueError, match=r"colour\.png.*one channel"):
         read_labels(str(tmp_path / "colour.png"), "toy_val")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for missing in ("text.png", "nothing.png"):
         with pytest.raises(ValueError, match=f"cannot read label file .*{missing}"):
             read_labels(str(tmp_path / missing), "toy_val")
@@ -260,11 +260,11 @@ def test_training_sets_must_agree(tmp_path, clean_catalog):
 
 def test_a_class_of_another_data_set_is_seen_if_training_had_it_under_any_name():
     cfg = config("coco_stuff171_train")
-    voc = labels.asked_vocabulary(cfg, "voc20_val")
+    voc = labels.eval_vocabulary(cfg, "voc20_val")
     assert voc.names == get_vocabulary("voc20_val").names
     # "sofa; couch" is COCO's couch, "airplane; aeroplane" its airplane; all 20 are known to it.
     assert all(voc.seen)
-    ade = labels.asked_vocabulary(cfg, "ade20k_150_val")
+    ade = labels.eval_vocabulary(cfg, "ade20k_150_val")
     seen = dict(zip(ade.names, ade.seen, strict=True))
     assert seen["bed"] and seen["tree"]
     assert not seen["fireplace"] and not seen["chandelier"]
@@ -274,10 +274,10 @@ def test_a_class_of_another_data_set_is_seen_if_training_had_it_under_any_name()
 @pytest.mark.parametrize("hold_out", ["", "pseudo_unseen"])
 @pytest.mark.parametrize("name", ["voc2012", "voc2012_k4", "coco_stuff", "context59", "context60"])
 def test_the_classes_asked_for_are_those_of_the_benchmark(name, hold_out):
-    asked = labels.asked_vocabulary(config(f"{name}_train", hold_out=hold_out), f"{name}_val")
+    asked = labels.eval_vocabulary(config(f"{name}_train", hold_out=hold_out), f"{name}_val")
     assert asked == get_vocabulary(f"{name}_val", hold_out)
 
 
 def test_what_a_test_set_calls_unseen_stays_unseen():
-    asked = labels.asked_vocabulary(config("coco_stuff171_train"), "voc2012_val")
+    asked = labels.eval_vocabulary(config("coco_stuff171_train"), "voc2012_val")
     assert asked.unseen_ids == get_vocabulary("voc2012_val").unseen_ids

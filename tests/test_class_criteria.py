@@ -109,7 +109,7 @@ def test_class_settings_out_of_range_are_refused() -> None:
 
 
 def test_an_unmatched_copy_gets_no_loss() -> None:
-    """Cells of 4 x 4 on an 8 x 8 picture; the IoUs can be counted by hand."""
+    """Cells of 4 x 4 on an 8 x 8 image; the IoUs can be counted by hand."""
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, :4] = True
     valid = torch.ones(8, 8, dtype=torch.bool)
@@ -127,7 +127,7 @@ def test_an_unmatched_copy_gets_no_loss() -> None:
     matches = [[Matches(torch.tensor([0]), torch.tensor([0]))]]
 
     def loss(iou: float) -> float:
-        criterion = class_criterion(weight=1.0, background_weight=1.0, copy_iou=iou)
+        criterion = class_criterion(weight=1.0, background_weight=1.0, ignore_iou=iou)
         return criterion(outputs, [target], matches)["loss_class"].item()
 
     def want(*judged: int) -> float:

@@ -18,7 +18,7 @@ from alignzeg.engine import (
     setup_config,
     validate,
 )
-from alignzeg.engine.processes.placement import find_placement, slurm_url, world_size
+from alignzeg.engine.processes.distributed_env import find_distributed_env, slurm_url, world_size
 
 
 def test_the_command_line_is_that_of_detectron2() -> None:
@@ -51,9 +51,9 @@ def test_torchrun_and_slurm_are_recognised() -> None:
         "MASTER_ADDR": "h",
         "MASTER_PORT": "1",
     }
-    place = find_placement(one, torchrun)
+    place = find_distributed_env(one, torchrun)
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (5, 8, 1, 4)
-    assert find_placement(one, {**torchrun, "WORLD_SIZE": "1"}) is None
+    assert find_distributed_env(one, {**torchrun, "WORLD_SIZE": "1"}) is None
 
     slurm = {
         "SLURM_PROCID": "5",
@@ -63,12 +63,12 @@ def test_torchrun_and_slurm_are_recognised() -> None:
         "SLURM_JOB_NODELIST": "gpu[07-08,11],big3",
         "SLURM_JOB_ID": "1230042",
     }
-    place = find_placement(one, slurm)
+    place = find_distributed_env(one, slurm)
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (5, 8, 1, 4)
     assert place.url == "tcp://gpu07:20042"
     assert slurm_url({**slurm, "SLURM_JOB_NODELIST": "n1,n2", "MASTER_PORT": "9"}) == "tcp://n1:9"
-    assert find_placement(many, slurm) is None
-    assert find_placement(one, {}) is None
+    assert find_distributed_env(many, slurm) is None
+    assert find_distributed_env(one, {}) is None
 
 
 def test_errors_of_the_user_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_a_recipe_stands_once() -> None:
         keys = dict(flatten(setup_config(path)))
         # Which pseudo-labels is a matter of the data set, whether there are any is not.
         keys["ALIGNZEG.DATA.PSEUDO.ROOT"] = bool(keys["ALIGNZEG.DATA.PSEUDO.ROOT"])
-        data = ("DATASETS.", "ALIGNZEG.DATA.OWN.")
+        data = ("DATASETS.", "ALIGNZEG.DATA.CUSTOM.")
         recipe = tuple(sorted((k, repr(v)) for k, v in keys.items() if not k.startswith(data)))
         other = recipes.setdefault(recipe, path)
         assert other == path, f"{path} is {other} with other data sets"
@@ -79,7 +79,7 @@ def test_real_benchmarks_have_the_strengths_that_were_chosen() -> None:
         node = setup_config(path).ALIGNZEG
         for key in ("ENHANCE_WEIGHT", "RANK_WEIGHT"):
             assert node.LOSS[key] == measured.LOSS[key], path
-        assert node.TEST.COPY_IOU == measured.TEST.COPY_IOU
+        assert node.TEST.DUPLICATE_IOU == measured.TEST.DUPLICATE_IOU
 
 
 def test_configs_that_the_texts_name_exist() -> None:

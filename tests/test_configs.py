@@ -24,7 +24,7 @@ from alignzeg.engine import Trainer, setup_config, validate
 from alignzeg.engine.training.generative import trainer_of
 from alignzeg.modeling.vlm import model as vlm_module
 from alignzeg.pseudo_labels import Job, make_pseudo_labels
-from alignzeg.pseudo_labels.naming import Thresholds
+from alignzeg.pseudo_labels.region_labels import Thresholds
 
 BASE = CONFIGS / "_base_"
 LEAVES = sorted(path for path in CONFIGS.rglob("*.yaml") if BASE not in path.parents)
@@ -135,7 +135,7 @@ def setup(case: Case, cache_dir: Path) -> CfgNode:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root where every registered benchmark has two pictures of noise in every split."""
+    """A data root where every registered benchmark has two images of noise in every split."""
     folder = tmp_path_factory.mktemp("datasets")
     random = np.random.default_rng(0)
     for name in DatasetCatalog.list():
@@ -148,9 +148,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stem in ("a", "b"):
             classes = np.array([*random.choice(seen, 3), benchmark.raw_ids[-1]])
             blocks = classes[np.indices(SIZE)[1] // (SIZE[1] // 4)]
-            picture = random.integers(0, 256, (*SIZE, 3))
+            image = random.integers(0, 256, (*SIZE, 3))
             for file, array in (
-                (folder / images / f"{stem}.jpg", picture.astype(np.uint8)),
+                (folder / images / f"{stem}.jpg", image.astype(np.uint8)),
                 (folder / labels / f"{stem}.png", blocks.astype(np.uint16 if wide else np.uint8)),
             ):
                 file.parent.mkdir(parents=True, exist_ok=True)

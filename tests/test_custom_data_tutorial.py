@@ -18,7 +18,7 @@ from alignzeg.__main__ import main
 from alignzeg.data.catalog import dataset_root
 from alignzeg.data.labels import get_vocabulary
 
-TEXT = (REPOSITORY / "docs" / "own_data.md").read_text(encoding="utf-8")
+TEXT = (REPOSITORY / "docs" / "custom_data.md").read_text(encoding="utf-8")
 COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -104,8 +104,8 @@ def test_the_garden_is_drawn_trained_evaluated_and_predicted(workplace: Path) ->
     assert [row["name"] for row in report["classes"]] == ["grass", "sky", "red ball", "blue box"]
     with Image.open(workplace / "output/predict/00_labels.png") as answer:
         size = answer.size
-    with Image.open(workplace / "garden/images/val/00.png") as picture:
-        assert size == picture.size
+    with Image.open(workplace / "garden/images/val/00.png") as image:
+        assert size == image.size
 
 
 def test_the_call_registers_it(workplace: Path) -> None:

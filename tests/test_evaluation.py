@@ -214,7 +214,7 @@ def test_mask_ious_without_proposals_or_classes():
     assert mask_ious(torch.zeros(3, 2, 2), labels, []).shape == (0,)
 
 
-def picture(folder, index):
+def image(folder, index):
     """One label file with its raw ids reversed, a prediction, and proposals; by index alone."""
     rng = np.random.default_rng(index)
     coarse = rng.choice([0, 1, 2, 3, 255], (3, 4), p=[0.3, 0.3, 0.2, 0.1, 0.1])
@@ -238,7 +238,7 @@ def picture(folder, index):
 
 
 def evaluate_share(folder, count, output):
-    """Judges this process's share of the pictures, as a test loader would split them."""
+    """Judges this process's share of the images, as a test loader would split them."""
     register_toy()
     evaluator = ZeroShotEvaluator(
         "judged_val",
@@ -248,7 +248,7 @@ def evaluate_share(folder, count, output):
         per_image=True,
     )
     for index in InferenceSampler(count):
-        record, prediction, _ = picture(folder, index)
+        record, prediction, _ = image(folder, index)
         evaluator.process([record], [prediction])
     evaluator.evaluate()
 
@@ -310,9 +310,9 @@ def check_counts(tmp_path, labels, count):
     for file in files:
         assert file.images == files[0].images
         assert np.array_equal(file.class_counts(), files[0].class_counts())
-    pictures = [picture(labels, index) for index in range(count)]
-    gt = np.stack([truth for _, _, truth in pictures])
-    pred = np.stack([output["sem_seg"].numpy() for _, output, _ in pictures])
+    images = [image(labels, index) for index in range(count)]
+    gt = np.stack([truth for _, _, truth in images])
+    pred = np.stack([output["sem_seg"].numpy() for _, output, _ in images])
     seen = get_vocabulary("judged_val").seen
     metrics = dict(reports[0]["metrics"])
     recall = {name: metrics.pop(name) for name in list(metrics) if name.startswith("AR")}
@@ -320,7 +320,7 @@ def check_counts(tmp_path, labels, count):
     assert_same(metrics, naive_metrics(gt, pred, seen))
     assert reports[0]["protocol"]["images"] == count
     hits = {name: [] for name in recall}
-    for _, output, truth in pictures:
+    for _, output, truth in images:
         full = interpolate(output["mask_logits"][None], truth.shape, mode="bilinear")[0].numpy() > 0
         for c in range(4):
             segment = truth == c
@@ -330,7 +330,7 @@ def check_counts(tmp_path, labels, count):
             group = "seen" if seen[c] else "unseen"
             hits[f"AR50_{group}"].append(max(ious) >= 0.5)
             hits[f"AR75_{group}"].append(max(ious) >= 0.75)
-    background = np.stack([output["background"].numpy() for _, output, _ in pictures])
+    background = np.stack([output["background"].numpy() for _, output, _ in images])
     background = background.repeat(4, axis=1).repeat(4, axis=2)
     for name, flag in (("seen", True), ("unseen", False)):
         of_group = np.isin(gt, [c for c in range(4) if seen[c] is flag])
@@ -344,7 +344,7 @@ def test_result_and_report(tmp_path, toy):
     vocabulary = get_vocabulary(toy)
     evaluator = ZeroShotEvaluator(toy, vocabulary, str(tmp_path / "new"))
     for index in range(3):
-        record, prediction, _ = picture(tmp_path, index)
+        record, prediction, _ = image(tmp_path, index)
         evaluator.process([record], [prediction])
     result = evaluator.evaluate()
     print_csv_format(result)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from alignzeg.__main__ import main
 from alignzeg.commands.predict import distinct_stems, split_opts
-from alignzeg.data.pictures import read_rgb
+from alignzeg.data.image_io import read_rgb
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.inference import Prediction, Predictor, ProposalSet, parse_classes
@@ -41,7 +41,7 @@ def predictor(weights: Path) -> Predictor:
 
 
 @pytest.fixture
-def picture() -> NDArray[np.uint8]:
+def image() -> NDArray[np.uint8]:
     return render_scene(scene_rng(3, "val", 0), 64).image
 
 
@@ -52,8 +52,8 @@ def edited(weights: Path, folder: Path, **changes: object) -> Path:
     return folder / "edited.pth"
 
 
-def test_names_every_pixel(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
-    prediction = predictor(picture)
+def test_names_every_pixel(predictor: Predictor, image: NDArray[np.uint8]) -> None:
+    prediction = predictor(image)
     assert prediction.labels.shape == (64, 64)
     assert prediction.labels.dtype == np.uint8
     assert prediction.labels.max() < 3
@@ -71,12 +71,12 @@ def test_a_device_may_be_one_of_torch(weights: Path) -> None:
         Predictor(weights, device=torch.device("meta"))
 
 
-def test_agrees_with_the_model(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+def test_agrees_with_the_model(predictor: Predictor, image: NDArray[np.uint8]) -> None:
     vocabulary = Vocabulary(tuple(CLASSES), (False, True, False))
-    image = torch.from_numpy(picture.transpose(2, 0, 1).copy())
+    tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
     with torch.no_grad():
-        expected = predictor.model([{"image": image, "vocabulary": vocabulary}])[0]
-    prediction = predictor(picture, proposals=3)
+        expected = predictor.model([{"image": tensor, "vocabulary": vocabulary}])[0]
+    prediction = predictor(image, proposals=3)
     assert (prediction.labels == expected["sem_seg"].numpy()).all()
     proposals = prediction.proposals
     assert proposals is not None
@@ -87,26 +87,26 @@ def test_agrees_with_the_model(predictor: Predictor, picture: NDArray[np.uint8])
 
 
 def test_classes_change_per_call_and_order_does_not_matter(
-    predictor: Predictor, picture: NDArray[np.uint8]
+    predictor: Predictor, image: NDArray[np.uint8]
 ) -> None:
-    first = predictor(picture)
-    other = predictor(picture, classes=["grass"])
+    first = predictor(image)
+    other = predictor(image, classes=["grass"])
     assert other.areas == {"grass": 64 * 64}
-    back = predictor(picture, classes=CLASSES[::-1])
+    back = predictor(image, classes=CLASSES[::-1])
     names = np.array(CLASSES)
     same = names[first.labels] == names[::-1][back.labels]
     assert same.mean() > 0.999
 
 
-def test_more_than_255_classes(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
-    prediction = predictor(picture, classes=[f"thing {i}" for i in range(300)])
+def test_more_than_255_classes(predictor: Predictor, image: NDArray[np.uint8]) -> None:
+    prediction = predictor(image, classes=[f"thing {i}" for i in range(300)])
     assert prediction.labels.dtype == np.uint16
     assert np.array(prediction.index_image()).max() == prediction.labels.max()
 
 
-def test_reject_everything(weights: Path, picture: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_reject_everything(weights: Path, image: NDArray[np.uint8], tmp_path: Path) -> None:
     opts = ["ALIGNZEG.TEST.REJECT_BELOW", "1000"]
-    prediction = Predictor(weights, CLASSES, opts=opts)(picture)
+    prediction = Predictor(weights, CLASSES, opts=opts)(image)
     assert (prediction.labels == 255).all()
     assert prediction.rejected == 64 * 64
     prediction.save(tmp_path, "x")
@@ -156,7 +156,7 @@ def test_files(tmp_path: Path) -> None:
 def test_sheet_without_proposals() -> None:
     made = hand_made()
     with pytest.raises(ValueError, match="ask for some: proposals="):
-        Prediction(made.labels, made.vocabulary, made.picture).proposal_sheet()
+        Prediction(made.labels, made.vocabulary, made.image).proposal_sheet()
 
 
 def test_a_class_may_have_several_names(predictor: Predictor) -> None:
@@ -166,7 +166,7 @@ def test_a_class_may_have_several_names(predictor: Predictor) -> None:
     assert prediction.vocabulary.synonyms()[0] == ("brick", "brickwork")
 
 
-def test_pictures_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
+def test_images_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
     base = np.zeros((2, 3, 3), np.uint8)
     base[0, 0] = (255, 0, 0)
     exif = Image.Exif()
@@ -186,7 +186,7 @@ def test_pictures_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["missing", "text", "truncated", "folder"])
-def test_unreadable_picture(tmp_path: Path, broken: str) -> None:
+def test_unreadable_image(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "p.png"
     if broken == "text":
         path.write_text("hello")
@@ -228,25 +228,25 @@ def test_refuses_files_that_are_no_checkpoint_of_ours(weights: Path, tmp_path: P
 
 
 def test_needs_no_registered_training_set(
-    weights: Path, tmp_path: Path, picture: NDArray[np.uint8], predictor: Predictor
+    weights: Path, tmp_path: Path, image: NDArray[np.uint8], predictor: Predictor
 ) -> None:
     config = torch.load(weights, weights_only=True)["alignzeg"]["config"]
     config = config.replace("zeroshapes_train", "somebody_elses_train")
     moved = Predictor(edited(weights, tmp_path, config=config), CLASSES)
     assert moved.seen == predictor.seen
-    assert (moved(picture).labels == predictor(picture).labels).all()
+    assert (moved(image).labels == predictor(image).labels).all()
 
 
 def test_command(
-    weights: Path, tmp_path: Path, picture: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, image: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        Image.fromarray(picture).save(tmp_path / folder / "same.png")
-    pictures = [str(tmp_path / folder / "same.png") for folder in ("a", "b")]
+        Image.fromarray(image).save(tmp_path / folder / "same.png")
+    images = [str(tmp_path / folder / "same.png") for folder in ("a", "b")]
     out = tmp_path / "out"
     arguments = ["--weights", str(weights), "--classes", "red star, brick", "--output", str(out)]
-    assert main(["predict", *arguments, "--proposals", *pictures]) == 0
+    assert main(["predict", *arguments, "--proposals", *images]) == 0
     assert sorted(path.name for path in out.glob("*.json")) == ["same.json", "same_2.json"]
     assert len(list(out.iterdir())) == 10
     assert "same.png" in capsys.readouterr().out
@@ -258,23 +258,23 @@ def test_command(
         ({"--classes": " , "}, "no class names"),
         ({"--classes": "brick, red star,brick"}, "more than once: ['brick']"),
         ({"--weights": "nowhere.pth"}, "nowhere.pth"),
-        ({"PICTURE": "nowhere.png"}, "nowhere.png"),
+        ({"IMAGE": "nowhere.png"}, "nowhere.png"),
     ],
 )
 def test_command_errors_come_first_and_in_one_line(
     weights: Path,
     tmp_path: Path,
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     capsys: pytest.CaptureFixture[str],
     change: dict[str, str],
     message: str,
 ) -> None:
-    Image.fromarray(picture).save(tmp_path / "fine.png")
+    Image.fromarray(image).save(tmp_path / "fine.png")
     words = {"--weights": str(weights), "--classes": "brick", "--output": str(tmp_path / "out")}
-    words |= {key: value for key, value in change.items() if key != "PICTURE"}
+    words |= {key: value for key, value in change.items() if key != "IMAGE"}
     arguments = [word for pair in words.items() for word in pair]
-    pictures = [str(tmp_path / "fine.png"), *[v for k, v in change.items() if k == "PICTURE"]]
-    assert main(["predict", *arguments, *pictures]) == 2
+    images = [str(tmp_path / "fine.png"), *[v for k, v in change.items() if k == "IMAGE"]]
+    assert main(["predict", *arguments, *images]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -291,8 +291,8 @@ def test_key_value_pairs_follow_the_images(tmp_path: Path) -> None:
 
 
 def test_distinct_stems() -> None:
-    pictures = ["a/x.png", "b/X.jpg", "c/x_2.png", "d/x.png", "e/y.png"]
-    stems = distinct_stems(pictures)
+    images = ["a/x.png", "b/X.jpg", "c/x_2.png", "d/x.png", "e/y.png"]
+    stems = distinct_stems(images)
     assert stems[0] == "x"
     assert len({stem.lower() for stem in stems}) == 5
     assert distinct_stems(["only.png"]) == ["only"]

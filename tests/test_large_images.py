@@ -60,7 +60,7 @@ def test_larger_images_are_looked_at_smaller_and_answered_whole(weights, caplog)
     )
     with caplog.at_level(logging.WARNING):
         answer = predictor(noise(128, 96))
-    assert answer.labels.shape == (128, 96) and answer.picture.shape == (128, 96, 3)
+    assert answer.labels.shape == (128, 96) and answer.image.shape == (128, 96, 3)
     ((_, height, width),) = inputs
     assert height * width <= 64 * 64 and height > width
     assert "96 x 128 pixels" in caplog.text and f"{width} x {height}" in caplog.text

@@ -20,9 +20,9 @@ sys.path.insert(0, str(REPOSITORY / "dev"))
 import stress_failures
 from forks import forked
 
-from alignzeg.engine.processes import errors, leaving, lifeline, supervision
+from alignzeg.engine.processes import errors, peer_monitor, process_exit, supervision
+from alignzeg.engine.processes.distributed_env import DistributedEnv
 from alignzeg.engine.processes.errors import NonFiniteError, RunFailed, exit_code, explain
-from alignzeg.engine.processes.placement import Placement
 
 
 @pytest.mark.parametrize(
@@ -43,17 +43,17 @@ def test_all_leave_and_name_the_cause(tmp_path: Path, cases: list[str]) -> None:
 
 
 @pytest.fixture
-def hub() -> lifeline.Lifeline:
+def hub() -> peer_monitor.PeerMonitor:
     """Process 0's end, which never ends this process but takes notes."""
     listener = socket.create_server(("127.0.0.1", 0))
-    hub = lifeline.Lifeline(0, {}, listener, False)
+    hub = peer_monitor.PeerMonitor(0, {}, listener, False)
     hub.heard = []
     hub._abort = hub.heard.append
     hub.watch("secret")
     return hub
 
 
-def join(hub: lifeline.Lifeline, **message: object) -> socket.socket:
+def join(hub: peer_monitor.PeerMonitor, **message: object) -> socket.socket:
     peer = socket.create_connection(hub._listener.getsockname())
     peer.settimeout(10)
     peer.sendall(json.dumps(message).encode() + b"\n")
@@ -67,7 +67,7 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def test_strangers_are_turned_away(hub: lifeline.Lifeline) -> None:
+def test_strangers_are_turned_away(hub: peer_monitor.PeerMonitor) -> None:
     for message in (b"GET / HTTP/1.0\n", b'{"failed": "x"}\n', b"[1]\n", b"x" * 200_000):
         stranger = socket.create_connection(hub._listener.getsockname())
         stranger.settimeout(20)
@@ -81,7 +81,7 @@ def test_strangers_are_turned_away(hub: lifeline.Lifeline) -> None:
     assert hub.heard == [] and not hub._peers
 
 
-def test_a_death_is_noticed_and_a_goodbye_is_none(hub: lifeline.Lifeline) -> None:
+def test_a_death_is_noticed_and_a_goodbye_is_none(hub: peer_monitor.PeerMonitor) -> None:
     first, second, third = (join(hub, token="secret", rank=rank) for rank in (1, 2, 3))
     wait_for(lambda: len(hub._peers) == 3)
     first.sendall(b'{"done": 1, "code": 0}\n')
@@ -95,9 +95,9 @@ def test_a_death_is_noticed_and_a_goodbye_is_none(hub: lifeline.Lifeline) -> Non
 
 
 def test_a_polite_end_gives_the_others_time(
-    hub: lifeline.Lifeline, monkeypatch: pytest.MonkeyPatch
+    hub: peer_monitor.PeerMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifeline, "LEAVE_SECONDS", 0.3)
+    monkeypatch.setattr(peer_monitor, "LEAVE_SECONDS", 0.3)
     peer = join(hub, token="secret", rank=1)
     peer.sendall(b'{"done": 1, "code": 75}\n')
     peer.close()
@@ -158,7 +158,7 @@ def test_a_process_ends_though_the_end_of_its_workers_would_raise(tmp_path: Path
         for _ in range(2):
             Worker(target=time.sleep, args=(60,), daemon=True).start()
         signal.signal(signal.SIGCHLD, raises)
-        leaving.exit_now(7)
+        process_exit.exit_now(7)
         return 0
 
     _, status = os.waitpid(forked(run, tmp_path / "leaving"), 0)
@@ -179,8 +179,8 @@ def test_exit_codes_and_lines() -> None:
 
 
 def test_the_host_of_process_0() -> None:
-    assert Placement(1, 2, 1, 2, "env://").host == "127.0.0.1"
-    assert Placement(3, 4, 1, 2, "tcp://node7:29500").host == "node7"
+    assert DistributedEnv(1, 2, 1, 2, "env://").host == "127.0.0.1"
+    assert DistributedEnv(3, 4, 1, 2, "tcp://node7:29500").host == "node7"
 
 
 def test_an_interrupted_parent_interrupts_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def test_seeds_decide_every_random_choice(tmp_path, toy):
     assert not all(torch.equal(samples[0]["image"], other["image"]) for other in samples[2:])
 
 
-def test_labels_follow_the_picture_through_augmentation(tmp_path, toy):
+def test_labels_follow_the_image_through_augmentation(tmp_path, toy):
     labels = blocks()
     item, _ = record(tmp_path, labels)
     palette = np.arange(256, dtype=np.uint8) * 37
@@ -204,7 +204,7 @@ def test_hidden_pixels_as_negatives(tmp_path, toy):
     assert torch.equal(strict.labels, blind.labels)
 
 
-def test_grey_and_palette_pictures(tmp_path, toy):
+def test_grey_and_palette_images(tmp_path, toy):
     item, _ = record(tmp_path, blocks())
     Image.fromarray(np.full(SIZE, 9, np.uint8)).save(item["file_name"])
     labels = Image.fromarray(blocks()).convert("L")

@@ -186,7 +186,7 @@ def test_two_vocabularies_alternate(cfg):
 
 
 def test_batching_changes_no_mask(cfg):
-    """A picture is segmented the same way alone and beside others."""
+    """An image is segmented the same way alone and beside others."""
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     vocabulary = MetadataCatalog.get("zeroshapes_train").vocabulary

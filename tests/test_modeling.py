@@ -15,8 +15,8 @@ from alignzeg.modeling.layers import (
     AttentionBlock,
     geometric_ensemble,
     mask_quality,
+    proposal_weights,
     sine_position,
-    vote_shares,
     with_foreground_share,
 )
 from alignzeg.modeling.proposals import (
@@ -254,11 +254,11 @@ def test_copies_share_one_vote():
     masks[1, 0] = 1.0  # a copy of the first
     masks[2, 0, :3] = 1.0  # IoU 3/4 with both
     masks[3, 1, 0] = 1.0  # alone; the last is empty, and alone too
-    votes = vote_shares(masks, 0.5)
+    weighted_probs = proposal_weights(masks, 0.5)
     copies, part = 1 / (1 + 1 + 0.75), 1 / (1 + 0.75 + 0.75)
-    torch.testing.assert_close(votes, torch.tensor([copies, copies, part, 1.0, 1.0]))
-    torch.testing.assert_close(vote_shares(masks, 0.8)[2], torch.tensor(1.0))
-    assert (vote_shares(masks, 1.01) == 1).all()
+    torch.testing.assert_close(weighted_probs, torch.tensor([copies, copies, part, 1.0, 1.0]))
+    torch.testing.assert_close(proposal_weights(masks, 0.8)[2], torch.tensor(1.0))
+    assert (proposal_weights(masks, 1.01) == 1).all()
 
 
 def refiner(**changes) -> VLMAffinityExtractor:

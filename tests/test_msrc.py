@@ -72,7 +72,7 @@ def test_an_unknown_id_is_refused(value, tmp_path, capsys):
 def test_missing_files_are_refused(layout, tmp_path, capsys):
     root = official_trees.TREES[f"msrc21-{layout}"].build(tmp_path)
     assert prepare(msrc.RECIPE, ["--root", str(root)]) == 1
-    assert "no label source for 491 listed pictures, as 1_1_s" in capsys.readouterr().err
+    assert "no label source for 491 listed images, as 1_1_s" in capsys.readouterr().err
     assert not (root / "msrc21").exists()
     image = next(path for path in root.rglob("1_3_s.*"))
     image.unlink()

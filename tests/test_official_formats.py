@@ -82,7 +82,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def labels_of(dataset: str, root: Path, monkeypatch: pytest.MonkeyPatch, seen: bool = False):
-    """Picture name -> label map, in ids of a data set's classes or of the seen ones among them."""
+    """Image name -> label map, in ids of a data set's classes or of the seen ones among them."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     catalog.register_all()
     vocabulary = get_vocabulary(dataset)
@@ -94,7 +94,7 @@ def labels_of(dataset: str, root: Path, monkeypatch: pytest.MonkeyPatch, seen: b
 
 
 def official(found: dict[str, NDArray]) -> NDArray:
-    """The one picture that has the fixture's map."""
+    """The one image that has the fixture's map."""
     names = [name for name in found if not name.startswith(("2008_000015", "ADE_val_00000002"))]
     assert len(names) == 1
     return found[names[0]]
@@ -125,7 +125,7 @@ def test_pixels(name: str, roots: dict[str, Path], monkeypatch: pytest.MonkeyPat
 
 def test_voc_takes_its_own_label_and_adds_those_of_sbd(roots, monkeypatch) -> None:
     train = labels_of("voc2012_train", roots["voc2012"], monkeypatch)
-    assert sorted(train) == ["2007_000032", "2008_000015"]  # not SBD's copy of the val picture
+    assert sorted(train) == ["2007_000032", "2008_000015"]  # not SBD's copy of the val image
     np.testing.assert_array_equal(train["2007_000032"], VOC)  # VOC's own, not SBD's
     np.testing.assert_array_equal(train["2008_000015"], blocks([NONE, 2], [15, NONE], [19, 19]))
     assert list(labels_of("voc2012_val", roots["voc2012"], monkeypatch)) == ["2007_000033"]

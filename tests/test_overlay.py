@@ -13,9 +13,9 @@ from conftest import REPOSITORY
 from matplotlib import font_manager
 from PIL import Image
 
-from alignzeg import lettering
+from alignzeg import fonts
+from alignzeg.fonts import font
 from alignzeg.inference import Prediction
-from alignzeg.lettering import font
 from alignzeg.structures import Vocabulary
 from alignzeg.visualize import LONGEST_SIDE, display_size
 
@@ -24,8 +24,8 @@ WORDS = Vocabulary(("grass", "sky", "red ball"), (True, True, False))
 
 def predicted(height: int, width: int) -> Prediction:
     labels = (np.arange(width) * 3 // width).astype(np.uint8)[None].repeat(height, 0)
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Prediction(labels, WORDS, picture)
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Prediction(labels, WORDS, image)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_the_legend_shows_the_colours_of_the_regions() -> None:
     height, width = 90, 120
     labels = np.zeros((height, width), dtype=np.uint8)
     labels[:, 60:] = 2
-    picture = np.full((height, width, 3), (200, 120, 40), dtype=np.uint8)
-    prediction = Prediction(labels, WORDS, picture)
+    image = np.full((height, width, 3), (200, 120, 40), dtype=np.uint8)
+    prediction = Prediction(labels, WORDS, image)
     drawn = np.asarray(prediction.overlay())
     factor = display_size(height, width, 384)[0] // height
     regions = {tuple(drawn[5, 5]), tuple(drawn[5, 100 * factor])}
@@ -63,16 +63,16 @@ def test_the_legend_shows_the_colours_of_the_regions() -> None:
 def test_a_strip_keeps_its_whole_legend() -> None:
     names = tuple(f"name {i}" for i in range(7))
     labels = (np.arange(700) * 7 // 700).astype(np.uint8)[None]
-    picture = np.zeros((1, 700, 3), dtype=np.uint8)
-    image = Prediction(labels, Vocabulary(names, (True,) * 7), picture).overlay()
-    assert image.height >= 7 * 12
+    image = np.zeros((1, 700, 3), dtype=np.uint8)
+    overlay = Prediction(labels, Vocabulary(names, (True,) * 7), image).overlay()
+    assert overlay.height >= 7 * 12
 
 
 # ------------------------------------------------------------------------------------------ letters
 def test_letters_that_no_font_has_are_named_and_a_font_is_asked_for(monkeypatch, caplog) -> None:
-    monkeypatch.setattr(lettering, "_system_fonts", lambda: (font_manager.findfont("DejaVu Sans"),))
-    monkeypatch.delenv(lettering.FONT_VARIABLE, raising=False)
-    for cache in (lettering._file_for, lettering._hint, lettering.font):
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: (font_manager.findfont("DejaVu Sans"),))
+    monkeypatch.delenv(fonts.FONT_VARIABLE, raising=False)
+    for cache in (fonts._file_for, fonts._hint, fonts.font):
         cache.cache_clear()
     plain = "Wiese, луг, λιβάδι"
     assert font(20, plain).spelled(plain) == plain
@@ -86,22 +86,22 @@ def test_letters_that_no_font_has_are_named_and_a_font_is_asked_for(monkeypatch,
 
 def test_a_font_can_be_given(monkeypatch, tmp_path) -> None:
     ours = font_manager.findfont("STIXGeneral")
-    only = lettering._letters(ours) - lettering._letters(font_manager.findfont("DejaVu Sans"))
+    only = fonts._letters(ours) - fonts._letters(font_manager.findfont("DejaVu Sans"))
     letter = sorted(only)[0]
-    monkeypatch.setattr(lettering, "_system_fonts", lambda: ())
-    monkeypatch.setenv(lettering.FONT_VARIABLE, ours)
-    lettering._file_for.cache_clear()
-    lettering.font.cache_clear()
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: ())
+    monkeypatch.setenv(fonts.FONT_VARIABLE, ours)
+    fonts._file_for.cache_clear()
+    fonts.font.cache_clear()
     try:
         assert font(20, letter).path == ours
         assert font(20, letter).spelled(letter) == letter
-        monkeypatch.setenv(lettering.FONT_VARIABLE, str(tmp_path / "none.ttf"))
-        lettering._file_for.cache_clear()
-        lettering.font.cache_clear()
+        monkeypatch.setenv(fonts.FONT_VARIABLE, str(tmp_path / "none.ttf"))
+        fonts._file_for.cache_clear()
+        fonts.font.cache_clear()
         assert font(20, letter).spelled(letter) != letter
     finally:
-        lettering._file_for.cache_clear()
-        lettering.font.cache_clear()
+        fonts._file_for.cache_clear()
+        fonts.font.cache_clear()
 
 
 MEASURED = """
@@ -112,8 +112,8 @@ from alignzeg.structures import Vocabulary
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 labels = np.zeros((4000, 6000), dtype=np.uint8)
 labels[2000:] = 1
-picture = np.zeros((4000, 6000, 3), dtype=np.uint8)
-Prediction(labels, Vocabulary(("a", "b"), (True, True)), picture).save(sys.argv[1], "x")
+image = np.zeros((4000, 6000, 3), dtype=np.uint8)
+Prediction(labels, Vocabulary(("a", "b"), (True, True)), image).save(sys.argv[1], "x")
 print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
 """
 

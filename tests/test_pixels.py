@@ -1,4 +1,4 @@
-"""The pixel classifier: its loss, what it answers, and which training pictures it may see."""
+"""The pixel classifier: its loss, what it answers, and which training images it may see."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_names_that_it_does_not_know_are_refused(cfg, model):
         model.eval()([sample])
 
 
-def test_pictures_of_unseen_classes_can_be_left_out(cfg):
+def test_images_of_unseen_classes_can_be_left_out(cfg):
     records = training_records(cfg)
     cfg.ALIGNZEG.DATA.SKIP_UNSEEN_IMAGES = True
     vocabulary = get_vocabulary(KINDS["train"])
@@ -128,7 +128,7 @@ def test_pictures_of_unseen_classes_can_be_left_out(cfg):
     assert training_records(cfg) == clean
 
 
-def test_that_no_picture_is_left_is_said(cfg):
+def test_that_no_image_is_left_is_said(cfg):
     nothing = Vocabulary(("none of them",), (True,))
     with pytest.raises(ValueError, match="SKIP_UNSEEN_IMAGES to False"):
         without_hidden(training_records(cfg), nothing)

@@ -185,14 +185,14 @@ def test_check_tells_counts_classes_and_draws(voc_tree, capsys):
     capsys.readouterr()
     assert prepare(voc.RECIPE, [*command, "--check", "--partial"]) == 0
     text = capsys.readouterr().out
-    assert "voc2012_train: 2 pictures" in text
-    assert "voc2012_val: 1 pictures" in text
+    assert "voc2012_train: 2 images" in text
+    assert "voc2012_val: 1 images" in text
     assert " 16.667 %  aeroplane" in text
     assert "no pixel at all: bicycle" in text
     sheet = Image.open(voc_tree / "contact_sheets/voc2012_val.png")
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 5
     assert prepare(voc.RECIPE, [*command, "--check"]) == 1
-    assert "PROBLEM: 2 pictures, officially 10582" in capsys.readouterr().out
+    assert "PROBLEM: 2 images, officially 10582" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
@@ -288,9 +288,9 @@ def test_a_wrong_id_list_is_one_error(voc_tree, capsys, content, message):
     assert message in capsys.readouterr().err
 
 
-def test_context_wants_all_listed_pictures(context_tree, capsys):
+def test_context_wants_all_listed_images(context_tree, capsys):
     assert prepare(context.RECIPE, ["--root", str(context_tree)]) == 1
-    assert "no label source for 5103 listed pictures" in capsys.readouterr().err
+    assert "no label source for 5103 listed images" in capsys.readouterr().err
     savemat(
         context_tree / "VOCdevkit/VOC2010/trainval/2008_000002.mat",
         {"LabelMap": np.full(SIZE, 460, np.uint16)},
@@ -299,13 +299,13 @@ def test_context_wants_all_listed_pictures(context_tree, capsys):
     assert "2008_000002.mat holds the values 460 to 460" in capsys.readouterr().err
 
 
-def test_no_picture_is_trained_on_and_tested_on(context_tree, capsys):
+def test_no_image_is_trained_on_and_tested_on(context_tree, capsys):
     lines(context_tree / "VOCdevkit/VOC2010/ImageSets/Main/train.txt", "2007_009999", "2008_000002")
     assert prepare(context.RECIPE, ["--root", str(context_tree), "--partial"]) == 1
     assert "2008_000002 is for training and for validation" in capsys.readouterr().err
 
 
-def test_a_mask_of_another_size_names_its_picture(context_json_tree, capsys):
+def test_a_mask_of_another_size_names_its_image(context_json_tree, capsys):
     path = context_json_tree / "VOCdevkit/VOC2010/trainval_merged.json"
     content = json.loads(path.read_text())
     content["images"][0]["height"] = 7

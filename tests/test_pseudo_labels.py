@@ -24,7 +24,7 @@ from alignzeg.engine import Trainer, setup_config, validate
 from alignzeg.pseudo_labels import Job, make_pseudo_labels
 from alignzeg.pseudo_labels.classes import Classes, find_classes
 from alignzeg.pseudo_labels.labeller import RegionSource
-from alignzeg.pseudo_labels.naming import Thresholds, choose, name_probs, paint
+from alignzeg.pseudo_labels.region_labels import Thresholds, choose, name_probs, paint
 from alignzeg.pseudo_labels.regions import proposal_regions, superpixel_regions
 from alignzeg.pseudo_labels.summary import Tally
 
@@ -160,7 +160,7 @@ def test_the_tally_by_hand(zeroshapes):
     confidence = np.array([[0, 0, 102, 102, 204, 0, 51, 0, 102, 255]], np.uint8)
     tally.add(raw, labels, confidence)
     report = tally.report()
-    assert report["pictures"] == 1 and report["pixels_without_human_label"] == 8
+    assert report["images"] == 1 and report["pixels_without_human_label"] == 8
     assert report["pixels"] == 6 and report["true_pixels"] == 6 and report["on_no_class"] == 1
     assert report["precision"] == pytest.approx(100 * 3 / 5)
     assert report["precision_all"] == pytest.approx(100 * 3 / 6)
@@ -194,7 +194,7 @@ def forget() -> None:
 def test_human_labels_stay_and_a_training_reads_the_rest(zeroshapes, tmp_path):
     about = make_pseudo_labels(job(tmp_path / "made", tmp_path))
     summary = about["summary"]
-    assert summary["pictures"] == 8 and 0 < summary["coverage"] <= 100
+    assert summary["images"] == 8 and 0 < summary["coverage"] <= 100
     vocabulary = get_vocabulary("zeroshapes_train")
     given = 0
     for record in DatasetCatalog.get("zeroshapes_train"):
@@ -291,5 +291,5 @@ def test_a_kill_and_other_processes_change_no_file(zeroshapes, tmp_path):
     while living(first.pid):
         time.sleep(0.1)
     again = subprocess.run([*command, *opts], capture_output=True, text=True, check=True)
-    assert json.loads(again.stdout)["pictures"] == 8
+    assert json.loads(again.stdout)["images"] == 8
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

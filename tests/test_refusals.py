@@ -18,7 +18,7 @@ from alignzeg.config.keys import Choices, Range
 from alignzeg.config.table import ALIGNZEG as ALIGNZEG_KEYS
 from alignzeg.config.values import allowed_values, validate_values
 from alignzeg.engine import setup_config, validate
-from alignzeg.engine.checkpoints.likeness import check_kinds, misfit
+from alignzeg.engine.checkpoints.state_check import check_kinds, misfit
 from alignzeg.engine.records.log import LOGGERS, hide_tracebacks
 from alignzeg.engine.settings.reading import default_config, flat_keys
 
@@ -79,7 +79,11 @@ def test_a_range(allowed, good, bad, text):
         ("ALIGNZEG.RECURSION.SOURCE", "air", "SOURCE is 'air', which is unknown"),
         ("ALIGNZEG.RECURSION.USE", "all", "USE is 'all', which is unknown"),
         ("ALIGNZEG.GENERATOR.LAYOUT", "true", "LAYOUT is 'true', which is unknown"),
-        ("ALIGNZEG.TEST.FOLD", "slow", "FOLD is 'slow', which is unknown"),
+        (
+            "ALIGNZEG.TEST.SEMANTIC_INFERENCE",
+            "slow",
+            "SEMANTIC_INFERENCE is 'slow', which is unknown",
+        ),
         ("SOLVER.BASE_LR", "-1", "SOLVER.BASE_LR is -1.0; it must be more than 0"),
         ("DATALOADER.NUM_WORKERS", "100000", "it must be 0 to 512"),
         ("SEED", str(2**40), "SEED is 1099511627776"),

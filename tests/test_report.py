@@ -99,8 +99,8 @@ def page(tmp_path: Path, runs: list[RunResult]) -> str:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (8, 12)).astype(np.uint8)
     labels[0] = 255
-    picture = rng.integers(0, 256, (8, 12, 3)).astype(np.uint8)
-    sample = Sample("00001", picture, labels, {"baseline": labels, "alignzeg": labels})
+    image = rng.integers(0, 256, (8, 12, 3)).astype(np.uint8)
+    sample = Sample("00001", image, labels, {"baseline": labels, "alignzeg": labels})
     about = About("A <title>", "Lead & more.", ["make demo"], {"seed": 1})
     path = write_report(tmp_path / "new" / "report.html", runs, [sample], VOCABULARY, about)
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
@@ -212,13 +212,13 @@ def test_overlay_and_legend() -> None:
     assert colored[0, 0].tolist() == colors[0].tolist()
     assert colored[1, 2].tolist() not in colors.tolist()
     assert boundaries(labels).tolist() == [[False, True, True], [False, True, False]]
-    picture = np.full((2, 3, 3), 100, dtype=np.uint8)
-    mixed = blend(picture, labels, colors, 0.5)
+    image = np.full((2, 3, 3), 100, dtype=np.uint8)
+    mixed = blend(image, labels, colors, 0.5)
     assert (
         mixed[0, 0].tolist() == np.round((100 + colors[0].astype(float)) / 2).astype(int).tolist()
     )
     with pytest.raises(ValueError, match="labels of"):
-        blend(picture, labels.T, colors)
+        blend(image, labels.T, colors)
     tall = np.full((90, 30, 3), 7, dtype=np.uint8)
     image = with_legend(tall, [(f"name {i}", (255, 0, i)) for i in range(20)], text_size=12)
     assert image.height == 90

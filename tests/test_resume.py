@@ -26,7 +26,7 @@ from alignzeg.commands.train import parse_args
 from alignzeg.engine import Trainer, read_checkpoint, setup_config, start_run
 from alignzeg.engine.checkpoints.state import (
     config_changes,
-    own_randomness,
+    isolated_rng,
     plain,
     rng_state,
     set_rng_state,
@@ -372,7 +372,7 @@ def test_another_number_of_processes_loses_no_sample() -> None:
         batches = iter(loader)
         positions += [x["position"] for _ in range(2) for x in next(batches)]
     assert sorted(positions) == list(range(12, 24))
-    with pytest.raises(ValueError, match="trained on 9 pictures, DATASETS.TRAIN now has 7"):
+    with pytest.raises(ValueError, match="trained on 9 images, DATASETS.TRAIN now has 7"):
         loaders[0].load_state_dict({**states[0], "size": 9})
 
 
@@ -401,11 +401,11 @@ def test_generators_come_back() -> None:
         return [torch.rand(1).item(), np.random.randn(), random.gauss(0, 1)]  # noqa: NPY002
 
     first = draw()
-    with own_randomness(7):
+    with isolated_rng(7):
         inside = draw()
     set_rng_state(plain(state))
     assert draw() == first
-    with own_randomness(7):
+    with isolated_rng(7):
         assert draw() == inside
     with pytest.raises(TypeError, match=r"checkpoint\['a'\]\[1\] is a set"):
         plain({"a": [1, {2}]})

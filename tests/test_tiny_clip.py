@@ -66,7 +66,7 @@ def test_any_words_can_be_typed(tmp_path: Path) -> None:
     assert vlm.embed_text(["a crimson aeroplane over Zürich", "星"]).isfinite().all()
 
 
-def test_batches_hold_pictures_windows_and_captions() -> None:
+def test_batches_hold_images_windows_and_captions() -> None:
     pool = render_pool(0, range(4))
     batch = draw_batch(np.random.default_rng(0), pool, 4, 6)
     assert batch.images.shape == (4, 128, 128, 3)

@@ -1,4 +1,4 @@
-"""OpenClipVLM: names, pictures and regions of tiny random open_clip models, and every refusal."""
+"""OpenClipVLM: names, images and regions of tiny random open_clip models, and every refusal."""
 
 from __future__ import annotations
 
@@ -174,12 +174,12 @@ def test_empty_names_are_refused(make, names: list[str]) -> None:
         make().embed_text(names)
 
 
-# ------------------------------------------------------------ pictures
+# ------------------------------------------------------------ images
 @pytest.mark.parametrize(
     ("size", "grid"),
     [((32, 32), (4, 4)), ((64, 64), (4, 4)), ((40, 80), (4, 8)), ((90, 30), (12, 4))],
 )
-def test_vit_dense_grid_follows_the_picture(
+def test_vit_dense_grid_follows_the_image(
     make, size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
     vlm = make()
@@ -219,7 +219,7 @@ def test_resolution_and_normalisation_are_the_models_own(make) -> None:
     assert make(image_size=48)._prepared(some_image()).shape[-2:] == (48, 48)
 
 
-def test_whole_picture_region_is_the_plain_class_token(make) -> None:
+def test_whole_image_region_is_the_plain_class_token(make) -> None:
     """With all blocks read and all patches inside, a copy of the class token is the class token."""
     vlm = make(region_blocks=4)
     image = some_image()

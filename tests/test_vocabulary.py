@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from alignzeg.__main__ import main
 from alignzeg.data.labels import get_vocabulary
-from alignzeg.data.lint import lint, spoken, validate_names
+from alignzeg.data.lint import lint, class_texts, validate_names
 from alignzeg.engine import setup_config, validate
 from alignzeg.registries import build_vlm
 
@@ -95,7 +95,7 @@ def test_tokens_are_counted_as_the_tokenizer_cuts(tiny_cfg: CfgNode):
 
 
 def test_a_data_set_speaks_with_its_prompts():
-    prompts, unseen = spoken(get_vocabulary("voc2012_train"))
+    prompts, unseen = class_texts(get_vocabulary("voc2012_train"))
     assert prompts[15] == "pottedplant; potted plant"
     assert unseen[0] == "pottedplant"
     assert lint(prompts, unseen) == []

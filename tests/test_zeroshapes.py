@@ -93,8 +93,8 @@ def test_things_describe_the_label() -> None:
             assert rows[-1] + 1 == max(thing.box[3] for thing in same)
 
 
-def test_mask_and_picture_agree_at_edges() -> None:
-    """Inside a mask the picture has the thing's colour up to the last pixel row, not beyond."""
+def test_mask_and_image_agree_at_edges() -> None:
+    """Inside a mask the image has the thing's colour up to the last pixel row, not beyond."""
     hue_error = []
     for scene in SCENES:
         for thing in scene.things:

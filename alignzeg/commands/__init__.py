@@ -29,7 +29,7 @@ COMMANDS = {
     "ablate": "train a list of configs with several seeds, and tabulate them",
     "ksplits": "compare ZS3Net and recursive training over numbers of unseen classes",
     "calibrate": "choose the bias correction on pseudo-unseen classes",
-    "pseudo-labels": "let the frozen VLM name the pixels that nobody labelled",
+    "pseudo-labels": "let the frozen VLM name the pixels without labels",
     "audit": "prove that no unseen label or name reaches a loss",
     "compare": "name the first divergence of a run from another",
     "significance": "intervals and paired tests of evaluations",

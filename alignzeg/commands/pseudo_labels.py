@@ -1,4 +1,4 @@
-"""`alignzeg pseudo-labels`: regions that nobody labelled, named by the frozen VLM."""
+"""`alignzeg pseudo-labels`: regions without labels, named by the frozen VLM."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     from alignzeg.data.class_names import read_class_list
     from alignzeg.pseudo_labels import Job, make_pseudo_labels
     from alignzeg.pseudo_labels.labeller import RegionSource
-    from alignzeg.pseudo_labels.naming import Thresholds
+    from alignzeg.pseudo_labels.region_labels import Thresholds
 
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(args, name) for name in names if hasattr(args, name)}

@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     require_folder(path.parent, "--output")
     folders = [Path(run) for run in args.runs]
     dataset = args.dataset or common_dataset(folders)
-    from alignzeg.data.labels import asked_vocabulary
+    from alignzeg.data.labels import eval_vocabulary
     from alignzeg.engine import setup_config
     from alignzeg.inference import Predictor
     from alignzeg.report import About, choose_samples, read_run, write_report
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     ]
     # Of the last run, which also registers its data set where that is a folder of the user.
     cfg = setup_config(folders[-1] / "config.yaml")
-    vocabulary = asked_vocabulary(cfg, dataset)
+    vocabulary = eval_vocabulary(cfg, dataset)
     weights = {run.name: folder / _FINAL for run, folder in zip(runs, folders, strict=True)}
     predictors = {
         name: Predictor(file, vocabulary.names, args.device)

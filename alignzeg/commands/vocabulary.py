@@ -76,10 +76,10 @@ def read_names(source: str) -> tuple[list[str], list[str]]:
     """
     from alignzeg.data.class_names import is_class_file, read_class_list
     from alignzeg.data.labels import get_vocabulary, registered_names
-    from alignzeg.data.lint import spoken
+    from alignzeg.data.lint import class_texts
 
     if source in registered_names():
-        return spoken(get_vocabulary(source))
+        return class_texts(get_vocabulary(source))
     if "," not in source and not is_class_file(source):
         hint = did_you_mean(source, registered_names())
         raise ValueError(

@@ -8,7 +8,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from alignzeg.config.keys import COUNT, LEAST_0, POSITIVE, SHARE, Choices, Range
 
-# More loading workers than this in one process is a slip of the finger.
+# More loading workers than this in one process is a typing error.
 MOST_WORKERS = 512
 
 DETECTRON2_VALUES: Mapping[str, Range | Choices] = {

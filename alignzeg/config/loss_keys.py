@@ -102,7 +102,7 @@ LOSS = Section(
             "",
             "ours",
         ),
-        "COPY_IOU": Key(
+        "IGNORE_IOU": Key(
             0.5,
             "An unmatched proposal with this IoU to a mask gets no class loss; above 1 all do.",
             LEAST_0,

@@ -200,7 +200,7 @@ CLASSIFIER = Section(
 
 
 SYNTHESIZER = Section(
-    "Synthetic features of classes that nobody labelled.",
+    "Synthetic features of classes without labels.",
     {
         "NAME": Key(
             "ManifoldMixup",

@@ -7,7 +7,7 @@ from alignzeg.config.keys import COUNT, LEAST_0, SHARE, Choices, Key, Section
 TEST = Section(
     "From proposals to label maps, and what an evaluation reports. Several scales and mirror "
     "images are Detectron2's TEST.AUG; each scale is looked at through the windows, if there are "
-    "any. With either of them FOLD is `exact`.",
+    "any. With either of them SEMANTIC_INFERENCE is `exact`.",
     {
         "ENSEMBLE_SEEN": Key(
             0.0,
@@ -25,14 +25,14 @@ TEST = Section(
             "ensemble (fc-clip), or a proposal that the two scores disagree on counts less.",
             source="ZegFormer",
         ),
-        "COPY_IOU": Key(
+        "DUPLICATE_IOU": Key(
             0.5,
-            "Proposals whose masks overlap with this IoU share one vote; above 1 each has its own.",
+            "Proposals whose masks overlap with this IoU count as one; above 1 each counts.",
             LEAST_0,
             "IoU",
             "ours",
         ),
-        "FOLD": Key(
+        "SEMANTIC_INFERENCE": Key(
             "exact",
             "`exact`: masks are upsampled, then multiplied by the classes; `fast`: the product at "
             "stride 4 is upsampled.",
@@ -44,7 +44,7 @@ TEST = Section(
             "`max` of theirs (fc-clip, ODISE; what pas20b and pas21 are defined by).",
             Choices(("mean", "max")),
         ),
-        "FOLD_MIB": Key(
+        "MEMORY_MIB": Key(
             32, "Memory that one stripe of rows of the label map may take.", COUNT, "MiB", "ours"
         ),
         "WINDOW": Key(

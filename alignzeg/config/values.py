@@ -13,6 +13,22 @@ from alignzeg.config.table import ALIGNZEG
 
 # PyTorch takes no larger whole number.
 MOST = 2**63 - 1
+# Old name -> new name. A section stands for all that is below it.
+RENAMED = {
+    "ALIGNZEG.DATA.OWN": "ALIGNZEG.DATA.CUSTOM",
+    "ALIGNZEG.LOSS.COPY_IOU": "ALIGNZEG.LOSS.IGNORE_IOU",
+    "ALIGNZEG.TEST.COPY_IOU": "ALIGNZEG.TEST.DUPLICATE_IOU",
+    "ALIGNZEG.TEST.FOLD": "ALIGNZEG.TEST.SEMANTIC_INFERENCE",
+    "ALIGNZEG.TEST.FOLD_MIB": "ALIGNZEG.TEST.MEMORY_MIB",
+}
+
+
+def new_name(key: str) -> str:
+    """What a config key is called now; the key itself where it was not renamed."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,1 +1,1 @@
-"""Benchmarks, the pictures behind them, and the samples made of both."""
+"""Benchmarks, the images behind them, and the samples made of both."""

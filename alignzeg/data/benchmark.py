@@ -16,10 +16,10 @@ A split file holds (paths are relative to the data root, `DETECTRON2_DATASETS` o
     ignored_raw_ids optional; more values that mean "no class" (such as VOC's background)
     splits          optional; {split: {"image_root": ..., "sem_seg_root": ..., "images": ...}};
                     <name>/images/<split> and <name>/annotations/<split> by default; "images" is
-                    the official number of labelled pictures, or a list of numbers in use; "take":
+                    the official number of labelled images, or a list of numbers in use; "take":
                     [n, [r, ...]] has only those whose place in the order of names, modulo n, is one
                     of r
-    extra_images    optional; true if image folders also hold pictures without a label file
+    extra_images    optional; true if image folders also hold images without a label file
     prepare         optional; the command that makes the files
 """
 
@@ -50,7 +50,7 @@ _ROOTS = ("image_root", "sem_seg_root")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A class list, its split into seen and unseen, and where the pictures lie.
+    """A class list, its split into seen and unseen, and where the images lie.
 
     Attributes:
         name: data sets are called `<name>_<split>`.
@@ -63,8 +63,8 @@ class Benchmark:
         doubtful_raw_ids: values that mean a class, but may have been meant as "no class"; a label
             file that holds one is refused.
         prepare: what to do when the files are missing; ends an error message.
-        counts: split -> official numbers of labelled pictures; a split may be absent.
-        extra_images: whether image folders also hold pictures without a label file.
+        counts: split -> official numbers of labelled images; a split may be absent.
+        extra_images: whether image folders also hold images without a label file.
         taken: split -> n and remainders: only the images whose place in the order of names, modulo
             n, is one of these; a split may be absent.
         root: absolute data root; None reads `DETECTRON2_DATASETS` when the files are needed.

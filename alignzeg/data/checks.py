@@ -10,8 +10,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
+from alignzeg.data.image_io import check_image
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_record_labels
-from alignzeg.data.pictures import check_image
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _SHOWN = 10
 
 
 def check_files(name: str, limit: int = -1, training: bool = False) -> int:
-    """Reads label files of a registered data set and checks them against their pictures.
+    """Reads label files of a registered data set and checks them against their images.
 
     Args:
         name: a registered data set.
@@ -33,7 +33,7 @@ def check_files(name: str, limit: int = -1, training: bool = False) -> int:
 
     Raises:
         ValueError: on the first file that is unreadable, holds a value out of range, or has another
-            size than its picture; if training, also if no pixel has a seen class.
+            size than its image; if training, also if no pixel has a seen class.
     """
     records = [r for r in DatasetCatalog.get(name) if "sem_seg_file_name" in r]
     total = len(records)

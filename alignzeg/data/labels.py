@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.arguments import did_you_mean
-from alignzeg.data.pictures import read_values
+from alignzeg.data.image_io import read_values
 from alignzeg.structures import IGNORE_LABEL, Vocabulary, spelling
 
 HOLD_OUTS = ("", "pseudo_unseen")
@@ -115,7 +115,7 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary:
     return vocabularies[0]
 
 
-def asked_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
+def eval_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
     """The classes of a test set, each seen if the data set says so and training had such a class.
 
     For another data set than that of the training, a class counts as seen if one of its names, or
@@ -207,7 +207,7 @@ def without_hidden(
     ]
     if not kept:
         raise ValueError(
-            f"every one of {len(records)} training pictures shows a class that is not trained on; "
+            f"every one of {len(records)} training images shows a class that is not trained on; "
             "set ALIGNZEG.DATA.SKIP_UNSEEN_IMAGES to False"
         )
     return kept
@@ -257,17 +257,17 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
                 f"label file {file_name} holds {value}, which is the class "
                 f"{metadata['stuff_classes'][place]!r} of data set {dataset_name!r}; pixels of no "
                 f"class are {metadata['ignore_label']}: write that for them or, if the class is "
-                f"meant, set ALIGNZEG.DATA.OWN.IGNORE_LABEL {metadata['ignore_label']}"
+                f"meant, set ALIGNZEG.DATA.CUSTOM.IGNORE_LABEL {metadata['ignore_label']}"
             )
     return labels.astype(np.uint8 if size == 256 else np.uint16, copy=False)
 
 
 def read_record_labels(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Reads the label file of a record, as `read_labels`, and compares it with its picture.
+    """Reads the label file of a record, as `read_labels`, and compares it with its image.
 
     Args:
         record: `file_name`, `sem_seg_file_name` and `dataset_name`.
-        size: height and width of the picture.
+        size: height and width of the image.
 
     Raises:
         ValueError: as `read_labels`, and if the sizes differ.

@@ -35,7 +35,7 @@ def validate_names(cfg: CfgNode, model: nn.Module) -> None:
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         close = cosine if name in cfg.DATASETS.TRAIN else 1.0
         vocabulary = get_vocabulary(name)
-        found = lint(*spoken(vocabulary), vlm, close)
+        found = lint(*class_texts(vocabulary), vlm, close)
         if len(vocabulary.seen_ids) == 1 < len(vocabulary) and name in cfg.DATASETS.TRAIN:
             only = vocabulary.names[vocabulary.seen_ids[0]]
             found.append(f"one class is seen, {only!r}: training has nothing to tell it from")
@@ -55,7 +55,7 @@ def pitfalls(vocabulary: Vocabulary, vlm: Any = None) -> list[str]:
     """
     if vlm is None:
         return _few(vocabulary)
-    prompts = spoken(vocabulary)[0]
+    prompts = class_texts(vocabulary)[0]
     return [*_few(vocabulary), *_cut_off(prompts, vlm), *_never_read(prompts, vlm)]
 
 
@@ -97,7 +97,7 @@ def lint(
     return warnings
 
 
-def spoken(vocabulary: Vocabulary) -> tuple[list[str], list[str]]:
+def class_texts(vocabulary: Vocabulary) -> tuple[list[str], list[str]]:
     """Prompts that all begin with the class's name, and the unseen names, as `lint` takes them."""
     prompts = [
         prompt if _synonyms(prompt)[0] == name else SYNONYM_SEPARATOR.join((name, prompt))

@@ -1,4 +1,4 @@
-"""Record -> picture and targets. In training no trace of a hidden class leaves this file."""
+"""Record -> image and targets. In training no trace of a hidden class leaves this file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T  # noqa: N812 (Detectron2's own alias)
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from alignzeg.data.image_io import read_rgb, read_values
 from alignzeg.data.labels import (
-    asked_vocabulary,
+    eval_vocabulary,
     ignore_value,
     label_lookup,
     read_record_labels,
     training_vocabulary,
 )
-from alignzeg.data.pictures import read_rgb, read_values
 from alignzeg.structures import IGNORE_LABEL, Targets, Vocabulary
 
 
@@ -67,7 +67,7 @@ class ZeroShotMapper:
         if is_train:
             vocabularies = dict.fromkeys(names, training_vocabulary(cfg))
         else:
-            vocabularies = {name: asked_vocabulary(cfg, name) for name in names}
+            vocabularies = {name: eval_vocabulary(cfg, name) for name in names}
         return {
             "is_train": is_train,
             "vocabularies": vocabularies,
@@ -89,7 +89,7 @@ class ZeroShotMapper:
 
         Returns:
             `image` (3, H, W) uint8 RGB after augmentation, `vocabulary`, `file_name`, and `height`,
-            `width` of the picture on disk; in training `targets`, else `sem_seg_file_name`.
+            `width` of the image on disk; in training `targets`, else `sem_seg_file_name`.
 
         Raises:
             ValueError: if a file cannot be read, a label is out of range, image and label differ

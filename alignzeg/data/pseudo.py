@@ -1,6 +1,6 @@
 """Pseudo-labels on disk as a data set: human labels, and what a model said about the other pixels.
 
-A folder that `alignzeg pseudo-labels` wrote holds, for each picture of its source data set,
+A folder that `alignzeg pseudo-labels` wrote holds, for each image of its source data set,
 
     labels/<name>.png      label maps: human labels as in the source, pseudo-labels on other
                            pixels, the ignore value elsewhere

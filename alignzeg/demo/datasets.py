@@ -72,7 +72,7 @@ class Scenes(DataSet):
     name = "demo"
     benchmark = "zeroshapes"
     title = "zeroshapes"
-    kind = "picture"
+    kind = "image"
 
     counts: tuple[int, int] = (DEFAULT_COUNTS["train"], DEFAULT_COUNTS["val"])
     size: int = 128

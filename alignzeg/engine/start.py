@@ -18,7 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from alignzeg.config.values import flatten
 from alignzeg.engine.checkpoints.resume import saved_seed
 from alignzeg.engine.records.log import hide_tracebacks, start_log
-from alignzeg.engine.records.occupation import check_unused, clear, occupy
+from alignzeg.engine.records.output_lock import check_unused, clear, lock_output
 from alignzeg.engine.solver.optim import scaled_lr
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         keep_freed_memory()
     if comm.is_main_process() and not getattr(args, "eval_only", False):
         check_folder(cfg, args)
-        occupy(cfg.OUTPUT_DIR)
+        lock_output(cfg.OUTPUT_DIR)
         if getattr(args, "overwrite", False):
             clear(cfg.OUTPUT_DIR)
     if cfg.SEED < 0:

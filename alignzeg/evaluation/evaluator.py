@@ -49,7 +49,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
 
     Mask recall is class-agnostic: the share of ground-truth segments that some proposal covers with
     an IoU of at least 0.5 (`AR50`) or 0.75 (`AR75`). A segment is **all pixels of one class in one
-    picture**, so two separate objects of one class are one segment: a label map cannot tell them
+    image**, so two separate objects of one class are one segment: a label map cannot tell them
     apart. Segments below `min_segment` pixels are left out.
 
     The bias audit counts pixels of unseen classes that were named as seen ones, and those where the

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-# Float32 counts pixels exactly up to here; larger pictures are counted in float64.
+# Float32 counts pixels exactly up to here; larger images are counted in float64.
 _EXACT_FLOAT32 = 2**24
 
 
 def confusion(gt: NDArray, pred: NDArray, k: int) -> NDArray[np.int64]:
-    """Counts the pixels of one picture by true and predicted class.
+    """Counts the pixels of one image by true and predicted class.
 
     Args:
         gt: integer class ids; pixels with a value >= k are unlabelled and not counted.
@@ -117,13 +117,13 @@ def harmonic_mean(first: float | None, second: float | None) -> float | None:
 
 
 def mask_ious(mask_logits: Tensor, labels: Tensor, ids: Sequence[int], chunk: int = 8) -> Tensor:
-    """How well the best proposal covers each class's pixels of one picture, whatever its class.
+    """How well the best proposal covers each class's pixels of one image, whatever its class.
 
     Proposals are upsampled bilinearly to full size and binarised at probability 0.5. Unlabelled
     pixels are outside of the proposal and of the segment.
 
     Args:
-        mask_logits: (Q, h, w) logits of the final proposals, covering the whole picture.
+        mask_logits: (Q, h, w) logits of the final proposals, covering the whole image.
         labels: (H, W) class ids on the same device; 255, or 65535 if not uint8, is unlabelled.
         ids: the G classes to measure.
         chunk: proposals held at full size at a time.

@@ -18,11 +18,11 @@ RECALL_THRESHOLDS = {"AR50": 0.5, "AR75": 0.75}
 def segment_counts(
     gt: NDArray, mask_logits: torch.Tensor, classes: int, min_segment: int
 ) -> NDArray[np.int64]:
-    """Which segments of one picture some proposal covers; a segment is all pixels of one class.
+    """Which segments of one image some proposal covers; a segment is all pixels of one class.
 
     Args:
         gt: (H, W) class ids; higher values are unlabelled.
-        mask_logits: (Q, h, w) of the whole picture.
+        mask_logits: (Q, h, w) of the whole image.
         classes: K.
         min_segment: pixels that a segment needs in order to count.
 
@@ -61,7 +61,7 @@ def recall(counts: NDArray, column: int) -> float | None:
 def background_counts(
     gt: NDArray, background: NDArray[np.bool_], seen: Sequence[bool]
 ) -> NDArray[np.int64]:
-    """Pixels of one picture where the background would win, if it could be named.
+    """Pixels of one image where the background would win, if it could be named.
 
     Args:
         gt: (H, W) class ids; values of K or more are unlabelled.

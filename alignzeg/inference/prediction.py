@@ -1,4 +1,4 @@
-"""The answer for one picture, and the files it is written to."""
+"""The answer for one image, and the files it is written to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from alignzeg.colors import UNNAMED_COLOR, class_colors
-from alignzeg.lettering import font
+from alignzeg.fonts import font
 from alignzeg.structures import Vocabulary
 from alignzeg.visualize import (
     blend,
@@ -24,7 +24,7 @@ from alignzeg.visualize import (
     with_legend,
 )
 
-# Overlays of small pictures are enlarged to this shorter side in pixels, for a legible legend.
+# Overlays of small images are enlarged to this shorter side in pixels, for a legible legend.
 _OVERLAY_SIDE = 384
 _SHEET_TILE = 192
 _SHEET_COLUMNS = 4
@@ -32,7 +32,7 @@ _SHEET_COLUMNS = 4
 
 @dataclass(frozen=True)
 class ProposalSet:
-    """Mask proposals of one picture, the surest first.
+    """Mask proposals of one image, the surest first.
 
     Attributes:
         masks: (n, h, w) float16 mask probabilities at a quarter of the network's input size.
@@ -50,19 +50,19 @@ class ProposalSet:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is where in one picture.
+    """What is where in one image.
 
     Attributes:
         labels: (H, W) uint8, or uint16 for more than 255 classes: index into `names`; the highest
             number of the dtype is "none of these", which only a reject threshold answers.
         vocabulary: the classes asked for, each seen or unseen in training.
-        picture: (H, W, 3) uint8 RGB that was looked at.
+        image: (H, W, 3) uint8 RGB that was looked at.
         proposals: the masks behind the answer, where they were asked for.
     """
 
     labels: NDArray[np.uint8] | NDArray[np.uint16]
     vocabulary: Vocabulary
-    picture: NDArray[np.uint8] = field(repr=False)
+    image: NDArray[np.uint8] = field(repr=False)
     proposals: ProposalSet | None = field(default=None, repr=False)
 
     @property
@@ -95,14 +95,14 @@ class Prediction:
         return self.labels.size - sum(self.areas.values())
 
     def overlay(self) -> Image.Image:
-        """The picture under its coloured label map, with a legend; unseen classes are marked.
+        """The image under its coloured label map, with a legend; unseen classes are marked.
 
         Its size is that of `display_size`, at most 2048 pixels; the legend's colours are those that
         the regions have in it.
         """
         size = display_size(*self.labels.shape, _OVERLAY_SIDE)
         labels = resized(self.labels, size)
-        drawn = blend(shrunk(self.picture, size), labels, self._colors)
+        drawn = blend(shrunk(self.image, size), labels, self._colors)
         texts = [self._legend_text(name, pixels) for name, pixels in self.areas.items()]
         ids = [self.names.index(name) for name in self.areas]
         if self.rejected:
@@ -117,7 +117,7 @@ class Prediction:
         return f"{name}  {f'{share:.0f}' if share >= 1 else '<1'} %{mark}"
 
     def index_image(self) -> Image.Image:
-        """The class ids as a picture: with a palette, or 16 bits grey for more than 255 classes."""
+        """The class ids as an image: with a palette, or 16 bits grey for more than 255 classes."""
         if self.labels.dtype != np.uint8:
             return Image.fromarray(self.labels)
         image = Image.fromarray(self.labels)
@@ -128,7 +128,7 @@ class Prediction:
         return image
 
     def summary(self) -> dict[str, Any]:
-        """All classes with id, seen flag, pixels and share of the picture, ready for JSON."""
+        """All classes with id, seen flag, pixels and share of the image, ready for JSON."""
         areas, total = self.areas, self.labels.size
         return {
             "height": self.labels.shape[0],
@@ -151,7 +151,7 @@ class Prediction:
         }
 
     def save(self, folder: str | Path, stem: str) -> list[Path]:
-        """Writes overlay, index picture and JSON, and the proposals where there are any.
+        """Writes overlay, index image and JSON, and the proposals where there are any.
 
         Args:
             folder: made if it is missing.
@@ -184,7 +184,7 @@ class Prediction:
         return files
 
     def proposal_sheet(self, count: int = 12) -> Image.Image:
-        """The surest proposals, each cut out of the picture under its class and score.
+        """The surest proposals, each cut out of the image under its class and score.
 
         Raises:
             ValueError: if the proposals were not asked for.
@@ -213,11 +213,11 @@ class Prediction:
     ) -> Image.Image:
         assert self.proposals is not None
         size = (tile[1], tile[0])
-        picture = Image.fromarray(self.picture).resize(size, Image.Resampling.BILINEAR)
+        image = Image.fromarray(self.image).resize(size, Image.Resampling.BILINEAR)
         mask = Image.fromarray(np.round(255 * self.proposals.masks[i].astype(np.float32)))
         alpha = np.asarray(mask.resize(size, Image.Resampling.BILINEAR))[..., None] / 255
-        dimmed = 0.25 * np.asarray(picture) + 0.75 * 255
-        lit = 0.75 * np.asarray(picture) + 0.25 * colors[self.proposals.classes[i]]
+        dimmed = 0.25 * np.asarray(image) + 0.75 * 255
+        lit = 0.75 * np.asarray(image) + 0.25 * colors[self.proposals.classes[i]]
         return Image.fromarray(np.round(alpha * lit + (1 - alpha) * dimmed).astype(np.uint8))
 
     def _caption(self, sheet: Image.Image, box: tuple[int, int, int, int], i: int) -> None:

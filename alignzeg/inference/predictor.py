@@ -1,4 +1,4 @@
-"""A checkpoint as a function from pictures to label maps."""
+"""A checkpoint as a function from images to label maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alignzeg.data.class_names import class_names, read_class_list
-from alignzeg.data.given import as_rgb
+from alignzeg.data.input_images import as_rgb
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.data.lint import pitfalls
 from alignzeg.data.mapper import test_augmentations
@@ -104,16 +104,16 @@ class Predictor:
     @torch.inference_mode()
     def __call__(
         self,
-        picture: Any,
+        image: Any,
         classes: Sequence[str] | None = None,
         proposals: int = 0,
     ) -> Prediction | list[Prediction]:
         """Names every pixel of an image, or of each image of a list.
 
         Args:
-            picture: a file name; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in
+            image: a file name; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in
                 the order RGB; a tensor of these shapes, or with the channels first. uint8 0..255
-                or float 0..1; see `alignzeg.data.given.as_rgb`. Or a list or tuple of these.
+                or float 0..1; see `alignzeg.data.input_images.as_rgb`. Or a list or tuple of these.
             classes: names to choose from; by default those given at the start. Text is encoded
                 once per list.
             proposals: how many of the surest mask proposals to keep in the result.
@@ -131,10 +131,10 @@ class Predictor:
             self._warn(vocabulary)
         if vocabulary is None:
             raise ValueError("no class names; give them to Predictor(...) or to this call")
-        if isinstance(picture, (list, tuple)):
-            images = [as_rgb(one) for one in picture]
+        if isinstance(image, (list, tuple)):
+            images = [as_rgb(one) for one in image]
             return [self._predict(rgb, vocabulary, proposals) for rgb in images]
-        return self._predict(as_rgb(picture), vocabulary, proposals)
+        return self._predict(as_rgb(image), vocabulary, proposals)
 
     def _predict(
         self, rgb: NDArray[np.uint8], vocabulary: Vocabulary, proposals: int
@@ -164,8 +164,8 @@ class Predictor:
         inputs = T.AugInput(rgb)
         self._resize(inputs)
         size = inputs.image.shape[:2]
-        views = getattr(self.model, "views", None)
-        single = views is None or views.single
+        augmentation = getattr(self.model, "augmentation", None)
+        single = augmentation is None or augmentation.single
         wanted = limited(size, self._max_pixels * (1 if single else _WINDOWED))
         if wanted != size:
             logger.warning(

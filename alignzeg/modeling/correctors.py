@@ -26,7 +26,7 @@ def lower_seen(class_logits: Tensor, unseen: Tensor, amount: Tensor | float) -> 
         amount: logits, a number or (..., 1).
 
     Returns:
-        (..., K+1); `class_logits` itself if no class is unseen: there is nobody to favour.
+        (..., K+1); `class_logits` itself if no class is unseen: there is nothing to correct.
     """
     if not unseen.any():
         return class_logits

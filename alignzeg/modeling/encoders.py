@@ -48,7 +48,7 @@ def _pick(sizes: dict[str, dict], size: str, key: str) -> dict:
 
 @BACKBONE_REGISTRY.register()
 def build_small_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """A narrow residual network with FPN, for small pictures such as those of zeroshapes."""
+    """A narrow residual network with FPN, for small images such as those of zeroshapes."""
     widths = cfg.ALIGNZEG.ENCODER.SMALL_CHANNELS
     if len(widths) != 4 or any(a >= b for a, b in pairwise(widths)) or any(w % 8 for w in widths):
         raise ValueError(

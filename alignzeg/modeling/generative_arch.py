@@ -16,9 +16,9 @@ from alignzeg.data.labels import get_vocabulary
 from alignzeg.losses.functional import no_loss
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.modeling.generator import GMMNGenerator
-from alignzeg.modeling.naming import build_naming
 from alignzeg.modeling.pixel_arch import PixelSegmenter
 from alignzeg.modeling.pixel_branch import PixelBranch
+from alignzeg.modeling.prompts import build_class_texts
 from alignzeg.modeling.recursion import Feedback, Schedule
 from alignzeg.modeling.vlm.words import WordVectors
 from alignzeg.registries import build_vlm
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class GenerativeSegmenter(PixelSegmenter):
     """ZS3Net and, with rounds of feedback, recursive training with ZS-MMD.
 
-    In training it takes features of labelled pixels, not pictures: image encoder and decoder are
+    In training it takes features of labelled pixels, not images: image encoder and decoder are
     frozen. A round teaches the generator to imitate the features of each seen class, then the
     classifier on real features of seen and generated ones of unseen classes. From round 1 on the
     generator also learns from pseudo-features of the unseen classes, weighted by the classifier's
@@ -168,7 +168,7 @@ class GenerativeSegmenter(PixelSegmenter):
         Classes weigh as much as the share of pixels that the layout gives them. With `feedback` and
         self-training, an unseen class that has pseudo-features is half made and half those.
 
-        Source: ZS3Net; self-training its ZS5Net (arXiv 1906.00817), there on pictures.
+        Source: ZS3Net; self-training its ZS5Net (arXiv 1906.00817), there on images.
         """
         seen, real = batch["classes"], batch["features"]
         with torch.no_grad():
@@ -244,7 +244,7 @@ def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
         ValueError: on names that the word vectors do not know.
     """
     node = cfg.ALIGNZEG.SEMANTICS
-    texts, _ = build_naming(cfg).spoken(vocabulary, True)
+    texts, _ = build_class_texts(cfg).texts(vocabulary, True)
     source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
     return source.embed_text(texts)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class PixelNormalizer(nn.Module):
-    """Pictures as Detectron2's image encoders take them.
+    """Images as Detectron2's image encoders take them.
 
     Args:
         mean: three numbers in 0..255, in the encoder's order of channels.
@@ -168,7 +168,7 @@ def geometric_ensemble(
     return mixed * (probs.sum(dim=-1, keepdim=True) / total)
 
 
-def vote_shares(mask_logits: Tensor, least_iou: float) -> Tensor:
+def proposal_weights(mask_logits: Tensor, least_iou: float) -> Tensor:
     """One vote for every group of proposals that show the same thing, shared among them.
 
     Semantic inference sums over proposals. Ten copies of a large region, each leaking a little over

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.losses.criteria import merge_losses, prepare
 from alignzeg.losses.matcher import HungarianMatcher
-from alignzeg.modeling.fold import background_wins, fold_label_map
-from alignzeg.modeling.layers import PixelNormalizer, geometric_ensemble, vote_shares
-from alignzeg.modeling.naming import Naming, build_naming, group_max, shared_vocabulary
+from alignzeg.modeling.augmented_inference import segment_augmented
+from alignzeg.modeling.layers import PixelNormalizer, geometric_ensemble, proposal_weights
+from alignzeg.modeling.prompts import ClassTexts, build_class_texts, group_max, shared_vocabulary
 from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
-from alignzeg.modeling.viewing import segment_views
-from alignzeg.modeling.views import ViewPlan, build_view_plan
+from alignzeg.modeling.semantic_inference import background_wins, semantic_inference
+from alignzeg.modeling.test_time_augmentation import (
+    TestTimeAugmentation,
+    build_test_time_augmentation,
+)
 from alignzeg.registries import build_criteria, build_head, build_vlm
 from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
 
@@ -45,10 +48,10 @@ class AlignZeg(nn.Module):
         normalizer: PixelNormalizer,
         ensemble: tuple[float, float],
         normalized: bool = False,
-        copy_iou: float,
-        fold: dict[str, Any],
-        naming: Naming | None = None,
-        views: ViewPlan | None = None,
+        duplicate_iou: float,
+        inference_opts: dict[str, Any],
+        class_texts: ClassTexts | None = None,
+        augmentation: TestTimeAugmentation | None = None,
     ) -> None:
         """Takes the parts, each by the contract of its registry.
 
@@ -58,14 +61,15 @@ class AlignZeg(nn.Module):
             matcher: assigns proposals to masks.
             criteria: see CRITERION_REGISTRY.
             seen: the classes that have training masks.
-            normalizer: RGB pictures in 0..255 -> the image encoder's input.
+            normalizer: RGB images in 0..255 -> the image encoder's input.
             ensemble: exponents of the frozen VLM's score for seen and for unseen classes.
             normalized: whether the ensemble leaves a proposal's foreground probability as it was.
-            copy_iou: IoU from which two proposals share one vote; above 1 each has its own.
-            fold: keyword arguments of `fold_label_map`: memory_mib, mode, reject_below.
-            naming: what is said for each class; None: its prompt.
-            views: scales, flips and windows to look at in a test; None looks once, at the whole
-                picture as it comes.
+            duplicate_iou: IoU from which two proposals count as one; above 1 each counts.
+            inference_opts: keyword arguments of `semantic_inference`: memory_mib, mode,
+                reject_below.
+            class_texts: what is said for each class; None: its prompt.
+            augmentation: scales, flips and windows to look at in a test; None looks once, at
+                the whole image as it comes.
         """
         super().__init__()
         self.backbone = backbone
@@ -76,10 +80,10 @@ class AlignZeg(nn.Module):
         self.normalizer = normalizer
         self.ensemble = ensemble
         self.normalized = normalized
-        self.copy_iou = copy_iou
-        self.fold = fold
-        self.naming = naming or Naming()
-        self.views = views or ViewPlan()
+        self.duplicate_iou = duplicate_iou
+        self.inference_opts = inference_opts
+        self.class_texts = class_texts or ClassTexts()
+        self.augmentation = augmentation or TestTimeAugmentation()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -97,14 +101,14 @@ class AlignZeg(nn.Module):
             ),
             "ensemble": (test.ENSEMBLE_SEEN, test.ENSEMBLE_UNSEEN),
             "normalized": test.ENSEMBLE_NORMALIZED,
-            "copy_iou": test.COPY_IOU,
-            "fold": {
-                "memory_mib": test.FOLD_MIB,
-                "mode": test.FOLD,
+            "duplicate_iou": test.DUPLICATE_IOU,
+            "inference_opts": {
+                "memory_mib": test.MEMORY_MIB,
+                "mode": test.SEMANTIC_INFERENCE,
                 "reject_below": test.REJECT_BELOW,
             },
-            "naming": build_naming(cfg),
-            "views": build_view_plan(cfg),
+            "class_texts": build_class_texts(cfg),
+            "augmentation": build_test_time_augmentation(cfg),
         }
 
     @property
@@ -138,8 +142,8 @@ class AlignZeg(nn.Module):
             ValueError: if the images of a batch do not share one vocabulary.
         """
         vocabulary = shared_vocabulary(batched_inputs)
-        if not (self.training or self.views.single):
-            return [segment_views(self, item, vocabulary) for item in batched_inputs]
+        if not (self.training or self.augmentation.single):
+            return [segment_augmented(self, item, vocabulary) for item in batched_inputs]
         if not self.training and len(batched_inputs) > 1:
             # Networks see padding: an answer must not depend on the sizes of other images.
             return [self([item])[0] for item in batched_inputs]
@@ -169,7 +173,7 @@ class AlignZeg(nn.Module):
 
         Each has one in training, or if `single`.
         """
-        names, sizes = self.naming.spoken(vocabulary, self.training or single)
+        names, sizes = self.class_texts.texts(vocabulary, self.training or single)
         return self.vlm.embed_text(names).to(self.device), sizes
 
     def losses(
@@ -207,9 +211,9 @@ class AlignZeg(nn.Module):
         for index, (item, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             logits = outputs.proposals[-1].mask_logits[index].float()
             output_size = (item.get("height", size[0]), item.get("width", size[1]))
-            votes = self.votes(probs[index], logits)
+            weighted_probs = self.weighted_probs(probs[index], logits)
             labels = self.label_map(
-                votes, logits, tuple(images.tensor.shape[-2:]), size, output_size
+                weighted_probs, logits, tuple(images.tensor.shape[-2:]), size, output_size
             )
             rows, columns = (-(-edge // MASK_STRIDE) for edge in size)
             unseen = outputs.unseen_logits
@@ -218,37 +222,39 @@ class AlignZeg(nn.Module):
                 {
                     "sem_seg": labels.cpu(),
                     "mask_logits": inside,
-                    "background": background_wins(votes, inside, self.fold["memory_mib"]),
+                    "background": background_wins(
+                        weighted_probs, inside, self.inference_opts["memory_mib"]
+                    ),
                     "class_probs": probs[index],
                     "unseen_probs": None if unseen is None else unseen[index].float().sigmoid(),
                 }
             )
         return results
 
-    def votes(self, class_probs: Tensor, mask_logits: Tensor) -> Tensor:
+    def weighted_probs(self, class_probs: Tensor, mask_logits: Tensor) -> Tensor:
         """(Q, K+1) probabilities of one image, whose (Q, h, w) masks share a vote if copies."""
-        return class_probs * vote_shares(mask_logits, self.copy_iou).unsqueeze(-1)
+        return class_probs * proposal_weights(mask_logits, self.duplicate_iou).unsqueeze(-1)
 
     def label_map(
         self,
-        votes: Tensor,
+        weighted_probs: Tensor,
         mask_logits: Tensor,
         padded_size: tuple[int, int],
         image_size: tuple[int, int],
         output_size: tuple[int, int],
     ) -> Tensor:
-        """Names every pixel from the (Q, K+1) votes and (Q, h, w) masks of one image.
+        """Names every pixel of one image from (Q, K+1) weighted probabilities and (Q, h, w) masks.
 
         Sizes are (height, width) in pixels: of the padded batch, of the image inside it, and of the
         (H, W) label map that is wanted.
         """
-        return fold_label_map(
-            votes[:, :-1],
+        return semantic_inference(
+            weighted_probs[:, :-1],
             mask_logits,
             padded_size=padded_size,
             image_size=image_size,
             output_size=output_size,
-            **self.fold,
+            **self.inference_opts,
         )
 
     def class_probs(self, outputs: Outputs, vocabulary: Vocabulary) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.losses.pixels import pixel_cross_entropy
 from alignzeg.modeling.layers import PixelNormalizer
-from alignzeg.modeling.naming import shared_vocabulary
 from alignzeg.modeling.pixel_branch import PixelBranch
+from alignzeg.modeling.prompts import shared_vocabulary
 from alignzeg.structures import IGNORE_LABEL, Vocabulary
 
 
@@ -47,7 +47,7 @@ class PixelSegmenter(nn.Module):
             branch: features and classifier.
             seen: the classes that have training masks.
             names: what the classifier's K scores stand for, the seen ones first.
-            normalizer: RGB pictures in 0..255 -> the image encoder's input.
+            normalizer: RGB images in 0..255 -> the image encoder's input.
             balance: of the loss, see `pixel_cross_entropy`.
         """
         super().__init__()
@@ -67,7 +67,7 @@ class PixelSegmenter(nn.Module):
         """
         if cfg.TEST.AUG.ENABLED or cfg.ALIGNZEG.TEST.WINDOW:
             raise ValueError(
-                f"{cfg.MODEL.META_ARCHITECTURE} looks at a picture once: set TEST.AUG.ENABLED to "
+                f"{cfg.MODEL.META_ARCHITECTURE} looks at an image once: set TEST.AUG.ENABLED to "
                 "False and ALIGNZEG.TEST.WINDOW to 0"
             )
         backbone = build_backbone(cfg)
@@ -128,11 +128,11 @@ class PixelSegmenter(nn.Module):
             for item, scores, size in zip(batched_inputs, logits, images.image_sizes, strict=True)
         ]
 
-    def pad(self, pictures: Sequence[Tensor]) -> ImageList:
+    def pad(self, images: Sequence[Tensor]) -> ImageList:
         """A batch of padded RGB images in 0..255."""
         return ImageList.from_tensors(
-            [picture.to(self.device).float() for picture in pictures],
-            # The coarsest feature, at stride 32, must divide the picture.
+            [image.to(self.device).float() for image in images],
+            # The coarsest feature, at stride 32, must divide the image.
             max(self.backbone.size_divisibility, 32),
             padding_constraints=self.backbone.padding_constraints,
         )
@@ -167,10 +167,10 @@ class PixelSegmenter(nn.Module):
         """Names every pixel.
 
         Args:
-            logits: (K, h, w) scores over a padded picture.
+            logits: (K, h, w) scores over a padded image.
             never: (K,) bool, classes that are no answer.
             images: the padded batch.
-            image_size: height and width of the picture inside it.
+            image_size: height and width of the image inside it.
             output_size: height and width of the label map.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Synthetic features: samples of classes that nobody labelled."""
+"""Synthetic features: samples of classes without labels."""
 
 from __future__ import annotations
 

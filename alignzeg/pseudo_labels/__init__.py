@@ -1,4 +1,4 @@
-"""Pseudo-labels: regions of the pixels that nobody labelled, named by the frozen VLM.
+"""Pseudo-labels: regions of the pixels without labels, named by the frozen VLM.
 
 Source: CEL (arXiv 2301.07336) lets a pretrained VLM label what humans did not; how is ours.
 """

@@ -1,4 +1,4 @@
-"""One picture at a time: regions, names, two files."""
+"""One image at a time: regions, names, two files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T  # noqa: N812 (Detectron2's own alias)
 from numpy.typing import NDArray
 
+from alignzeg.data.image_io import read_rgb
 from alignzeg.data.labels import read_record_labels
 from alignzeg.data.mapper import test_augmentations
-from alignzeg.data.pictures import read_rgb
 from alignzeg.data.pseudo import pseudo_files
 from alignzeg.engine import AlignZegCheckpointer, Trainer
 from alignzeg.engine.checkpoints.files import write_atomically
 from alignzeg.pseudo_labels.classes import Classes
-from alignzeg.pseudo_labels.naming import Thresholds, choose, name_probs, paint
+from alignzeg.pseudo_labels.region_labels import Thresholds, choose, name_probs, paint
 from alignzeg.pseudo_labels.regions import proposal_regions, superpixel_regions
 from alignzeg.registries import build_vlm
 from alignzeg.structures import Vocabulary
@@ -54,7 +54,7 @@ class RegionSource:
 
 
 class Labeller:
-    """Makes the pseudo-labels of a picture."""
+    """Makes the pseudo-labels of an image."""
 
     def __init__(
         self,
@@ -132,12 +132,12 @@ class Labeller:
     def _name(
         self, image: NDArray[np.uint8], regions: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        picture = _channels_first(image).to(self.vlm.device).float()
+        tensor = _channels_first(image).to(self.vlm.device).float()
         masks = torch.from_numpy(regions).to(self.vlm.device)
-        probs = name_probs(self.vlm, picture, masks, self.text)
+        probs = name_probs(self.vlm, tensor, masks, self.text)
         mirrored = None
         if self.thresholds.flips:
-            mirrored = name_probs(self.vlm, picture.flip(-1), masks.flip(-1), self.text)
+            mirrored = name_probs(self.vlm, tensor.flip(-1), masks.flip(-1), self.text)
         names, confidence = choose(probs, mirrored, self.wanted, self.thresholds)
         return names.cpu().numpy(), confidence.float().cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""All pictures of a data set, over several processes; what is there already is kept."""
+"""All images of a data set, over several processes; what is there already is kept."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from alignzeg.data.fingerprint import fingerprint
+from alignzeg.data.image_io import read_values
 from alignzeg.data.labels import read_labels
-from alignzeg.data.pictures import read_values
 from alignzeg.data.pseudo import DESCRIPTION, file_keys, pseudo_files
 from alignzeg.engine import setup_config
 from alignzeg.engine.checkpoints.files import write_atomically
-from alignzeg.engine.processes.carried import Registered
-from alignzeg.engine.processes.leaving import watch_parent
+from alignzeg.engine.processes.process_exit import watch_parent
+from alignzeg.engine.processes.worker_registration import Registered
 from alignzeg.pseudo_labels.classes import describe, find_classes
 from alignzeg.pseudo_labels.labeller import Labeller, RegionSource
-from alignzeg.pseudo_labels.naming import Thresholds
+from alignzeg.pseudo_labels.region_labels import Thresholds
 from alignzeg.pseudo_labels.summary import Tally
 
 # What the files of a folder were made with; written before the first of them.
@@ -59,7 +59,7 @@ class Job:
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def labeller(self, device: str = "") -> Labeller:
-        """Builds what labels pictures, on a device other than the config's if one is given."""
+        """Builds what labels images, on a device other than the config's if one is given."""
         cfg = setup_config(self.config_file, self.opts)
         if device:
             cfg.MODEL.DEVICE = device
@@ -68,7 +68,7 @@ class Job:
 
 
 def make_pseudo_labels(job: Job, processes: int = 1) -> dict[str, Any]:
-    """Labels every picture that is not labelled yet, and describes the folder.
+    """Labels every image that is not labelled yet, and describes the folder.
 
     Ended at any moment and called again, it leaves the same files. So it does whatever the number
     of processes.
@@ -95,7 +95,7 @@ def make_pseudo_labels(job: Job, processes: int = 1) -> dict[str, Any]:
         for record, key in zip(records, keys, strict=True)
         if not all(path.is_file() for path in pseudo_files(root, key))
     ]
-    bar = tqdm(total=len(keys), initial=len(keys) - len(todo), desc="pictures", disable=None)
+    bar = tqdm(total=len(keys), initial=len(keys) - len(todo), desc="images", disable=None)
     with bar:
         for _ in _each(job, todo, processes, cfg.MODEL.DEVICE):
             bar.update()
@@ -154,7 +154,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _each(
     job: Job, todo: Sequence[tuple[Mapping[str, Any], str]], processes: int, device: str
 ) -> Iterator[None]:
-    """Labels the pictures in this process, or in several; yields once for each."""
+    """Labels the images in this process, or in several; yields once for each."""
     processes = min(processes, len(todo))
     if processes <= 1:
         labeller = job.labeller() if todo else None

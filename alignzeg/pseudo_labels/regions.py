@@ -48,7 +48,7 @@ def proposal_regions(
     """The hidden part of mask proposals that lie mostly on hidden pixels.
 
     Args:
-        mask_logits: (Q, h, w) of the whole picture.
+        mask_logits: (Q, h, w) of the whole image.
         hidden: (H, W), pixels without a human label.
         min_share: of a mask's pixels that must be hidden, in [0, 1].
         min_area: hidden pixels that a region needs.

@@ -37,10 +37,10 @@ class Tally:
         # Rows: truth; columns: name that was given, or none. Pixels without a human label only.
         self.pixels = np.zeros((k + 2, k + 1), dtype=np.int64)
         self.confidence = np.zeros(k, dtype=np.int64)
-        self.pictures = 0
+        self.images = 0
 
     def add(self, raw: NDArray, labels: NDArray, confidence: NDArray[np.uint8]) -> None:
-        """Counts one picture: the source's labels, and the two maps that were made of it.
+        """Counts one image: the source's labels, and the two maps that were made of it.
 
         Raises:
             ValueError: if a human label is not what it was.
@@ -54,7 +54,7 @@ class Tally:
         self.pixels += cells.reshape(self.pixels.shape)
         sure = np.bincount(given, weights=confidence[~human], minlength=width)[:-1]
         self.confidence += sure.astype(np.int64)
-        self.pictures += 1
+        self.images += 1
 
     def report(self) -> dict[str, Any]:
         """Counts in pixels and rates in percent, in all and for each name; null without a pixel.
@@ -67,7 +67,7 @@ class Tally:
         wanted = [i for i, human in enumerate(self._classes.human) if not human]
         rows = {self._classes.names[i]: self._row([i]) for i in wanted}
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "pixels_without_human_label": int(self.pixels.sum()),
             **self._row(wanted),
             "on_no_class": int(self.pixels[k + 1, :k].sum()),

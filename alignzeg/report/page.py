@@ -31,7 +31,7 @@ class About:
     lead: str
     commands: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
-    kind: str = "picture"
+    kind: str = "image"
 
 
 def write_report(
@@ -46,7 +46,7 @@ def write_report(
     Args:
         path: the file; its folder is made. It appears in one piece.
         runs: the first is what the others are compared with; at most four.
-        samples: validation pictures, shown in this order.
+        samples: validation images, shown in this order.
         vocabulary: names and seen flags of the label maps.
         about: headline and settings.
 

@@ -59,17 +59,17 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Sample:
-    """One validation picture.
+    """One validation image.
 
     Attributes:
         name: shown under it.
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         truth: (H, W) class ids; ids without a class are unlabelled.
         predictions: (H, W) class ids by run name.
     """
 
     name: str
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     truth: NDArray
     predictions: Mapping[str, NDArray]
 

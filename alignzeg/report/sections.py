@@ -246,7 +246,7 @@ def samples_grid(
     colors = class_colors(vocabulary.names)
     parts = []
     for sample in samples:
-        tiles = [(kind, sample.picture), ("truth", colorize(sample.truth, colors))]
+        tiles = [(kind, sample.image), ("truth", colorize(sample.truth, colors))]
         maps = [sample.truth]
         for run in runs:
             if run.name in sample.predictions:

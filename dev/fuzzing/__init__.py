@@ -3,7 +3,7 @@
 from fuzzing.checkpoints import checkpoint_case
 from fuzzing.classes import classes_case
 from fuzzing.configs import config_case
-from fuzzing.pictures import labels_case
+from fuzzing.images import labels_case
 
 MAKERS = {
     "config": config_case,

@@ -77,9 +77,7 @@ def checkpoint_case(source: Source, folder: Path, rng: random.Random) -> Case:
     use = "resume" if how == "pointer" else rng.choice(("eval", "predict", "resume", "load"))
     if use == "predict":
         argv: tuple[str, ...] = ("predict", "--weights", str(path), "--classes", "grass, red star")
-        return Case(
-            "checkpoint", f"{use} {what}", COMMAND, (*argv, str(source.picture)), source.data
-        )
+        return Case("checkpoint", f"{use} {what}", COMMAND, (*argv, str(source.image)), source.data)
     tail = {"eval": ("--eval-only", "MODEL.WEIGHTS", str(path)), "resume": ("--resume",)}
     elsewhere = ("MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(folder / "trained"))
     argv = (*train, *tail.get(use, elsewhere))

@@ -59,14 +59,14 @@ class Source:
         config: of zeroshapes.
         base: the same without data sets.
         checkpoint: of one step.
-        picture: to predict on.
+        image: to predict on.
     """
 
     data: Path
     config: Path
     base: Path
     checkpoint: Path
-    picture: Path
+    image: Path
 
 
 def nested(pairs: dict[str, Any]) -> dict[str, Any]:

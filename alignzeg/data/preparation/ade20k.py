@@ -1,7 +1,7 @@
 """ADE20K: the scene-parsing challenge with 150 classes, and the full set with 847.
 
 Source: Zhou et al., CVPR 2017. The challenge's label files (0 other, 1 to 150) are used as they
-are. Of the full set, version 2021_17_01, the validation pictures are made as in MaskFormer: the
+are. Of the full set, version 2021_17_01, the validation images are made as in MaskFormer: the
 short side is at most 512 pixels, reduced by OpenCV (bilinear; labels to the nearest), and files
 hold 0 to 846 and 65535 (any other object).
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.pictures import read_rgb, read_values
+from alignzeg.data.image_io import read_rgb, read_values
 from alignzeg.data.preparation.formats import encode_tiff
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, need
 from alignzeg.folders import files_below
@@ -51,31 +51,31 @@ def plan_150(request: Request) -> Plan:
 
 
 def plan_847(request: Request) -> Plan:
-    """Two tasks for each validation picture."""
+    """Two tasks for each validation image."""
     base = request.root / FULL
     source = need(base / "images/ADE/validation", FULL_ARCHIVE, request)
     tasks = []
-    for picture in files_below(source):
-        if not picture.match("ADE_val_*.jpg"):
+    for image in files_below(source):
+        if not image.match("ADE_val_*.jpg"):
             continue
-        labels = need(picture.with_name(f"{picture.stem}_seg.png"), FULL_ARCHIVE, request)
-        image_target = base / "images_detectron2/validation" / f"{picture.stem}.jpg"
-        label_target = base / "annotations_detectron2/validation" / f"{picture.stem}.tif"
-        tasks.append(Task(str(image_target), convert_picture, (str(picture),)))
+        labels = need(image.with_name(f"{image.stem}_seg.png"), FULL_ARCHIVE, request)
+        image_target = base / "images_detectron2/validation" / f"{image.stem}.jpg"
+        label_target = base / "annotations_detectron2/validation" / f"{image.stem}.tif"
+        tasks.append(Task(str(image_target), convert_image, (str(image),)))
         tasks.append(Task(str(label_target), convert_847, (str(labels),)))
     if not tasks:
         need(source / "ADE_val_00000001.jpg", FULL_ARCHIVE, request)
     return Plan(tasks)
 
 
-def convert_picture(source: str) -> bytes:
-    """The picture with a short side of at most 512 pixels; a small one byte by byte."""
-    picture = read_rgb(source)
-    height, width = picture.shape[:2]
+def convert_image(source: str) -> bytes:
+    """The image with a short side of at most 512 pixels; a small one byte by byte."""
+    image = read_rgb(source)
+    height, width = image.shape[:2]
     size = reduced((width, height))
     if size == (width, height):
         return Path(source).read_bytes()
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     stream = io.BytesIO()
     Image.fromarray(small).save(stream, "JPEG", quality=_JPEG_QUALITY)
     return stream.getvalue()

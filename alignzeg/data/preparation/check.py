@@ -14,13 +14,13 @@ from PIL import Image
 
 from alignzeg.colors import class_colors
 from alignzeg.data.checks import count_classes
+from alignzeg.data.image_io import read_rgb
 from alignzeg.data.labels import (
     get_vocabulary,
     ignore_value,
     label_lookup,
     read_labels,
 )
-from alignzeg.data.pictures import read_rgb
 from alignzeg.data.preparation.work import each
 from alignzeg.visualize import blend, colorize
 
@@ -34,7 +34,7 @@ class Findings:
 
     Attributes:
         name: of the data set.
-        images: pairs of picture and label file.
+        images: pairs of image and label file.
         pixels: class name -> labelled pixels; "(no class)" for all others.
         problems: one line each; empty if all is well.
     """
@@ -50,7 +50,7 @@ class Findings:
         absent = [name for name, count in self.pixels.items() if not count and name[0] != "("]
         rows = sorted(self.pixels.items(), key=lambda item: -item[1])
         return [
-            f"{self.name}: {self.images} pictures",
+            f"{self.name}: {self.images} images",
             *(f"  {100 * count / total:7.3f} %  {name}" for name, count in rows if count),
             *([f"  no pixel at all: {', '.join(absent)}"] if absent else []),
             *(f"  PROBLEM: {problem}" for problem in self.problems),
@@ -63,10 +63,10 @@ def check(name: str, workers: int, counts: bool = True) -> Findings:
     Args:
         name: e.g. "voc2012_val".
         workers: processes.
-        counts: whether another number of pictures than the official one is a problem.
+        counts: whether another number of images than the official one is a problem.
 
     Returns:
-        Counts, pixels of each class, and problems: wrong number of pictures, values out of range,
+        Counts, pixels of each class, and problems: wrong number of images, values out of range,
         unreadable files, sizes that differ, missing partners.
     """
     found = Findings(name)
@@ -80,7 +80,7 @@ def check(name: str, workers: int, counts: bool = True) -> Findings:
     official = benchmark.counts.get(name.removeprefix(f"{benchmark.name}_"))
     if counts and official and len(records) not in official:
         expected = " or ".join(map(str, official))
-        found.problems.append(f"{len(records)} pictures, officially {expected}")
+        found.problems.append(f"{len(records)} images, officially {expected}")
     vocabulary = get_vocabulary(name)
     pixels = np.zeros(len(vocabulary) + 1, np.int64)
     wrong = []
@@ -108,7 +108,7 @@ def _examine(name: str, record: dict[str, str]) -> NDArray[np.int64] | str:
 
 
 def contact_sheet(name: str, path: Path) -> None:
-    """Draws up to 12 evenly spread pictures of a data set, each beside its labels in colour."""
+    """Draws up to 12 evenly spread images of a data set, each beside its labels in colour."""
     records: Sequence[dict[str, str]] = DatasetCatalog.get(name)
     chosen = records[:: -(-len(records) // _PAIRS)]
     vocabulary = get_vocabulary(name)
@@ -117,13 +117,13 @@ def contact_sheet(name: str, path: Path) -> None:
     sheet = Image.new("RGB", (_COLUMNS * 2 * _TILE, -(-len(chosen) // _COLUMNS) * _TILE), "white")
     for index, record in enumerate(chosen):
         labels = lookup[read_labels(record["sem_seg_file_name"], name)]
-        picture = read_rgb(record["file_name"])
+        image = read_rgb(record["file_name"])
         labelled = labels != ignore_value(vocabulary)
         drawn = colorize(labels, colours)
-        if picture.shape[:2] == labels.shape:
-            drawn = np.where(labelled[..., None], blend(picture, labels, colours, 0.8), drawn)
+        if image.shape[:2] == labels.shape:
+            drawn = np.where(labelled[..., None], blend(image, labels, colours, 0.8), drawn)
         row, column = divmod(index, _COLUMNS)
-        for place, array in enumerate((picture, drawn)):
+        for place, array in enumerate((image, drawn)):
             tile = Image.fromarray(array)
             tile.thumbnail((_TILE - 4, _TILE - 4))
             sheet.paste(tile, ((2 * column + place) * _TILE + 2, row * _TILE + 2))

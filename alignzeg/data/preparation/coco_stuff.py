@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, need
 
-_PICTURES = "http://images.cocodataset.org/zips/"
+_IMAGES = "http://images.cocodataset.org/zips/"
 LABEL_ARCHIVE = Archive(
     name="stuffthingmaps_trainval2017.zip",
     source="http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
@@ -15,8 +15,8 @@ LABEL_ARCHIVE = Archive(
     folder="coco/stuffthingmaps",
     wanted=("train2017/", "val2017/"),
 )
-PICTURE_ARCHIVES = {
-    split: Archive(f"{split}2017.zip", f"{_PICTURES}{split}2017.zip", "coco", (f"{split}2017/",))
+IMAGE_ARCHIVES = {
+    split: Archive(f"{split}2017.zip", f"{_IMAGES}{split}2017.zip", "coco", (f"{split}2017/",))
     for split in ("train", "val")
 }
 
@@ -25,7 +25,7 @@ def plan(request: Request) -> Plan:
     """Nothing is written; missing folders are named."""
     for split in request.splits:
         folder = f"{split}2017"
-        need(request.root / "coco" / folder, PICTURE_ARCHIVES[split], request)
+        need(request.root / "coco" / folder, IMAGE_ARCHIVES[split], request)
         need(request.root / "coco/stuffthingmaps" / folder, LABEL_ARCHIVE, request)
     return Plan()
 
@@ -33,7 +33,7 @@ def plan(request: Request) -> Plan:
 RECIPE = Recipe(
     name="coco_stuff",
     about="COCO-Stuff 164K (coco_stuff, coco_stuff171)",
-    archives=(LABEL_ARCHIVE, *PICTURE_ARCHIVES.values()),
+    archives=(LABEL_ARCHIVE, *IMAGE_ARCHIVES.values()),
     plan=plan,
     benchmarks=("coco_stuff",),
 )

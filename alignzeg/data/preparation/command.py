@@ -62,7 +62,7 @@ def _parser(recipe: Recipe) -> argparse.ArgumentParser:
         "--check", action="store_true", help="check the result and draw a contact sheet"
     )
     parser.add_argument(
-        "--partial", action="store_true", help="accept that pictures of the official lists lack"
+        "--partial", action="store_true", help="accept that images of the official lists lack"
     )
     return parser
 
@@ -122,7 +122,7 @@ def report_lacking(plan: Plan, partial: bool) -> None:
     """
     if not plan.lacking:
         return
-    text = f"no label source for {len(plan.lacking)} listed pictures, as {plan.lacking[0]}"
+    text = f"no label source for {len(plan.lacking)} listed images, as {plan.lacking[0]}"
     if not partial:
         raise ValueError(f"{text}; unpack the archive anew, or do without them: --partial")
     logging.getLogger(__name__).warning("%s", text)

@@ -1,6 +1,6 @@
 """PASCAL Context with 59 and with 459 classes, from the authors' .mat files or the merged JSON.
 
-Source: Mottaghi et al., CVPR 2014; pictures of VOC 2010. Validation is the list of 5,104 ids that
+Source: Mottaghi et al., CVPR 2014; images of VOC 2010. Validation is the list of 5,104 ids that
 the field uses; training is VOC 2010's train list (4,998), or what the JSON calls train (4,996).
 
 Files for 59 classes hold 0 (none of them) and 1 to 59; those for 459 classes hold 0 to 458 and
@@ -62,7 +62,7 @@ def table_59() -> NDArray[np.uint8]:
 
 
 def plan(request: Request) -> Plan:
-    """One task for each picture, and with `full` a second one for each validation picture."""
+    """One task for each image, and with `full` a second one for each validation image."""
     voc = request.root / VOC
     need(voc / "JPEGImages", VOC_ARCHIVE, request)
     matlab = voc / "trainval"
@@ -88,7 +88,7 @@ def plan(request: Request) -> Plan:
 
 
 def _disjoint(tasks: list[Task], lacking: list[str]) -> Plan:
-    """The plan, if no picture is for training and for validation."""
+    """The plan, if no image is for training and for validation."""
     names = {
         split: {Path(task.target).stem for task in tasks if Path(task.target).parent.name == split}
         for split in ("train", "val")
@@ -96,7 +96,7 @@ def _disjoint(tasks: list[Task], lacking: list[str]) -> Plan:
     both = sorted(names["train"] & names["val"])
     if both:
         raise ValueError(
-            f"picture {both[0]} is for training and for validation ({len(both)} such pictures); "
+            f"image {both[0]} is for training and for validation ({len(both)} such images); "
             "the sources are not those of VOC 2010"
         )
     return Plan(tasks, lacking)
@@ -138,11 +138,11 @@ def convert_59(source: str) -> bytes:
 
 
 def convert_masks(name: str, size: tuple[int, int], masks: list[tuple[int, Any]]) -> bytes:
-    """A label file with 59 classes from the masks of one picture."""
+    """A label file with 59 classes from the masks of one image."""
     try:
         return encode_png(apply_table(paint(size, masks), table_59(), name))
     except ValueError as error:
-        raise ValueError(f"{_MERGED}, picture {name}: {error}") from error
+        raise ValueError(f"{_MERGED}, image {name}: {error}") from error
 
 
 def convert_459(source: str) -> bytes:

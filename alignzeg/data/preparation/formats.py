@@ -14,11 +14,11 @@ from pycocotools import mask as run_length
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from alignzeg.data.pictures import read_values
+from alignzeg.data.image_io import read_values
 
 
-def read_index_picture(path: str) -> NDArray:
-    """(H, W) values of a one-channel or palette picture, not its colours.
+def read_index_image(path: str) -> NDArray:
+    """(H, W) values of a one-channel or palette image, not its colours.
 
     Raises:
         ValueError: if the file cannot be read or holds colours.
@@ -76,7 +76,7 @@ def paint(size: tuple[int, int], annotations: Sequence[tuple[int, Any]]) -> NDAr
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"a mask of category {value} is unreadable: {error}") from error
         if mask.shape != size:
-            raise ValueError(f"a mask of category {value} is {mask.shape}, the picture {size}")
+            raise ValueError(f"a mask of category {value} is {mask.shape}, the image {size}")
         canvas[mask.astype(bool)] = value
     return canvas
 

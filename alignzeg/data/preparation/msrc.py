@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.pictures import read_rgb
-from alignzeg.data.preparation.formats import encode_png, read_index_picture
+from alignzeg.data.image_io import read_rgb
+from alignzeg.data.preparation.formats import encode_png, read_index_image
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, read_ids
 
 OFFICIAL = "MSRC_ObjCategImageDatabase_v2"
@@ -205,7 +205,7 @@ def convert_ids(source: str) -> bytes:
     Raises:
         ValueError: if the source is unreadable or holds another value than 0 to 22 and 255.
     """
-    values = read_index_picture(source)
+    values = read_index_image(source)
     wrong = np.setdiff1d(values, _IDS)
     if wrong.size:
         raise ValueError(f"{source} holds {wrong.tolist()[:5]}; ids are 0 to 22, and 255")

@@ -115,7 +115,7 @@ def need(path: Path, archive: Archive, request: Request) -> Path:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Picture ids of a list file, one a line, in order.
+    """Image ids of a list file, one a line, in order.
 
     Raises:
         ValueError: if the file cannot be read, holds an id twice or something that is no id.

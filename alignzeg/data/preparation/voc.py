@@ -1,6 +1,6 @@
-"""PASCAL VOC 2012 with the added labels of SBD: 10,582 training and 1,449 validation pictures.
+"""PASCAL VOC 2012 with the added labels of SBD: 10,582 training and 1,449 validation images.
 
-Sources: VOC 2012 (Everingham et al.); SBD (Hariharan et al., ICCV 2011). Training pictures are
+Sources: VOC 2012 (Everingham et al.); SBD (Hariharan et al., ICCV 2011). Training images are
 those of VOC's train list and of both lists of SBD, less VOC's val list; VOC's own label is taken
 where there is one. Label files keep VOC's values: 0 background, 1 to 20, 255 void.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from alignzeg.data.preparation.formats import (
     apply_table,
     encode_png,
-    read_index_picture,
+    read_index_image,
     read_matlab,
 )
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, need, read_ids
@@ -38,7 +38,7 @@ _VALUES[[*range(21), 255]] = [*range(21), 255]
 
 
 def plan(request: Request) -> Plan:
-    """One task for each picture; its source is VOC's PNG, or SBD's .mat."""
+    """One task for each image; its source is VOC's PNG, or SBD's .mat."""
     voc, sbd = request.root / VOC, request.root / SBD
     need(voc / "JPEGImages", VOC_ARCHIVE, request)
     own = {
@@ -72,7 +72,7 @@ def convert(source: str) -> bytes:
     if source.endswith(".mat"):
         values = read_matlab(source, "GTcls", "Segmentation")
     else:
-        values = read_index_picture(source)
+        values = read_index_image(source)
     labels = apply_table(values, _VALUES, source)
     if (labels == 254).any():
         wrong = sorted(set(np.unique(values).tolist()) - {*range(21), 255})

@@ -17,7 +17,7 @@ import cv2
 from tqdm import tqdm
 
 from alignzeg.data.preparation.recipe import Task
-from alignzeg.engine.processes.carried import Registered
+from alignzeg.engine.processes.worker_registration import Registered
 
 TEMPORARY = ".writing-"
 _CHUNK = 16

@@ -162,7 +162,7 @@ def _paint_clutter(
 
 
 def _light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Uneven light over the picture, colour cast and sensor noise; returns uint8."""
+    """Uneven light over the image, colour cast and sensor noise; returns uint8."""
     size = image.shape[0]
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.08, 0.08, 2).astype(np.float32)
@@ -179,13 +179,13 @@ def render_scene(
 
     Args:
         rng: the only source of randomness.
-        size: side of the square picture in pixels, >= 32; textures and things scale with it.
+        size: side of the square image in pixels, >= 32; textures and things scale with it.
         things: fewest and most things; one that finds no place is left out.
 
     Returns:
         The scene; edges in the image are antialiased, masks are exact: a pixel belongs to the
         topmost shape that covers at least half of it. At least 65 % of every thing inside the
-        picture is visible.
+        image is visible.
 
     Raises:
         ValueError: if the size is below 32.

@@ -178,7 +178,7 @@ def prune(folder: str, keep: int) -> None:
 
 
 def require_trust(address: str, local: str, trust: bool = False) -> None:
-    """Refuses a pickle, which may run code when it is read, unless somebody vouches for it.
+    """Refuses a pickle, which may run code when it is read, unless it is trusted.
 
     Args:
         address: as the user gave it; those of Detectron2's model zoo are trusted.
@@ -186,7 +186,7 @@ def require_trust(address: str, local: str, trust: bool = False) -> None:
         trust: whether the user said so on the command line.
 
     Raises:
-        ValueError: if nobody does.
+        ValueError: if it is not.
     """
     folders = [
         Path(name) for name in os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep) if name

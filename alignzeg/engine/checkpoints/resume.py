@@ -140,7 +140,7 @@ def restore_rank(
     """Puts the data loader where it was.
 
     Args:
-        loader: of this process.
+        loader: data loader of this process.
         ranks: what `rank_state` gave in every process that saved.
         seed: of the run; with another number of processes than before the random generators start
             from it, the iteration and the rank.
@@ -150,14 +150,14 @@ def restore_rank(
         The state of the random generators to start with.
 
     Raises:
-        ValueError: if the training data has another number of pictures now.
+        ValueError: if the training data has another number of images now.
     """
     if len(ranks) == comm.get_world_size():
         mine = ranks[comm.get_rank()]
         loader.load_state_dict(mine["loader"])
         return mine["rng"]
     logger.warning(
-        "going on with %d processes instead of %d: every picture still comes once in each round, "
+        "going on with %d processes instead of %d: every image still comes once in each round, "
         "but random numbers and sums differ from those of the old run",
         comm.get_world_size(),
         len(ranks),

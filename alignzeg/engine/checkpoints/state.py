@@ -56,7 +56,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def own_randomness(*seeds: int) -> Iterator[None]:
+def isolated_rng(*seeds: int) -> Iterator[None]:
     """Lets the code inside draw random numbers without a trace outside.
 
     Args:

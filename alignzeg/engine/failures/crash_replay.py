@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from alignzeg.data.own import setup_own_data
+from alignzeg.data.custom import setup_custom_data
 from alignzeg.engine.checkpoints.checkpoint import KEY, verify
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.checkpoints.state import set_rng_state
@@ -41,7 +41,7 @@ def replay_bundle(path: str, opts: Sequence[str] = ()) -> tuple[str, str]:
     if not isinstance(facts, Mapping) or "reason" not in facts:
         raise ValueError(f"{path!r} is no crash bundle, as a failed training leaves them")
     cfg = config_from_yaml(content[KEY]["config"], opts)
-    setup_own_data(cfg)
+    setup_custom_data(cfg)
     model = rebuild(cfg, path, content)
     return facts["reason"], replay(model, facts, cfg.MODEL.DEVICE)
 

@@ -88,7 +88,7 @@ class Watch:
         if isinstance(error, FloatingPointError):
             self._broken = self._broken or str(error)
         elif losses is None:
-            # Any other error ends all processes; see `lifeline`.
+            # Any other error ends all processes; see `peer_monitor`.
             return
         else:
             for key, value in losses.items():

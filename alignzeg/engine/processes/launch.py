@@ -15,14 +15,14 @@ import torch.distributed as dist
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from alignzeg.engine.processes import leaving, lifeline
+from alignzeg.engine.processes import peer_monitor, process_exit
+from alignzeg.engine.processes.distributed_env import DistributedEnv, find_distributed_env
 from alignzeg.engine.processes.errors import (
     BUG,
     NON_FINITE,
     exit_code,
     explain,
 )
-from alignzeg.engine.processes.placement import Placement, find_placement
 from alignzeg.engine.processes.supervision import run_processes
 
 # Processes of one run may start this far apart, on machines of different speed.
@@ -45,9 +45,9 @@ def launch(
         ValueError: if there are fewer GPUs than processes.
         RunFailed: in the process that started the others, if one of them failed.
     """
-    leaving.follow_parent()
-    placement = find_placement(args, os.environ)
-    local = args.num_gpus if placement is None else placement.local_world_size
+    process_exit.follow_parent()
+    env = find_distributed_env(args, os.environ)
+    local = args.num_gpus if env is None else env.local_world_size
     if device.startswith("cuda") and local > torch.cuda.device_count():
         raise ValueError(
             f"{local} processes need as many GPUs, but this machine has "
@@ -57,18 +57,18 @@ def launch(
         # Otherwise every process would use every core.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
     backend = "nccl" if device.startswith("cuda") else "gloo"
-    if placement is not None:
+    if env is not None:
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            leaving.watch_parent(os.getppid())
-        run_member(main, args, placement, backend, speaks=True)
+            process_exit.watch_parent(os.getppid())
+        run_member(main, args, env, backend, speaks=True)
     elif args.num_gpus * args.num_machines == 1:
         main(args)
     else:
-        jobs = [(main, args, place, backend) for place in local_placements(args)]
+        jobs = [(main, args, place, backend) for place in local_envs(args)]
         run_processes(start_member, jobs, args.machine_rank * args.num_gpus)
 
 
-def local_placements(args: argparse.Namespace) -> list[Placement]:
+def local_envs(args: argparse.Namespace) -> list[DistributedEnv]:
     """The processes that are to be started on this machine."""
     url = args.dist_url
     if url == "auto":
@@ -76,7 +76,9 @@ def local_placements(args: argparse.Namespace) -> list[Placement]:
             url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     count = args.num_gpus
     return [
-        Placement(args.machine_rank * count + index, args.num_machines * count, index, count, url)
+        DistributedEnv(
+            args.machine_rank * count + index, args.num_machines * count, index, count, url
+        )
         for index in range(count)
     ]
 
@@ -84,17 +86,17 @@ def local_placements(args: argparse.Namespace) -> list[Placement]:
 def start_member(
     main: Callable[[argparse.Namespace], Any],
     args: argparse.Namespace,
-    placement: Placement,
+    env: DistributedEnv,
     backend: str,
 ) -> None:
     """What a started process does."""
-    run_member(main, args, placement, backend, speaks=False)
+    run_member(main, args, env, backend, speaks=False)
 
 
 def run_member(
     main: Callable[[argparse.Namespace], Any],
     args: argparse.Namespace,
-    placement: Placement,
+    env: DistributedEnv,
     backend: str,
     *,
     speaks: bool,
@@ -104,35 +106,35 @@ def run_member(
     Args:
         main: what every process does.
         args: its argument.
-        placement: of this process.
+        env: place of this process in the run.
         backend: "nccl" or "gloo".
         speaks: whether to tell the user why the processes leave; not if their parent will.
     """
-    join_group(placement, backend)
-    several = placement.world_size > placement.local_world_size
-    line = lifeline.connect(placement.host, several_machines=several, speaks=speaks)
+    join_group(env, backend)
+    several = env.world_size > env.local_world_size
+    line = peer_monitor.connect(env.host, several_machines=several, speaks=speaks)
     try:
         main(args)
     except BaseException as error:
-        lifeline.end(error)
+        peer_monitor.end(error)
         raise
     if line is not None:
         line.close()
     dist.destroy_process_group()
 
 
-def join_group(placement: Placement, backend: str) -> None:
+def join_group(env: DistributedEnv, backend: str) -> None:
     """Makes this process a member of the default process group."""
     if backend == "nccl":
-        torch.cuda.set_device(placement.local_rank)
+        torch.cuda.set_device(env.local_rank)
     store, rank, world_size = next(
-        dist.rendezvous(placement.url, placement.rank, placement.world_size, timeout=START_TIMEOUT)
+        dist.rendezvous(env.url, env.rank, env.world_size, timeout=START_TIMEOUT)
     )
     store.set_timeout(DEFAULT_TIMEOUT)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT
     )
-    comm.create_local_process_group(placement.local_world_size)
+    comm.create_local_process_group(env.local_world_size)
     comm.synchronize()
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch.multiprocessing
 
-from alignzeg.engine.processes import leaving
-from alignzeg.engine.processes.carried import Registered
+from alignzeg.engine.processes import process_exit
 from alignzeg.engine.processes.errors import (
     BUG,
     NON_FINITE,
@@ -25,6 +24,7 @@ from alignzeg.engine.processes.errors import (
     explain,
 )
 from alignzeg.engine.processes.signals import forwarding
+from alignzeg.engine.processes.worker_registration import Registered
 
 # CUDA does not survive a fork.
 START_METHOD = "spawn"
@@ -33,7 +33,7 @@ PATIENCE_SECONDS = 30
 
 
 @dataclass
-class LastWords:
+class ChildReport:
     """How a process ended.
 
     Attributes:
@@ -56,15 +56,15 @@ class Child:
     Attributes:
         rank: of the process in the whole run.
         process: the process.
-        reports: where its last words arrive, if it has any.
-        words: its last words, once it has ended.
+        reports: where its report arrives, if it makes one.
+        words: its report, once it has ended.
         killed: whether it was killed from here.
     """
 
     rank: int
     process: Any
     reports: connection.Connection
-    words: LastWords | None = None
+    words: ChildReport | None = None
     killed: bool = False
 
 
@@ -111,19 +111,19 @@ def _work(
     pen: connection.Connection,
     parent: int,
 ) -> None:
-    leaving.watch_parent(parent)
+    process_exit.watch_parent(parent)
     try:
         target(*job)
     except SystemExit as error:
-        words = LastWords(error.code if isinstance(error.code, int) else BUG, None)
+        words = ChildReport(error.code if isinstance(error.code, int) else BUG, None)
     except BaseException as error:  # noqa: BLE001 (the parent process raises it)
         trace = traceback.format_exc()[-20000:]
         # The clock is the same in all processes of a machine.
-        words = LastWords(exit_code(error), explain(error), trace, time.monotonic())
+        words = ChildReport(exit_code(error), explain(error), trace, time.monotonic())
     else:
         return
     pen.send(words)
-    leaving.exit_now(words.code)
+    process_exit.exit_now(words.code)
 
 
 def _wait(children: Sequence[Child]) -> bool:
@@ -141,7 +141,7 @@ def _wait(children: Sequence[Child]) -> bool:
             remind = time.monotonic() + 2
         for child in waiting:
             if child.process.exitcode is not None:
-                child.words = _last_words(child)
+                child.words = _report(child)
                 # After a SystemExit the others may still be busy, such as with saving.
                 if child.words.code and child.words.message is not None:
                     deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
@@ -162,21 +162,21 @@ def _signal(children: Sequence[Child], number: int) -> None:
                 os.kill(child.process.pid, number)
 
 
-def _last_words(child: Child) -> LastWords:
+def _report(child: Child) -> ChildReport:
     """What the process has sent, or else what its exit code says."""
     with contextlib.suppress(EOFError, OSError):
         if child.reports.poll():
             return child.reports.recv()
     code, late = child.process.exitcode, float("inf")
     if code == 0:
-        return LastWords(0, None)
+        return ChildReport(0, None)
     if code == PEER_FAILED or child.killed:
-        return LastWords(PEER_FAILED, "left because of another process", order=late)
+        return ChildReport(PEER_FAILED, "left because of another process", order=late)
     if code > 0:
-        return LastWords(code, f"ended with exit code {code} without a word")
+        return ChildReport(code, f"ended with exit code {code} without a word")
     name = signal.Signals(-code).name
     hint = "; the system does that when memory runs out" if name == "SIGKILL" else ""
-    return LastWords(PEER_FAILED, f"killed by {name}{hint}")
+    return ChildReport(PEER_FAILED, f"killed by {name}{hint}")
 
 
 def _judge(children: Sequence[Child]) -> None:

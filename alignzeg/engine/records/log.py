@@ -29,7 +29,8 @@ def start_log(folder: str | Path, rank: int = 0) -> None:
 
     Args:
         folder: OUTPUT_DIR, which is made; its log.txt is added to.
-        rank: of this process; only the first writes to the screen, the others to log.txt.rank1 ...
+        rank: rank of this process; the first alone writes to the screen and to log.txt, others to
+            log.txt.rank1 and so on.
     """
     _end_earlier()
     path = Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt")

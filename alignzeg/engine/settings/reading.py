@@ -20,8 +20,8 @@ from detectron2.utils.file_io import PathManager
 
 from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
-from alignzeg.config.values import flatten
-from alignzeg.data.own import setup_own_data
+from alignzeg.config.values import flatten, new_name
+from alignzeg.data.custom import setup_custom_data
 from alignzeg.data.pseudo import setup_pseudo_labels
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
     pairs = [*_read_file(config_file), *_read_opts(opts)]
     folder = Path(config_file).parent if config_file else Path()
     cfg = _build(pairs, folder)
-    setup_own_data(cfg)
+    setup_custom_data(cfg)
     setup_pseudo_labels(cfg)
     return cfg
 
@@ -63,10 +63,13 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
 def config_from_yaml(text: str, opts: Sequence[str] = ()) -> CfgNode:
     """Builds a config from the YAML text that a checkpoint carries, then the KEY VALUE pairs.
 
+    A key of the text may have an old name, so that older checkpoints stay of use.
+
     Raises:
         ValueError: as `setup_config`.
     """
-    return _build([*flatten(_safe_load(text, "the config text")), *_read_opts(opts)], Path())
+    pairs = [(new_name(key), value) for key, value in flatten(_safe_load(text, "the config text"))]
+    return _build([*pairs, *_read_opts(opts)], Path())
 
 
 def default_config() -> CfgNode:
@@ -197,6 +200,8 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
     for section in sections:
         node = node.get(section) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or leaf not in node:
+        if new_name(key) != key:
+            raise ValueError(f"config key {key} is now called {new_name(key)}")
         near = difflib.get_close_matches(key, flat_keys(cfg), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown config key {key or repr(key)}{hint}")

@@ -11,8 +11,8 @@ from alignzeg.arguments import require_folder
 from alignzeg.config.keys import Choices
 from alignzeg.config.values import validate_values
 from alignzeg.data.checks import check_files
+from alignzeg.data.custom import is_custom
 from alignzeg.data.labels import known_names
-from alignzeg.data.own import is_own
 from alignzeg.data.pseudo import validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
 from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
@@ -69,7 +69,7 @@ def validate_pretrained(cfg: CfgNode) -> None:
 
 
 def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> None:
-    """Refuses a weight file that is not there, or a pickle that nobody vouches for."""
+    """Refuses a weight file that is not there, or an untrusted pickle."""
     weights = cfg.MODEL.WEIGHTS
     if not weights and needed:
         raise ValueError("MODEL.WEIGHTS is empty; give the checkpoint to evaluate")
@@ -131,5 +131,5 @@ def validate_datasets(cfg: CfgNode, training: bool) -> None:
                 raise ValueError(f"{key} names the unknown data set {name!r}; {known_names(name)}")
     used = [*groups["DATASETS.TEST"], *(groups["DATASETS.TRAIN"] if training else ())]
     for name in dict.fromkeys(used):
-        limit = -1 if is_own(name) else cfg.ALIGNZEG.DATA.CHECK_FILES
+        limit = -1 if is_custom(name) else cfg.ALIGNZEG.DATA.CHECK_FILES
         check_files(name, limit, training=training and name in cfg.DATASETS.TRAIN)

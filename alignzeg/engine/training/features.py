@@ -1,4 +1,4 @@
-"""Pixel features of the training pictures, made once, and the endless stream of batches of them."""
+"""Pixel features of the training images, made once, and the endless stream of batches of them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels, training_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper, test_augmentations
-from alignzeg.engine.checkpoints.state import own_randomness
+from alignzeg.engine.checkpoints.state import isolated_rng
 from alignzeg.losses.functional import cell_shares
 from alignzeg.structures import Targets, Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Cells of one picture that are kept for each class, so that many pictures are represented.
-_PER_PICTURE = 16
+# Cells of one image that are kept for each class, so that many images are represented.
+_PER_IMAGE = 16
 _UNLABELLED = -1
 
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Features of the training pictures' pixels.
+    """Features of the training images' pixels.
 
     Attributes:
         classes: (S,) the seen classes that there are features of.
@@ -73,7 +73,7 @@ def build_feature_loader(
 
     Args:
         cfg: a validated config.
-        records: of the training pictures.
+        records: of the training images.
         place: "seed", "rank" and "world_size" of the stream.
     """
     node = cfg.ALIGNZEG.GENERATOR
@@ -114,7 +114,7 @@ def fill_bank(
     size: int,
     hidden: Tensor | None = None,
 ) -> FeatureBank:
-    """Runs the pixel network over the training pictures.
+    """Runs the pixel network over the training images.
 
     A cell of the feature map counts if all its pixels have one label, or none has any.
 
@@ -139,12 +139,12 @@ def fill_bank(
         counts[targets.labels] += targets.masks.flatten(1).sum(dim=1)
         for label, cells in labelled_cells(targets, pixels.shape[:2]):
             chosen = cells.nonzero()
-            chosen = chosen[torch.randperm(len(chosen), generator=generator)[:_PER_PICTURE]]
+            chosen = chosen[torch.randperm(len(chosen), generator=generator)[:_PER_IMAGE]]
             rows = pixels[chosen[:, 0], chosen[:, 1]]
             kept.setdefault(label, Reservoir(size, generator)).add(rows)
     unlabelled = kept.pop(_UNLABELLED).sample() if _UNLABELLED in kept else None
     if not kept:
-        raise ValueError("no training picture has a labelled area as large as a feature's cell")
+        raise ValueError("no training image has a labelled area as large as a feature's cell")
     missing = sorted(set(range(len(model.seen))) - set(kept))
     if missing:
         names = [model.seen.names[i] for i in missing]
@@ -192,10 +192,10 @@ class FeatureLoader:
         """Takes what fills the bank, and this process's share.
 
         Args:
-            fill: the model -> its features of the training pictures.
+            fill: the model -> its features of the training images.
             samples: features of each class in a batch.
             seed: of what is drawn.
-            rank: of this process; each draws its own.
+            rank: rank of this process; each draws its own.
             world_size: processes.
         """
         self.model: nn.Module | None = None
@@ -213,7 +213,7 @@ class FeatureLoader:
         if self.model is None:
             raise ValueError("a FeatureLoader needs `model` before it is read")
         training = self.model.training
-        with own_randomness():
+        with isolated_rng():
             bank = self._fill(self.model.eval())
         self.model.train(training)
         while True:
@@ -222,7 +222,7 @@ class FeatureLoader:
             yield [batch]
 
     def _batch(self, bank: FeatureBank) -> dict[str, Any]:
-        with own_randomness(self._seed, self._rank, self._position):
+        with isolated_rng(self._seed, self._rank, self._position):
             features = [rows[torch.randint(len(rows), (self._samples,))] for rows in bank.features]
         return {
             "step": self._position,

@@ -1,4 +1,4 @@
-"""The trainer of generative methods: Trainer on features instead of pictures."""
+"""The trainer of generative methods: Trainer on features instead of images."""
 
 from __future__ import annotations
 

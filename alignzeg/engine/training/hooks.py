@@ -11,7 +11,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
-from alignzeg.engine.checkpoints.state import own_randomness
+from alignzeg.engine.checkpoints.state import isolated_rng
 from alignzeg.engine.processes.signals import EXIT_SAVED, StopRequest
 from alignzeg.structures import Vocabulary
 
@@ -148,7 +148,7 @@ class EvaluationHook(hooks.EvalHook):
             self._evaluate(min(self.trainer.iter + 1, self.trainer.max_iter))
 
     def _evaluate(self, step: int) -> None:
-        with own_randomness():
+        with isolated_rng():
             super()._do_eval()
         self._done = step
         if self._best is not None:

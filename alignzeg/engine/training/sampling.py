@@ -1,6 +1,6 @@
 """The endless stream of training samples: where it stands can be saved, and it goes on from there.
 
-Sample number p of the stream is the same picture with the same augmentation whatever the number of
+Sample number p of the stream is the same image with the same augmentation whatever the number of
 loading workers, the number of processes and the places where the run was interrupted.
 """
 
@@ -20,9 +20,9 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
-from alignzeg.engine.checkpoints.state import own_randomness
-from alignzeg.engine.processes.carried import Carrying
+from alignzeg.engine.checkpoints.state import isolated_rng
 from alignzeg.engine.processes.errors import BUG, explain, is_short_of_shared_memory
+from alignzeg.engine.processes.worker_registration import Carrying
 
 # Signals that a scheduler sends to every process of a job; the training process acts on them, and
 # needs its workers to finish the step.
@@ -52,14 +52,14 @@ class TrainLoader:
         """Takes the data and this process's share of it.
 
         Args:
-            records: one per picture.
+            records: one per image.
             mapper: record -> sample, a dict; may draw from the global CPU generators.
             images: samples in a batch of this process.
             seed: of order and augmentation; the same in all processes.
-            rank: of this process.
+            rank: rank of this process.
             world_size: processes that share the stream.
             workers: processes that load; 0 loads in this one.
-            group_by_shape: batches of landscape or of other pictures only, by the "width" and
+            group_by_shape: batches of landscape or of other images only, by the "width" and
                 "height" of the samples, as Detectron2's ASPECT_RATIO_GROUPING.
         """
         self.seed = seed
@@ -125,7 +125,7 @@ class TrainLoader:
         """
         if state["size"] != len(self._data):
             raise ValueError(
-                f"the checkpoint was trained on {state['size']} pictures, DATASETS.TRAIN now has "
+                f"the checkpoint was trained on {state['size']} images, DATASETS.TRAIN now has "
                 f"{len(self._data)}; start a new run with MODEL.WEIGHTS instead of --resume"
             )
         self.seed = state["seed"]
@@ -186,7 +186,7 @@ class _Samples(Dataset):
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         position, index = place
-        with own_randomness(self.seed, position):
+        with isolated_rng(self.seed, position):
             return {**self._mapper(self._records[index]), "position": position}
 
 

@@ -19,7 +19,7 @@ from alignzeg.engine.checkpoints.state import rng_state, set_rng_state
 from alignzeg.engine.failures.batches import names_in
 from alignzeg.engine.failures.crash import Batch
 from alignzeg.engine.failures.finite import Watch, trace
-from alignzeg.engine.processes import lifeline
+from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)
@@ -209,8 +209,8 @@ class StepTrainer(SimpleTrainer):
         modules = self.inner_model.modules()
         if comm.get_world_size() == 1 or not any(isinstance(m, nn.SyncBatchNorm) for m in modules):
             # Ten times as long as the step has taken so far.
-            patience = 10 * (time.perf_counter() - self._start) + lifeline.LEAVE_SECONDS
-            with lifeline.limited(patience):
+            patience = 10 * (time.perf_counter() - self._start) + peer_monitor.LEAVE_SECONDS
+            with peer_monitor.limited(patience):
                 text = self._compute_again(batches, backward)
             if text:
                 return who + text

@@ -20,10 +20,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from alignzeg.data.fingerprint import data_hash, fingerprint
-from alignzeg.data.labels import asked_vocabulary, training_vocabulary, without_hidden
+from alignzeg.data.labels import eval_vocabulary, training_vocabulary, without_hidden
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
-from alignzeg.engine.checkpoints.likeness import check_kinds
 from alignzeg.engine.checkpoints.resume import (
     changes_since,
     check_resumable,
@@ -33,11 +32,12 @@ from alignzeg.engine.checkpoints.resume import (
     restore_rank,
 )
 from alignzeg.engine.checkpoints.state import set_rng_state
+from alignzeg.engine.checkpoints.state_check import check_kinds
 from alignzeg.engine.failures.batches import naming_images
 from alignzeg.engine.failures.crash import CrashWriter
-from alignzeg.engine.processes import lifeline
-from alignzeg.engine.processes.carried import Carrying
+from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.signals import StopRequest
+from alignzeg.engine.processes.worker_registration import Carrying
 from alignzeg.engine.records.curve import LossCurve
 from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
 from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
@@ -49,12 +49,12 @@ logger = logging.getLogger(__name__)
 
 
 def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The training pictures of a config, one record each."""
+    """The training images of a config, one record each."""
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
     if not cfg.ALIGNZEG.DATA.SKIP_UNSEEN_IMAGES:
         return records
     kept = without_hidden(records, training_vocabulary(cfg))
-    logger.info("%d of %d training pictures show seen classes only", len(kept), len(records))
+    logger.info("%d of %d training images show seen classes only", len(kept), len(records))
     return kept
 
 
@@ -148,7 +148,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             first.append(LossCurve(self.cfg.OUTPUT_DIR))
         best, hold_out = self.cfg.ALIGNZEG.CHECKPOINT.BEST, self.cfg.ALIGNZEG.DATA.HOLD_OUT
-        tested = [asked_vocabulary(self.cfg, name) for name in self.cfg.DATASETS.TEST]
+        tested = [eval_vocabulary(self.cfg, name) for name in self.cfg.DATASETS.TEST]
         if best and selects_on_the_test(best, tested, hold_out):
             logger.warning(
                 "ALIGNZEG.CHECKPOINT.BEST %s chooses the checkpoint on unseen classes: that is "
@@ -226,7 +226,7 @@ class Trainer(DefaultTrainer):
             return
         error = sys.exc_info()[1]
         if error is not None:
-            lifeline.end(error)
+            peer_monitor.end(error)
         for hook in self._hooks:
             if not isinstance(hook, hooks.EvalHook):
                 hook.after_train()
@@ -291,7 +291,7 @@ class Trainer(DefaultTrainer):
         """The evaluator of a test set, writing into OUTPUT_DIR/inference."""
         return ZeroShotEvaluator(
             dataset_name,
-            asked_vocabulary(cfg, dataset_name),
+            eval_vocabulary(cfg, dataset_name),
             os.path.join(cfg.OUTPUT_DIR, "inference"),
             recall=cfg.ALIGNZEG.TEST.RECALL,
             hold_out=cfg.ALIGNZEG.DATA.HOLD_OUT,

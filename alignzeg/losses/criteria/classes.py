@@ -32,7 +32,7 @@ class ClassCriterion(Criterion):
         background_weight: of a background proposal relative to a matched one; the loss is the
             weighted mean.
         min_valid_share: least share of a binarised mask's area, in [0, 1], on supervised pixels.
-        copy_iou: IoU with a ground-truth mask, on supervised pixels, that makes an unmatched
+        ignore_iou: IoU with a ground-truth mask, on supervised pixels, that makes an unmatched
             proposal a copy; above 1 there are none.
 
     Source: MaskFormer (arXiv 2107.06278); the share and the copies are ours.
@@ -45,7 +45,7 @@ class ClassCriterion(Criterion):
         weight: float,
         background_weight: float,
         min_valid_share: float,
-        copy_iou: float,
+        ignore_iou: float,
     ) -> None:
         super().__init__()
         if background_weight < 0 or not 0 <= min_valid_share <= 1:
@@ -56,7 +56,7 @@ class ClassCriterion(Criterion):
         self.weight = weight
         self.background_weight = background_weight
         self.min_valid_share = min_valid_share
-        self.copy_iou = copy_iou
+        self.ignore_iou = ignore_iou
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class ClassCriterion(Criterion):
             "weight": node.CLASS_WEIGHT,
             "background_weight": node.BACKGROUND_WEIGHT,
             "min_valid_share": node.MIN_VALID_SHARE,
-            "copy_iou": node.COPY_IOU,
+            "ignore_iou": node.IGNORE_IOU,
         }
 
     @override
@@ -102,7 +102,7 @@ class ClassCriterion(Criterion):
         masks = (mask_logits > 0).flatten(1).float()
         both = (masks * weights) @ truth.T
         either = masks @ weights[:, None] + truth @ weights - both
-        return (both / either.clamp(min=1e-6)).amax(dim=1) >= self.copy_iou
+        return (both / either.clamp(min=1e-6)).amax(dim=1) >= self.ignore_iou
 
     @torch.no_grad()
     def _judgeable(self, mask_logits: Tensor, target: Targets) -> Tensor:

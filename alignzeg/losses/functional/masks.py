@@ -175,7 +175,7 @@ def logits_at(logits: Tensor, known: Tensor, coords: Tensor) -> Tensor:
         coords: (n, P, 2) points (x, y) in [0, 1], each in a known cell.
 
     Returns:
-        (n, P). The bilinear weights of unknown cells, and of places outside the picture, are
+        (n, P). The bilinear weights of unknown cells, and of places outside the image, are
         shared among the known ones.
     """
     coords = coords.to(logits.dtype)
@@ -191,7 +191,7 @@ def sample_uncertain_points(
 ) -> tuple[Tensor, Tensor]:
     """Draws points from the supervised pixels, most of them where the prediction is undecided.
 
-    Detectron2's own sampler draws from the whole picture; here a largely hidden picture would be
+    Detectron2's own sampler draws from the whole image; here a largely hidden image would be
     left with few points, so the candidates come from `sample_points`.
 
     Args:

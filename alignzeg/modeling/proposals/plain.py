@@ -1,4 +1,4 @@
-"""The baseline's extractor: queries read the picture with masked attention and become masks."""
+"""The baseline's extractor: queries read the image with masked attention and become masks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class QueryLayer(nn.Module):
 
 @PROPOSAL_EXTRACTOR_REGISTRY.register()
 class PlainExtractor(nn.Module):
-    """Queries read the image encoder's features and turn into masks; the VLM has no say.
+    """Queries read the image encoder's features and turn into masks; the VLM is not used.
 
     The baseline's extractor: MaskFormer's mask classification with Mask2Former's masked attention
     over strides 32, 16, 8 in turn and deep supervision after every layer.
@@ -122,7 +122,7 @@ class PlainExtractor(nn.Module):
         }
 
     def pyramid(self, features: dict[str, Tensor], dense: Tensor) -> Pixels:
-        """Pixel features for every stride; `dense` (B, D, Hv, Wv) has no say here."""
+        """Pixel features for every stride; `dense` (B, D, Hv, Wv) is not used here."""
         del dense
         return Pixels(
             {int(s): conv(features[self.names[int(s)]]) for s, conv in self.project.items()}

@@ -195,7 +195,7 @@ class OpenClipVLM(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return prompt_means(names, self.templates, encode)
 
-    # ------------------------------------------------------------------------------------- pictures
+    # ------------------------------------------------------------------------------------- images
     def _prepared(self, image: Tensor) -> Tensor:
         """Resize to the model's resolution (aspect kept, sides in whole patches) and normalise."""
         image = resized(image, self.image_size, cell_size(self.clip.visual))
@@ -205,7 +205,7 @@ class OpenClipVLM(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> EncodedImage:
-        """One pass over pictures; give the result to `embed_dense` and `embed_regions`.
+        """One pass over images; give the result to `embed_dense` and `embed_regions`.
 
         Args:
             image: (B, 3, H, W) RGB in 0..255, any size, not normalised.
@@ -228,7 +228,7 @@ class OpenClipVLM(nn.Module):
         """Dense features in the text space.
 
         Args:
-            image: pictures (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
+            image: images (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
 
         Returns:
             (B, D, Hv, Wv), not normalised; Hv and Wv are the tower's grid of patches.
@@ -240,8 +240,8 @@ class OpenClipVLM(nn.Module):
         """Embeddings of mask proposals.
 
         Args:
-            image: pictures (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
-            mask_logits: (B, Q, h, w) at any resolution, covering the same picture.
+            image: images (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
+            mask_logits: (B, Q, h, w) at any resolution, covering the same image.
 
         Returns:
             (B, Q, D) unit length. MaskGuidedTokens: a copy of the class token that read only the
@@ -250,7 +250,7 @@ class OpenClipVLM(nn.Module):
             likely patch.
 
         Raises:
-            ValueError: if the masks are not (B, Q, h, w) with the pictures' B.
+            ValueError: if the masks are not (B, Q, h, w) with the images' B.
         """
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         dense = encoded.dense

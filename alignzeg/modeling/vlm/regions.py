@@ -29,7 +29,7 @@ def check_tower(visual: VisionTransformer) -> None:
 
 
 def patch_grid(visual: VisionTransformer, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches of a picture whose sides are multiples of the patch."""
+    """Rows and columns of patches of an image whose sides are multiples of the patch."""
     return height // visual.patch_size[0], width // visual.patch_size[1]
 
 
@@ -85,7 +85,7 @@ def mask_guided_tokens(
     """Copies of the class token that read only the patches of their region.
 
     Every copy attends to itself and to the patches inside; patches never see a copy, so they are
-    those of the plain picture.
+    those of the plain image.
 
     Args:
         visual: the tower that made the states.
@@ -140,7 +140,7 @@ def patches_inside(mask_logits: Tensor, grid: tuple[int, int]) -> Tensor:
     """Which patches a proposal touches.
 
     Args:
-        mask_logits: (B, Q, h, w) logits at any resolution, covering the same picture as the grid.
+        mask_logits: (B, Q, h, w) logits at any resolution, covering the same image as the grid.
         grid: rows and columns of patches.
 
     Returns:

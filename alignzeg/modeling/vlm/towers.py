@@ -40,7 +40,7 @@ def _timm_dense(visual: TimmModel, image: Tensor) -> Tensor:
 
 
 def convnet_dense(visual: ModifiedResNet | TimmModel, image: Tensor) -> Tensor:
-    """(B, D, h, w) features in the text space of a normalised (B, 3, H, W) picture."""
+    """(B, D, h, w) features in the text space of a normalised (B, 3, H, W) image."""
     dense = _resnet_dense if isinstance(visual, ModifiedResNet) else _timm_dense
     return dense(visual, image)
 

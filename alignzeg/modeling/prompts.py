@@ -14,7 +14,7 @@ from alignzeg.structures import Vocabulary
 
 
 @dataclass(frozen=True)
-class Naming:
+class ClassTexts:
     """The two choices.
 
     Attributes:
@@ -39,7 +39,7 @@ class Naming:
                 f"ALIGNZEG.TEST.SYNONYMS is {self.synonyms!r}; it can be 'mean' or 'max'"
             )
 
-    def spoken(self, vocabulary: Vocabulary, training: bool) -> tuple[list[str], list[int]]:
+    def texts(self, vocabulary: Vocabulary, training: bool) -> tuple[list[str], list[int]]:
         """Texts to embed, class by class, and how many of them each class has.
 
         Args:
@@ -54,9 +54,9 @@ class Naming:
         return [name for names in groups for name in names], [len(names) for names in groups]
 
 
-def build_naming(cfg: CfgNode) -> Naming:
+def build_class_texts(cfg: CfgNode) -> ClassTexts:
     """Reads ALIGNZEG.VLM.NAMES and ALIGNZEG.TEST.SYNONYMS."""
-    return Naming(cfg.ALIGNZEG.VLM.NAMES, cfg.ALIGNZEG.TEST.SYNONYMS)
+    return ClassTexts(cfg.ALIGNZEG.VLM.NAMES, cfg.ALIGNZEG.TEST.SYNONYMS)
 
 
 def group_max(scores: Tensor, sizes: Sequence[int]) -> Tensor:

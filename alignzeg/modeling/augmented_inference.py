@@ -1,4 +1,4 @@
-"""A model that looks at one picture several times: scales, mirror images, windows."""
+"""A model that looks at one image several times: scales, mirror images, windows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 from alignzeg.modeling.proposals import MASK_STRIDE
-from alignzeg.modeling.views import View, fold_views, whole_masks
+from alignzeg.modeling.test_time_augmentation import View, merge_views, whole_masks
 from alignzeg.structures import Vocabulary
 
 
-def segment_views(model: Any, item: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """One picture looked at as `model.views` says, one view after the other.
+def segment_augmented(model: Any, item: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """One image looked at as `model.augmentation` says, one view after the other.
 
     Args:
         model: an AlignZeg, in evaluation mode.
@@ -23,35 +23,35 @@ def segment_views(model: Any, item: dict[str, Any], vocabulary: Vocabulary) -> d
         vocabulary: the classes to choose from.
 
     Returns:
-        What `AlignZeg.forward` returns for a picture, without "background". The proposals are those
+        What `AlignZeg.forward` returns for an image, without "background". The proposals are those
         of the first scale's views that are not mirrored.
     """
-    picture = item["image"].to(model.device).float()
-    scaled = picture
+    image = item["image"].to(model.device).float()
+    scaled = image
     views, shown = [], []
-    for frame in model.views.frames(tuple(picture.shape[-2:])):
+    for frame in model.augmentation.frames(tuple(image.shape[-2:])):
         if tuple(scaled.shape[-2:]) != frame.scaled:
-            scaled = resized(picture, frame.scaled)
+            scaled = resized(image, frame.scaled)
         images = ImageList.from_tensors([frame.cut(scaled)], model.size_divisibility)
         outputs = model.outputs(images, vocabulary)
         probs = model.class_probs(outputs, vocabulary)[0]
         logits = outputs.proposals[-1].mask_logits[0].float()
-        votes = model.votes(probs, logits)[:, :-1]
-        view = View(frame, votes, logits, tuple(images.tensor.shape[-2:]))
+        weighted_probs = model.weighted_probs(probs, logits)[:, :-1]
+        view = View(frame, weighted_probs, logits, tuple(images.tensor.shape[-2:]))
         views.append(view)
         if frame.scaled == views[0].frame.scaled and not frame.mirrored:
             shown.append((view, probs, outputs.unseen_logits))
-    size = (item.get("height", picture.shape[1]), item.get("width", picture.shape[2]))
-    limits = {key: model.fold[key] for key in ("memory_mib", "reject_below")}
+    size = (item.get("height", image.shape[1]), item.get("width", image.shape[2]))
+    limits = {key: model.inference_opts[key] for key in ("memory_mib", "reject_below")}
     indicated = [unseen[0].float().sigmoid() for *_, unseen in shown if unseen is not None]
     return {
-        "sem_seg": fold_views(views, size, **limits).cpu(),
+        "sem_seg": merge_views(views, size, **limits).cpu(),
         "mask_logits": whole_masks([view for view, *_ in shown], MASK_STRIDE),
         "class_probs": torch.cat([probs for _, probs, _ in shown]),
         "unseen_probs": torch.cat(indicated) if indicated else None,
     }
 
 
-def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """A picture (3, H, W) in 0..255 at another height and width, smoothed where it shrinks."""
-    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0].clamp(0, 255)
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image (3, H, W) in 0..255 at another height and width, smoothed where it shrinks."""
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 255)

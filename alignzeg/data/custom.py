@@ -1,8 +1,8 @@
-"""A user's own pictures as a data set: folders and a list of names, no JSON and no Python file.
+"""A user's own images as a data set: folders and a list of names, no JSON and no Python file.
 
 What lies below the folder:
 
-    images/{train,val,test}/...  pictures
+    images/{train,val,test}/...  images
     labels/{train,val,test}/...  one channel each, of the same name but for the suffix; a value is
                                  the class's position in the list, from 0; 255 is no class, and
                                  65535 in a list of more than 255
@@ -42,23 +42,23 @@ def register_folder(
     pseudo_unseen: Sequence[str] = (),
     ignore_label: int | None = None,
 ) -> list[str]:
-    """Registers a user's own pictures; the files are looked at when they are needed.
+    """Registers a user's own images; the files are looked at when they are needed.
 
     Registering the same name again replaces what was registered here before.
 
     Args:
         name: the data sets are called `<name>_<split>`.
         root: the folder that holds everything; relative to the current one.
-        images: folder below it with the pictures, one folder for each split.
+        images: folder below it with the images, one folder for each split.
         labels: likewise with the label maps.
         classes: all names in id order, in place of classes.txt.
         unseen: in place of unseen.txt.
         pseudo_unseen: in place of pseudo_unseen.txt.
         ignore_label: value of pixels of no class, 0..65535. None: 255, beyond 255 classes 65535;
-            a label file with 255 is then refused: nobody can tell if that class is meant.
+            a label file with 255 is then refused: it is unclear if that class is meant.
 
     Returns:
-        The names `<name>_<split>` of the splits that have a picture folder.
+        The names `<name>_<split>` of the splits that have an image folder.
 
     Raises:
         ValueError: if there is no such folder, the name is taken or cannot be a name, or a list of
@@ -92,8 +92,8 @@ def register_folder(
     return register(benchmark)
 
 
-def setup_own_data(cfg: CfgNode) -> None:
-    """Registers what ALIGNZEG.DATA.OWN describes, if anything.
+def setup_custom_data(cfg: CfgNode) -> None:
+    """Registers what ALIGNZEG.DATA.CUSTOM describes, if anything.
 
     DATASETS.TRAIN and DATASETS.TEST are filled with its splits where they are empty.
 
@@ -101,15 +101,17 @@ def setup_own_data(cfg: CfgNode) -> None:
         ValueError: as `register_folder`, or if a list holds no names; the message names the config
             node.
     """
-    own = cfg.ALIGNZEG.DATA.OWN
+    own = cfg.ALIGNZEG.DATA.CUSTOM
     if not own.NAME:
         if own.ROOT:
-            raise ValueError("ALIGNZEG.DATA.OWN.ROOT is set, but ALIGNZEG.DATA.OWN.NAME is not")
+            raise ValueError(
+                "ALIGNZEG.DATA.CUSTOM.ROOT is set, but ALIGNZEG.DATA.CUSTOM.NAME is not"
+            )
         return
     for key in ("CLASSES", "UNSEEN", "PSEUDO_UNSEEN"):
         for name in own[key]:
             if not isinstance(name, str):
-                raise ValueError(f"ALIGNZEG.DATA.OWN.{key} lists {name!r}; it lists class names")
+                raise ValueError(f"ALIGNZEG.DATA.CUSTOM.{key} lists {name!r}; it lists class names")
     try:
         names = register_folder(
             own.NAME,
@@ -122,14 +124,14 @@ def setup_own_data(cfg: CfgNode) -> None:
             ignore_label=None if own.IGNORE_LABEL < 0 else own.IGNORE_LABEL,
         )
     except ValueError as error:
-        raise ValueError(f"ALIGNZEG.DATA.OWN: {error}") from error
+        raise ValueError(f"ALIGNZEG.DATA.CUSTOM: {error}") from error
     if not cfg.DATASETS.TRAIN:
         cfg.DATASETS.TRAIN = tuple(name for name in names if name == f"{own.NAME}_train")
     if not cfg.DATASETS.TEST:
         cfg.DATASETS.TEST = tuple(name for name in names if name == f"{own.NAME}_val")
 
 
-def is_own(dataset_name: str) -> bool:
+def is_custom(dataset_name: str) -> bool:
     """Whether a registered data set is a user's folder."""
     benchmark = MetadataCatalog.get(dataset_name).get("benchmark")
     return isinstance(benchmark, Benchmark) and benchmark.root is not None
@@ -139,7 +141,7 @@ def _forget(name: str) -> None:
     """Takes a folder registered under this name out of the catalogs, with all its splits."""
     for split in SPLITS:
         dataset_name = f"{name}_{split}"
-        if dataset_name in DatasetCatalog and is_own(dataset_name):
+        if dataset_name in DatasetCatalog and is_custom(dataset_name):
             DatasetCatalog.remove(dataset_name)
             MetadataCatalog.remove(dataset_name)
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.pictures import eight_bits, read_rgb, to_rgb
+from alignzeg.data.image_io import eight_bits, read_rgb, to_rgb
 
 _CHANNELS = (1, 3, 4)
 _KNOWN = (
@@ -23,7 +23,7 @@ def as_rgb(given: Any) -> NDArray[np.uint8]:
     """An image of any kind as (H, W, 3) uint8 RGB.
 
     Channels are taken as RGB or RGBA; transparent pixels are laid on white. What cv2.imread returns
-    is BGR, and nobody can tell from the numbers: turn it around first, `array[..., ::-1]`.
+    is BGR, which the numbers do not show: turn it around first, `array[..., ::-1]`.
 
     Args:
         given: a file name; a PIL image of any mode; an array (H, W), (H, W, 1), (H, W, 3) or

@@ -1,4 +1,4 @@
-"""Several views of one picture: frames, folding, and the whole model through windows and scales."""
+"""Several views of one image: frames, folding, and the whole model through windows and scales."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from torch import Tensor
 
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine import setup_config
-from alignzeg.modeling.fold import fold_label_map
-from alignzeg.modeling.views import Frame, View, ViewPlan, fold_views, whole_masks
+from alignzeg.modeling.semantic_inference import semantic_inference
+from alignzeg.modeling.test_time_augmentation import (
+    Frame,
+    TestTimeAugmentation,
+    View,
+    merge_views,
+    whole_masks,
+)
 
 SIZES = [(64, 64), (61, 97), (40, 130), (17, 9)]
 
@@ -35,16 +41,16 @@ def random_view(frame: Frame, classes: int = 5, queries: int = 4) -> View:
 @pytest.mark.parametrize("size", SIZES)
 def test_one_whole_view_is_the_plain_fold(size):
     view = random_view(Frame(size, 0, 0, size))
-    plain = fold_label_map(
+    plain = semantic_inference(
         view.class_probs, view.mask_logits, view.padded, size, size, memory_mib=1.0
     )
-    torch.testing.assert_close(fold_views([view], size, 0.01), plain, rtol=0, atol=0)
+    torch.testing.assert_close(merge_views([view], size, 0.01), plain, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("window", [16, 32, 48])
 def test_windows_cover_every_pixel_and_stay_inside(size, window):
-    plan = ViewPlan(window=window, stride=window // 2)
+    plan = TestTimeAugmentation(window=window, stride=window // 2)
     cover = torch.zeros(size)
     for frame in plan.frames(size):
         assert frame.size == tuple(min(edge, window) for edge in size)
@@ -56,7 +62,7 @@ def test_windows_cover_every_pixel_and_stay_inside(size, window):
 
 
 def test_scales_keep_the_shape_and_the_limit():
-    frames = list(ViewPlan(sides=(32, 64), max_side=100, flip=True).frames((48, 96)))
+    frames = list(TestTimeAugmentation(sides=(32, 64), max_side=100, flip=True).frames((48, 96)))
     assert [frame.scaled for frame in frames] == [(32, 64)] * 2 + [(50, 100)] * 2
     assert [frame.mirrored for frame in frames] == [False, True] * 2
 
@@ -72,7 +78,7 @@ def test_scales_keep_the_shape_and_the_limit():
 )
 def test_a_plan_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
-        ViewPlan(**settings)
+        TestTimeAugmentation(**settings)
 
 
 def naive(views: Sequence[View], size: tuple[int, int]) -> Tensor:
@@ -105,53 +111,53 @@ def naive(views: Sequence[View], size: tuple[int, int]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("plan", "picture", "output"),
+    ("plan", "image", "output"),
     [
-        (ViewPlan(window=16, stride=11), (29, 37), (29, 37)),
-        (ViewPlan(sides=(20, 31), flip=True), (24, 32), (24, 32)),
-        (ViewPlan(sides=(24,), window=16, stride=10, flip=True), (30, 40), (33, 44)),
+        (TestTimeAugmentation(window=16, stride=11), (29, 37), (29, 37)),
+        (TestTimeAugmentation(sides=(20, 31), flip=True), (24, 32), (24, 32)),
+        (TestTimeAugmentation(sides=(24,), window=16, stride=10, flip=True), (30, 40), (33, 44)),
     ],
 )
-def test_folding_equals_a_loop_over_pixels(plan, picture, output):
-    views = [random_view(frame) for frame in plan.frames(picture)]
+def test_folding_equals_a_loop_over_pixels(plan, image, output):
+    views = [random_view(frame) for frame in plan.frames(image)]
     expected = naive(views, output)
     best = expected.topk(2).values
     clear = best[..., 0] - best[..., 1] > 1e-5
-    labels = fold_views(views, output, memory_mib=0.05)
+    labels = merge_views(views, output, memory_mib=0.05)
     assert clear.float().mean() > 0.99
     assert (labels.long() == expected.argmax(-1))[clear].all()
     threshold = float(best[..., 0].median())
-    rejected = fold_views(views, output, 0.05, reject_below=threshold) == 255
+    rejected = merge_views(views, output, 0.05, reject_below=threshold) == 255
     sure = (best[..., 0] - threshold).abs() > 1e-5
     assert (rejected == (best[..., 0] < threshold))[sure].all()
 
 
-def test_a_mirrored_view_of_a_mirrored_picture_changes_nothing():
+def test_a_mirrored_view_of_a_mirrored_image_changes_nothing():
     frame = Frame((32, 64), 0, 0, (32, 64))
     view = random_view(frame)
     mirrored = dataclasses.replace(
         view, frame=dataclasses.replace(frame, mirrored=True), mask_logits=view.mask_logits.flip(2)
     )
-    alone = fold_views([view], (32, 64), 1.0)
-    torch.testing.assert_close(fold_views([mirrored], (32, 64), 1.0), alone)
-    torch.testing.assert_close(fold_views([view, mirrored], (32, 64), 1.0), alone)
+    alone = merge_views([view], (32, 64), 1.0)
+    torch.testing.assert_close(merge_views([mirrored], (32, 64), 1.0), alone)
+    torch.testing.assert_close(merge_views([view, mirrored], (32, 64), 1.0), alone)
 
 
 def test_what_does_not_fit_is_refused():
     whole, part = Frame((32, 32), 0, 0, (32, 32)), Frame((32, 32), 0, 0, (16, 32))
     with pytest.raises(ValueError, match="uncovered"):
-        fold_views([random_view(part)], (32, 32), 1.0)
+        merge_views([random_view(part)], (32, 32), 1.0)
     with pytest.raises(ValueError, match=r"one number of classes; got \[5, 6\]"):
-        fold_views([random_view(whole), random_view(whole, classes=6)], (32, 32), 1.0)
+        merge_views([random_view(whole), random_view(whole, classes=6)], (32, 32), 1.0)
 
 
 def test_many_classes_need_two_bytes():
     view = random_view(Frame((16, 16), 0, 0, (16, 16)), classes=300)
-    assert fold_views([view], (16, 16), 1.0).dtype == torch.uint16
+    assert merge_views([view], (16, 16), 1.0).dtype == torch.uint16
 
 
 def test_masks_of_windows_lie_where_the_windows_are():
-    plan = ViewPlan(window=32, stride=32)
+    plan = TestTimeAugmentation(window=32, stride=32)
     views = [random_view(frame) for frame in plan.frames((32, 64))]
     masks = whole_masks(views, 4)
     assert masks.shape == (8, 8, 16)

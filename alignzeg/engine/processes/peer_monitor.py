@@ -31,7 +31,12 @@ from alignzeg.engine.processes.errors import (
     explain,
     one_line,
 )
-from alignzeg.engine.processes.leaving import LEAVE_SECONDS, POLL_SECONDS, force_exit_later, leave
+from alignzeg.engine.processes.process_exit import (
+    LEAVE_SECONDS,
+    POLL_SECONDS,
+    force_exit_later,
+    leave,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ NEWS_SECONDS = 3
 _LONGEST_LINE = 1 << 16
 
 
-class Lifeline:
+class PeerMonitor:
     """This process's end; process 0 also holds the other ends."""
 
     def __init__(
@@ -54,7 +59,7 @@ class Lifeline:
         """See `connect`.
 
         Args:
-            rank: of this process.
+            rank: rank of this process.
             peers: connection to process 0, or, on process 0, nothing yet.
             listener: where the others will connect, on process 0.
             speaks: whether one of the processes tells the user why they leave.
@@ -75,7 +80,7 @@ class Lifeline:
     def watch(self, token: str = "") -> None:
         """Starts the thread."""
         self._token = token
-        threading.Thread(target=self._loop, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._loop, name="peer_monitor", daemon=True).start()
 
     def fail(self, reason: str) -> None:
         """Tells all others that this process fails; it then has LEAVE_SECONDS to leave by itself.
@@ -91,7 +96,7 @@ class Lifeline:
             self._send({"failed": f"process {self.rank}: {one_line(reason)}"})
 
     def close(self, code: int = 0) -> None:
-        """Says goodbye: the end of this process is no failure.
+        """Tells the peers that the end of this process is no failure.
 
         Args:
             code: exit code; one other than 0 gives the other processes LEAVE_SECONDS to end, too.
@@ -187,10 +192,10 @@ class Lifeline:
             leave(reason, aloud=self._speaks and self.rank == self._speaker)
 
 
-_current: Lifeline | None = None
+_current: PeerMonitor | None = None
 
 
-def connect(host: str, *, several_machines: bool, speaks: bool) -> Lifeline | None:
+def connect(host: str, *, several_machines: bool, speaks: bool) -> PeerMonitor | None:
     """Ties all processes of the default group together; to be called by all of them.
 
     Args:
@@ -230,7 +235,7 @@ def connect(host: str, *, several_machines: bool, speaks: bool) -> Lifeline | No
         keep_alive(peer)
         peer.sendall(json.dumps({"token": token, "rank": rank}).encode() + b"\n")
         peers[peer] = 0
-    _current = Lifeline(rank, peers, listener, speaks)
+    _current = PeerMonitor(rank, peers, listener, speaks)
     _current.watch(token)
     return _current
 

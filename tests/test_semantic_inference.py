@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignzeg.modeling.fold import fold_label_map, fold_stripes
+from alignzeg.modeling.semantic_inference import label_stripes, semantic_inference
 
 
 def plain_scores(
@@ -58,7 +58,7 @@ def test_equals_the_plain_formula(name: str, memory_mib: float) -> None:
     low, padded, image, output = GEOMETRIES[name]
     for seed, (queries, classes) in enumerate(itertools.product((1, 7), (1, 2, 37))):
         probs, logits = random_case(queries, classes, low, seed)
-        labels = fold_label_map(probs, logits, padded, image, output, memory_mib)
+        labels = semantic_inference(probs, logits, padded, image, output, memory_mib)
         scores = plain_scores(probs, logits, padded, image, output)
         assert labels.dtype == torch.uint8
         assert labels.shape == output
@@ -68,7 +68,7 @@ def test_equals_the_plain_formula(name: str, memory_mib: float) -> None:
 @pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.uint16)])
 def test_many_classes(classes: int, dtype: torch.dtype) -> None:
     probs, logits = random_case(20, classes, (16, 16))
-    labels = fold_label_map(probs, logits, (64, 64), (60, 64), (60, 64), 0.5)
+    labels = semantic_inference(probs, logits, (64, 64), (60, 64), (60, 64), 0.5)
     scores = plain_scores(probs, logits, (64, 64), (60, 64), (60, 64))
     assert labels.dtype == dtype
     assert unexplained(labels, scores) == 0
@@ -80,7 +80,7 @@ def test_the_last_class_of_300_can_be_named() -> None:
     probs[0, 299] = probs[1, 7] = 0.5
     logits[1, :, :2] = -8
     logits[0, :, 2:] = -8
-    labels = fold_label_map(probs, logits, (16, 16), (16, 16), (16, 16), 1)
+    labels = semantic_inference(probs, logits, (16, 16), (16, 16), (16, 16), 1)
     assert labels[0].tolist() == [299] * 8 + [7] * 8
 
 
@@ -88,15 +88,15 @@ def test_ties_go_to_the_lower_class() -> None:
     probs = torch.full((1, 5), 0.25)
     probs[0, 0] = 0.125
     logits = torch.randn(1, 8, 8)
-    labels = fold_label_map(probs, logits, (32, 32), (32, 32), (32, 32), 0.01)
+    labels = semantic_inference(probs, logits, (32, 32), (32, 32), (32, 32), 0.01)
     assert labels.unique().tolist() == [1]
 
 
 def test_stripes_do_not_change_a_label() -> None:
     probs, logits = random_case(10, 60, (20, 20))
-    whole = fold_label_map(probs, logits, (80, 80), (77, 80), (110, 50), 1000)
+    whole = semantic_inference(probs, logits, (80, 80), (77, 80), (110, 50), 1000)
     for memory_mib in (0.001, 0.1, 1):
-        striped = fold_label_map(probs, logits, (80, 80), (77, 80), (110, 50), memory_mib)
+        striped = semantic_inference(probs, logits, (80, 80), (77, 80), (110, 50), memory_mib)
         differing = whole.long() != striped.long()
         scores = plain_scores(probs, logits, (80, 80), (77, 80), (110, 50))
         top = scores.topk(2, dim=0).values
@@ -108,12 +108,12 @@ def test_reject(mode: str) -> None:
     probs, logits = torch.tensor([[0.6, 0.1]]), torch.full((1, 4, 4), 20.0)
     logits[:, :, 2:] = -20
     arguments = (probs, logits, (16, 16), (16, 16), (16, 16), 1.0, mode)
-    assert fold_label_map(*arguments).unique().tolist() == [0]
-    labels = fold_label_map(*arguments, reject_below=0.5)
+    assert semantic_inference(*arguments).unique().tolist() == [0]
+    labels = semantic_inference(*arguments, reject_below=0.5)
     assert labels[:, 0].tolist() == [0] * 16
     assert labels[:, -1].tolist() == [255] * 16
     many = torch.cat([probs, torch.zeros(1, 300)], dim=1)
-    labels = fold_label_map(many, *arguments[1:], reject_below=0.5)
+    labels = semantic_inference(many, *arguments[1:], reject_below=0.5)
     assert labels[:, -1].tolist() == [65535] * 16
 
 
@@ -122,7 +122,7 @@ def test_fast_is_product_first_then_one_resize() -> None:
     low = torch.einsum("qk,qhw->khw", probs, logits.sigmoid())
     scores = F.interpolate(low[None], (64, 80), mode="bilinear", align_corners=False)[0]
     for memory_mib in (0.01, 100):
-        labels = fold_label_map(probs, logits, (64, 80), (60, 75), (60, 75), memory_mib, "fast")
+        labels = semantic_inference(probs, logits, (64, 80), (60, 75), (60, 75), memory_mib, "fast")
         assert unexplained(labels, scores[:, :60, :75]) == 0
 
 
@@ -130,7 +130,7 @@ def test_fast_is_near_exact_on_smooth_masks() -> None:
     probs, logits = random_case(12, 20, (6, 6))
     logits = F.interpolate(logits[None], (48, 48), mode="bicubic")[0] * 2
     arguments = (probs, logits, (192, 192), (190, 190), (281, 150), 8.0)
-    differing = fold_label_map(*arguments) != fold_label_map(*arguments, mode="fast")
+    differing = semantic_inference(*arguments) != semantic_inference(*arguments, mode="fast")
     assert differing.float().mean() < 0.02
 
 
@@ -141,20 +141,20 @@ def test_several_candidates_are_each_named_as_if_alone(mode: str, classes: int) 
     candidates = [random_case(9, classes, (16, 20), seed)[0] for seed in range(3)]
     arguments = (logits, (64, 80), (60, 75), (51, 90), 0.05, mode, 0.3)
     found: list[list[Tensor]] = [[], [], []]
-    for rows, answers in fold_stripes(candidates, *arguments):
+    for rows, answers in label_stripes(candidates, *arguments):
         for stripes, labels in zip(found, answers, strict=True):
             assert labels.shape == (rows.stop - rows.start, 90)
             stripes.append(labels)
     for probs, stripes in zip(candidates, found, strict=True):
         assert len(stripes) > 2
-        assert torch.equal(torch.cat(stripes), fold_label_map(probs, *arguments).int())
+        assert torch.equal(torch.cat(stripes), semantic_inference(probs, *arguments).int())
 
 
 def test_candidates_have_one_shape() -> None:
     logits = torch.rand(2, 4, 4)
     for candidates in ([torch.rand(2, 3), torch.rand(2, 4)], []):
         with pytest.raises(ValueError, match=r"of one shape \(Q, K\)"):
-            fold_stripes(candidates, logits, (16, 16), (16, 16), (16, 16), 1)
+            label_stripes(candidates, logits, (16, 16), (16, 16), (16, 16), 1)
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_refuses(change: dict[str, object], message: str) -> None:
         "memory_mib": 1,
     }
     with pytest.raises(ValueError, match=message):
-        fold_label_map(**(arguments | change))  # type: ignore[arg-type]
+        semantic_inference(**(arguments | change))  # type: ignore[arg-type]

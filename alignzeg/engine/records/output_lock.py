@@ -25,7 +25,7 @@ _WRITTEN = (
 _held: dict[Path, IO[str]] = {}
 
 
-def occupy(folder: str | os.PathLike[str]) -> None:
+def lock_output(folder: str | os.PathLike[str]) -> None:
     """Keeps other processes from training into a folder as long as this one lives.
 
     The lock is the operating system's: it goes with the process, however that ends, and forked

@@ -1,8 +1,9 @@
-"""One picture looked at several times: scales, flips and windows, folded into one label map.
+"""One image looked at several times: scales, flips and windows, folded into one label map.
 
-A view is a part of the picture at some scale, possibly mirrored, with the proposals found in it. A
-pixel's score for a class is the mean over the views that cover it. As in `fold`, stripes of output
-rows go all the way to labels, so memory depends on neither the size of the picture nor the classes.
+A view is a part of the image at some scale, possibly mirrored, with the proposals found in it. A
+pixel's score for a class is the mean over the views that cover it. As in `semantic_inference`,
+stripes of output rows go all the way to labels, so memory depends on neither the size of the image
+nor the classes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from alignzeg.modeling.fold import Size, interpolate, interpolation_taps, name_pixels
+from alignzeg.modeling.semantic_inference import Size, interpolate, interpolation_taps, name_pixels
 
 # A mask's logit where its view does not reach.
 _OUTSIDE = -20.0
@@ -26,8 +27,8 @@ class Frame:
     """Where a view lies.
 
     Attributes:
-        scaled: height and width of the whole picture at the view's scale.
-        top: first row of the view in the scaled picture.
+        scaled: height and width of the whole image at the view's scale.
+        top: first row of the view in the scaled image.
         left: first column.
         size: height and width of the view.
         mirrored: whether left and right are exchanged.
@@ -39,10 +40,10 @@ class Frame:
     size: Size
     mirrored: bool = False
 
-    def cut(self, picture: Tensor) -> Tensor:
-        """The view's pixels (C, h, w) from the scaled picture (C, H, W)."""
+    def cut(self, image: Tensor) -> Tensor:
+        """The view's pixels (C, h, w) from the scaled image (C, H, W)."""
         height, width = self.size
-        part = picture[:, self.top : self.top + height, self.left : self.left + width]
+        part = image[:, self.top : self.top + height, self.left : self.left + width]
         return part.flip(2) if self.mirrored else part
 
 
@@ -64,14 +65,14 @@ class View:
 
 
 @dataclass(frozen=True)
-class ViewPlan:
-    """Which views of a picture to take.
+class TestTimeAugmentation:
+    """Which views of an image to take.
 
     Attributes:
-        sides: shorter sides in pixels; empty takes the picture as it comes.
+        sides: shorter sides in pixels; empty takes the image as it comes.
         max_side: limit of the longer side; 0 is none.
         flip: whether to add the mirror image of every view.
-        window: side of a square window in pixels; 0 looks at the whole picture at once.
+        window: side of a square window in pixels; 0 looks at the whole image at once.
         stride: step between windows in pixels.
 
     Raises:
@@ -98,11 +99,11 @@ class ViewPlan:
 
     @property
     def single(self) -> bool:
-        """Whether there is nothing but the picture itself."""
+        """Whether there is nothing but the image itself."""
         return not (self.sides or self.flip or self.window)
 
     def frames(self, size: Size) -> Iterator[Frame]:
-        """All views of a picture of this height and width, a scale's views in a row."""
+        """All views of an image of this height and width, a scale's views in a row."""
         for side in self.sides or (min(size),):
             factor = side / min(size)
             if self.max_side:
@@ -116,15 +117,15 @@ class ViewPlan:
                     yield Frame(scaled, top, left, part, mirrored=True)
 
     def _starts(self, edge: int) -> list[int]:
-        """Where windows begin along an edge; the last one ends with the picture."""
+        """Where windows begin along an edge; the last one ends with the image."""
         last = max(0, edge - self.window) if self.window else 0
         return [*range(0, last, self.stride or 1), last]
 
 
-def build_view_plan(cfg: CfgNode) -> ViewPlan:
+def build_test_time_augmentation(cfg: CfgNode) -> TestTimeAugmentation:
     """The views that TEST.AUG (several scales, flip) and ALIGNZEG.TEST.WINDOW ask for."""
     aug, test = cfg.TEST.AUG, cfg.ALIGNZEG.TEST
-    return ViewPlan(
+    return TestTimeAugmentation(
         sides=tuple(aug.MIN_SIZES) if aug.ENABLED else (),
         max_side=aug.MAX_SIZE if aug.ENABLED else 0,
         flip=aug.ENABLED and aug.FLIP,
@@ -133,16 +134,16 @@ def build_view_plan(cfg: CfgNode) -> ViewPlan:
     )
 
 
-def fold_views(
+def merge_views(
     views: Sequence[View], output_size: Size, memory_mib: float, reject_below: float = 0.0
 ) -> Tensor:
     """Names every pixel: argmax of the mean, over the views that cover it, of classes x masks.
 
     The masks of a view are interpolated bilinearly straight to the output's pixels. For one view of
-    the whole picture at the size of the output that is what `fold_label_map` does.
+    the whole image at the size of the output that is what `semantic_inference` does.
 
     Args:
-        views: of one picture, with the same K; together they cover it.
+        views: of one image, with the same K; together they cover it.
         output_size: height and width of the answer.
         memory_mib: what the temporaries of one stripe may take, MiB; at least one row is done.
         reject_below: pixels whose best score is lower get the highest number of the dtype.
@@ -172,7 +173,7 @@ def fold_views(
         for view in views:
             _add(view, rows, output_size, scores, cover)
         if not cover.all():
-            raise ValueError("the views leave a part of the picture uncovered")
+            raise ValueError("the views leave a part of the image uncovered")
         answer = name_pixels(
             (scores / cover).view(-1, classes), reject_below, 65535 if wide else 255
         )
@@ -181,7 +182,7 @@ def fold_views(
 
 
 def whole_masks(views: Sequence[View], stride: int) -> Tensor:
-    """The masks of several views, each on the grid of the whole picture at their scale.
+    """The masks of several views, each on the grid of the whole image at their scale.
 
     Args:
         views: of the same scale.

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignzeg.modeling.fold import fold_label_map
+from alignzeg.modeling.semantic_inference import semantic_inference
 
 PINNED = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -46,8 +46,8 @@ def sides(classes: int, size: int, memory_mib: float) -> dict[str, Callable[[], 
     sizes = ((size, size),) * 3
     return {
         "usual": lambda: usual(probs, logits, size),
-        "exact": lambda: fold_label_map(probs, logits, *sizes, memory_mib),
-        "fast": lambda: fold_label_map(probs, logits, *sizes, memory_mib, "fast"),
+        "exact": lambda: semantic_inference(probs, logits, *sizes, memory_mib),
+        "fast": lambda: semantic_inference(probs, logits, *sizes, memory_mib, "fast"),
     }
 
 

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
-class Placement:
+class DistributedEnv:
     """Where this process stands among processes that somebody else has started.
 
     Attributes:
-        rank: of this process, over all machines.
+        rank: rank of this process, over all machines.
         world_size: processes on all machines.
-        local_rank: of this process on its machine.
+        local_rank: rank of this process on its machine.
         local_world_size: processes on each machine.
         url: where the processes meet.
     """
@@ -36,7 +36,9 @@ class Placement:
         return urlsplit(self.url).hostname or os.environ["MASTER_ADDR"]
 
 
-def find_placement(args: argparse.Namespace, environ: Mapping[str, str]) -> Placement | None:
+def find_distributed_env(
+    args: argparse.Namespace, environ: Mapping[str, str]
+) -> DistributedEnv | None:
     """Reads the variables of torchrun or, failing that, of SLURM's srun.
 
     Args:
@@ -50,7 +52,7 @@ def find_placement(args: argparse.Namespace, environ: Mapping[str, str]) -> Plac
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         world = int(environ["WORLD_SIZE"])
         url = "env://"
-        place = Placement(
+        place = DistributedEnv(
             int(environ["RANK"]),
             world,
             int(environ["LOCAL_RANK"]),
@@ -64,7 +66,7 @@ def find_placement(args: argparse.Namespace, environ: Mapping[str, str]) -> Plac
     world = int(environ["SLURM_NTASKS"])
     per_node = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
     match = re.match(r"\d+", per_node)
-    place = Placement(
+    place = DistributedEnv(
         int(environ["SLURM_PROCID"]),
         world,
         int(environ["SLURM_LOCALID"]),
@@ -88,9 +90,9 @@ def world_size(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if the machines or their processes cannot be as asked.
     """
-    placement = find_placement(args, os.environ)
-    if placement is not None:
-        return placement.world_size
+    env = find_distributed_env(args, os.environ)
+    if env is not None:
+        return env.world_size
     if args.num_gpus < 1 or args.num_machines < 1:
         raise ValueError("--num-gpus and --num-machines must be 1 or more")
     if not 0 <= args.machine_rank < args.num_machines:

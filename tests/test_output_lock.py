@@ -13,12 +13,12 @@ import pytest
 from conftest import CONFIGS, REPOSITORY, TINY_OPTS
 
 from alignzeg.arguments import PARENT
-from alignzeg.engine.records.occupation import occupy
+from alignzeg.engine.records.output_lock import lock_output
 
 HOLD = """
 import sys, time
-from alignzeg.engine.records.occupation import occupy
-occupy(sys.argv[1])
+from alignzeg.engine.records.output_lock import lock_output
+lock_output(sys.argv[1])
 print("held", flush=True)
 time.sleep(600)
 """
@@ -45,17 +45,20 @@ def test_a_folder_belongs_to_one_process_as_long_as_that_lives(tmp_path: Path) -
     other = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"held\n"
     with pytest.raises(ValueError, match=rf"process {other.pid} is training into .*run'; stop it"):
-        occupy(folder)
+        lock_output(folder)
     other.kill()
     other.wait()
-    occupy(folder)
+    lock_output(folder)
     # A process does not stand in its own way: training, and then resuming, in one script.
-    occupy(folder)
+    lock_output(folder)
     worker = os.fork()
     if worker == 0:
         time.sleep(60)
         os._exit(0)
-    code = "import sys; from alignzeg.engine.records.occupation import occupy; occupy(sys.argv[1])"
+    code = (
+        "import sys; from alignzeg.engine.records.output_lock import lock_output; "
+        "lock_output(sys.argv[1])"
+    )
     again = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)

@@ -3,7 +3,7 @@
 The usual order upsamples all Q masks, multiplies by all K classes and takes the argmax of a
 (K, H, W) map, which at 1024 x 1024 pixels and 847 classes needs 7 GB. Here a stripe of output rows
 goes all the way to labels before the next one starts, so that memory depends neither on K nor on
-the size of the picture. Per pixel the classes are contiguous: an argmax over the last axis is
+the size of the image. Per pixel the classes are contiguous: an argmax over the last axis is
 several times faster than one over the first.
 """
 
@@ -26,7 +26,7 @@ _Stripe = tuple[slice, Iterator[Iterator[Tensor]]]
 _CPU_BYTES = 4 * 2**20
 
 
-def fold_label_map(
+def semantic_inference(
     class_probs: Tensor,
     mask_logits: Tensor,
     padded_size: Size,
@@ -47,7 +47,7 @@ def fold_label_map(
         class_probs: (Q, K) in [0, 1], without the background.
         mask_logits: (Q, h, w) of the padded image, usually at stride 4.
         padded_size: height and width in pixels that (h, w) covers.
-        image_size: height and width of the picture inside the padding, at its top left.
+        image_size: height and width of the image inside the padding, at its top left.
         output_size: height and width of the answer.
         memory_mib: what the temporaries of one stripe may take, MiB. At least one row is done at
             a time, also where that needs more.
@@ -64,7 +64,7 @@ def fold_label_map(
         ValueError: if shapes do not fit, a size is not positive, or the mode is unknown.
     """
     sizes = (padded_size, image_size, output_size)
-    stripes = fold_stripes([class_probs], mask_logits, *sizes, memory_mib, mode, reject_below)
+    stripes = label_stripes([class_probs], mask_logits, *sizes, memory_mib, mode, reject_below)
     dtype = torch.uint16 if class_probs.shape[1] > 255 else torch.uint8
     labels = torch.empty(output_size, dtype=dtype, device=mask_logits.device)
     for rows, (answer,) in stripes:
@@ -72,7 +72,7 @@ def fold_label_map(
     return labels
 
 
-def fold_stripes(
+def label_stripes(
     candidates: Sequence[Tensor],
     mask_logits: Tensor,
     padded_size: Size,
@@ -82,12 +82,12 @@ def fold_stripes(
     mode: str = "exact",
     reject_below: float = 0.0,
 ) -> Iterator[tuple[slice, Iterator[Tensor]]]:
-    """`fold_label_map` for several class probabilities of the same masks, stripe by stripe.
+    """`semantic_inference` for several class probabilities of the same masks, stripe by stripe.
 
     The masks of a stripe are upsampled once, whatever the number of candidates.
 
     Args:
-        candidates: n times (Q, K), at least one; all others as in `fold_label_map`.
+        candidates: n times (Q, K), at least one; all others as in `semantic_inference`.
         mask_logits: see there.
         padded_size: see there.
         image_size: see there.
@@ -98,10 +98,11 @@ def fold_stripes(
 
     Returns:
         Rows of the output and, one for each candidate, the labels (rows, Wo) int32 of them; to be
-        used up before the next rows are asked for. They are those of `fold_label_map`, to the bit.
+        used up before the next rows are asked for. They are those of `semantic_inference`, to the
+        bit.
 
     Raises:
-        ValueError: as `fold_label_map`, or if the candidates differ in shape.
+        ValueError: as `semantic_inference`, or if the candidates differ in shape.
     """
     if len({probs.shape for probs in candidates}) != 1:
         shapes = [tuple(probs.shape) for probs in candidates]
@@ -128,7 +129,7 @@ def background_wins(class_probs: Tensor, mask_logits: Tensor, memory_mib: float)
     """Where the background, which is never named, would beat every class.
 
     Args:
-        class_probs: (Q, K+1) in [0, 1], background last, as `fold_label_map` would sum them up.
+        class_probs: (Q, K+1) in [0, 1], background last, as `semantic_inference` would sum them up.
         mask_logits: (Q, h, w).
         memory_mib: as there.
 
@@ -136,7 +137,7 @@ def background_wins(class_probs: Tensor, mask_logits: Tensor, memory_mib: float)
         (h, w) bool, at the size of the logits.
     """
     size = (mask_logits.shape[1], mask_logits.shape[2])
-    labels = fold_label_map(class_probs, mask_logits, size, size, size, memory_mib)
+    labels = semantic_inference(class_probs, mask_logits, size, size, size, memory_mib)
     # Torch knows too few operations on uint16.
     return labels.int() == class_probs.shape[1] - 1
 
@@ -156,7 +157,7 @@ def _check(
             f"got {tuple(probs.shape)} and {tuple(logits.shape)}"
         )
     if 0 in probs.shape or 0 in logits.shape:
-        raise ValueError(f"nothing to fold in {tuple(probs.shape)} and {tuple(logits.shape)}")
+        raise ValueError(f"no proposals in {tuple(probs.shape)} and {tuple(logits.shape)}")
     if min(*padded, *image, *output) < 1 or image[0] > padded[0] or image[1] > padded[1]:
         raise ValueError(
             f"sizes must be positive and the image inside its padding; got padded {padded}, "
@@ -165,7 +166,7 @@ def _check(
     if memory_mib <= 0:
         raise ValueError(f"memory_mib must be positive; got {memory_mib}")
     if mode not in ("exact", "fast"):
-        raise ValueError(f'fold mode must be "exact" or "fast"; got {mode!r}')
+        raise ValueError(f'mode must be "exact" or "fast"; got {mode!r}')
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Thresholds:
         confidence: least probability of its name, in [0, 1].
         margin: least lead of that over the second name, in [0, 1].
         min_area: pixels.
-        flips: whether the mirrored picture must give the same name; the probabilities are then the
+        flips: whether the mirrored image must give the same name; the probabilities are then the
             mean of both.
 
     Raises:
@@ -44,7 +44,7 @@ class Thresholds:
 
 @torch.no_grad()
 def name_probs(vlm: Any, image: Tensor, regions: Tensor, text: Tensor) -> Tensor:
-    """Probabilities of names for the regions of one picture, by the frozen VLM in one pass.
+    """Probabilities of names for the regions of one image, by the frozen VLM in one pass.
 
     Args:
         vlm: see `VLM_REGISTRY`.
@@ -67,7 +67,7 @@ def choose(
 
     Args:
         probs: (R, K).
-        mirrored: (R, K), the same of the mirrored picture; None: not asked.
+        mirrored: (R, K), the same of the mirrored image; None: not asked.
         wanted: (K,) bool, names that may be given; a region whose best name is another gets none.
         thresholds: see there; the area is not looked at here.
 

@@ -1,4 +1,4 @@
-"""Damaged label files and pictures."""
+"""Damaged label files and images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from PIL import Image
 from fuzzing.common import SMALL, TRAIN, Case, Source, damage_bytes, nested
 
 
-def other_picture(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """The same picture in another shape, mode or range."""
-    values = np.asarray(picture)
+def other_image(image: Image.Image, rng: random.Random) -> Image.Image:
+    """The same image in another shape, mode or range."""
+    values = np.asarray(image)
     flat = values if values.ndim == 2 else values[..., 0]
     makers: tuple[Callable[[], Image.Image], ...] = (
-        lambda: picture.resize((1, 1)),
-        lambda: picture.resize((7, 500)),
+        lambda: image.resize((1, 1)),
+        lambda: image.resize((7, 500)),
         lambda: Image.new("L", (3, 3), 200),
         lambda: Image.fromarray(flat).convert("RGBA"),
         lambda: Image.fromarray(flat).convert("P"),
@@ -31,7 +31,7 @@ def other_picture(picture: Image.Image, rng: random.Random) -> Image.Image:
         lambda: Image.fromarray(flat.astype(np.int32) - 5),
         lambda: Image.fromarray(np.full_like(flat, rng.randrange(256))),
         lambda: Image.fromarray(np.full_like(flat, 255)),
-        lambda: picture.rotate(90, expand=True).crop((0, 0, 40, 64)),
+        lambda: image.rotate(90, expand=True).crop((0, 0, 40, 64)),
     )
     return rng.choice(makers)()
 
@@ -43,18 +43,18 @@ def labels_case(source: Source, folder: Path, rng: random.Random) -> Case:
     kind = rng.choice(("annotations", "annotations", "images"))
     split = rng.choice(("train", "val"))
     path = rng.choice(sorted((data / "zeroshapes" / kind / split).iterdir()))
-    how = rng.choice(("bytes", "bytes", "picture", "picture", "value", "file"))
+    how = rng.choice(("bytes", "bytes", "image", "image", "value", "file"))
     if how == "bytes":
         path.write_bytes(damage_bytes(path.read_bytes(), rng))
-    elif how == "picture":
-        with Image.open(path) as picture:
-            picture.load()
-        buffer, changed = io.BytesIO(), other_picture(picture, rng)
+    elif how == "image":
+        with Image.open(path) as image:
+            image.load()
+        buffer, changed = io.BytesIO(), other_image(image, rng)
         changed.save(buffer, "TIFF" if changed.mode in "FI" else rng.choice(("PNG", "TIFF")))
         path.write_bytes(buffer.getvalue())
     elif how == "value":
-        with Image.open(path) as picture:
-            values = np.asarray(picture).copy()
+        with Image.open(path) as image:
+            values = np.asarray(image).copy()
         values[..., rng.randrange(values.shape[-1])] = rng.randrange(256)
         Image.fromarray(values).save(path)
     else:
