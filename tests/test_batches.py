@@ -48,7 +48,7 @@ def test_alone_and_in_any_batch_to_the_bit(model) -> None:
         torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes
     ]
     alone = [answers(model, [image])[0] for image in images]
-    for _ in range(4):
+    for _ in range(13):  # with four models more than 50 batches
         count = int(torch.randint(2, 5, (), generator=generator))
         chosen = torch.randperm(len(images), generator=generator)[:count].tolist()
         for place, together in zip(
