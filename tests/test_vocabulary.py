@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from alignzeg.__main__ import main
 from alignzeg.data.labels import get_vocabulary
-from alignzeg.data.lint import lint, class_texts, validate_names
+from alignzeg.data.lint import class_texts, lint, validate_names
 from alignzeg.engine import setup_config, validate
 from alignzeg.registries import build_vlm
 
