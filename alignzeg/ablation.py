@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from alignzeg.arguments import PARENT, TrainingError
+from alignzeg.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -122,11 +123,7 @@ def run(plan: Plan) -> dict[str, Any]:
         _run_all(plan, todo)
     rows = {row.name: _row_summary(plan, row) for row in plan.rows}
     summary = {"seeds": list(plan.seeds), "opts": list(plan.opts), "rows": rows}
-    plan.output.mkdir(parents=True, exist_ok=True)
-    path = plan.output / "ablation.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=1))
-    os.replace(temporary, path)
+    atomic_write(plan.output / "ablation.json", json.dumps(summary, indent=1))
     return summary
 
 

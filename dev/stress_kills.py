@@ -35,8 +35,8 @@ from detectron2.utils.logger import setup_logger
 
 from alignzeg import engine
 from alignzeg.data.zeroshapes import write_dataset
-from alignzeg.engine.checkpoints.files import aside
 from alignzeg.engine.checkpoints.reading import find_newest
+from alignzeg.files import leftovers
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "zeroshapes" / "alignzeg.yaml"
@@ -161,7 +161,7 @@ def strike(child: int, folder: Path, in_save: bool, wait_s: float) -> str:
 
 def saving(folder: Path, since: float) -> bool:
     """Whether a file is half written, by a process that was started then."""
-    for path in folder.glob(aside("*")):
+    for path in leftovers(folder):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime >= since:
                 return True

@@ -23,12 +23,14 @@ import torch
 from conftest import REPOSITORY
 from torch import nn
 
+from alignzeg import files
 from alignzeg.__main__ import main
-from alignzeg.engine.checkpoints import files, reading
+from alignzeg.engine.checkpoints import checkpoint, reading
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
-from alignzeg.engine.checkpoints.files import aside, damage, write_atomically
+from alignzeg.engine.checkpoints.integrity import damage
 from alignzeg.engine.checkpoints.reading import find_newest, prune, read_checkpoint, require_trust
 from alignzeg.engine.training.hooks import KeepBest, selects_on_the_test
+from alignzeg.files import atomic_write, hidden_file
 from alignzeg.structures import Vocabulary
 
 
@@ -156,9 +158,9 @@ def test_a_failing_disk_costs_nothing(
 def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
     before = (tmp_path / "model_0000001.pth").read_bytes()
-    monkeypatch.setattr(files, "ATTEMPTS", 1)
+    monkeypatch.setattr(checkpoint, "ATTEMPTS", 1)
     # Every write to this device fails for want of space.
-    os.symlink("/dev/full", aside(str(tmp_path / "model_0000002.pth")))
+    os.symlink("/dev/full", hidden_file(str(tmp_path / "model_0000002.pth")))
     with pytest.raises(OSError, match="No space left on device"):
         save(tmp_path, 2)
     # And here the kernel refuses in the middle of the file.
@@ -211,9 +213,7 @@ def test_what_does_not_read_back_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"checkpoint\['extra'\] is a object"):
         checkpointer(tmp_path).save("model_0000002", extra=object())
     with pytest.raises(OSError, match="does not read back as it was written"):
-        write_atomically(
-            str(tmp_path / "model_0000002.pth"), lambda f: f.write(b"x"), reading.check_written
-        )
+        atomic_write(tmp_path / "model_0000002.pth", b"x", check=reading.check_written)
     assert names(tmp_path) == ["last_checkpoint", "model_0000001.pth"]
 
 
@@ -335,7 +335,7 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     for step in range(5):
         save(tmp_path, step, keep=2)
     checkpointer(tmp_path, keep=2).save("model_final", iteration=5)
-    Path(aside(str(tmp_path / "model_0000009.pth"))).write_bytes(b"left by a kill")
+    Path(hidden_file(str(tmp_path / "model_0000009.pth"))).write_bytes(b"left by a kill")
     kept = ["last_checkpoint", "model_0000003.pth", "model_0000004.pth", "model_final.pth"]
     prune(str(tmp_path), 0)
     assert names(tmp_path) == kept

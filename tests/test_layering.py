@@ -61,7 +61,7 @@ LAYERS = {
     "alignzeg.data.class_names": (1, "class_names"),
     "alignzeg.data.input_images": (0, "images"),
     "alignzeg.data.image_io": (0, "images"),
-    "alignzeg.folders": (0, "folders"),
+    "alignzeg.files": (0, "files"),
     "alignzeg.structures": (0, "structures"),
     "alignzeg.registries": (0, "registries"),
     # Its table names the registries.

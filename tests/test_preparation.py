@@ -47,6 +47,7 @@ from alignzeg.data.preparation import (
 from alignzeg.data.preparation.archives import unpack
 from alignzeg.data.preparation.command import prepare
 from alignzeg.data.preparation.recipe import Archive, Task
+from alignzeg.files import hidden_file
 
 
 def snapshot(root):
@@ -96,22 +97,20 @@ def test_an_interrupted_run_completes(name, tmp_path, monkeypatch, capsys):
     root, recipe, files = tree.build(tmp_path), tree.recipe, tree.files
     command = ["--root", str(root), "--workers", "1", *tree.options]
     before = snapshot(root)
-    write, done = work.write_atomically, []
+    write, done = work.atomic_write, []
 
     def stop_in_the_middle(path, content):
         if len(done) == files - 1:
-            handle, _ = work.tempfile.mkstemp(dir=path.parent, prefix=work.TEMPORARY)
-            os.write(handle, content[:10])
-            os.close(handle)
+            Path(hidden_file(path)).write_bytes(content[:10])
             raise KeyboardInterrupt
         done.append(path)
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "write_atomically", stop_in_the_middle)
+        patch.setattr(work, "atomic_write", stop_in_the_middle)
         assert prepare(recipe, command) == 130
     assert "Run it again" in capsys.readouterr().err
-    part = {name: state for name, state in snapshot(root).items() if work.TEMPORARY not in name}
+    part = {name: state for name, state in snapshot(root).items() if ".tmp" not in name}
     assert len(part) == len(before) + files - 1
     assert prepare(recipe, command) == 0
     whole = snapshot(root)
@@ -154,7 +153,7 @@ def test_ctrl_c_ends_the_workers_and_the_rest_follows(tmp_path):
     thread.join()
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert 0 < len(written) < 200
-    assert not any(name.startswith(work.TEMPORARY) for name in written)
+    assert not any(name.endswith(".tmp") for name in written)
     tasks = [dataclasses.replace(task, make=bytes_of) for task in tasks]
     assert work.run_tasks(tasks, 2, "test") == 200 - len(written)
     assert all(Path(task.target).read_bytes() == bytes(task.arguments) for task in tasks)

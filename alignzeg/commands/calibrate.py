@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from alignzeg.arguments import (
     command_parser,
     require_file_place,
 )
+from alignzeg.files import atomic_write
 
 
 def numbers(text: str) -> list[float]:
@@ -121,6 +121,4 @@ def main(args: argparse.Namespace) -> None:
         "best": dataclasses.asdict(chosen),
         "settings": [dataclasses.asdict(setting) for setting in settings],
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    os.replace(temporary, path)
+    atomic_write(path, json.dumps(result, indent=1))

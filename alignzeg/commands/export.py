@@ -65,8 +65,8 @@ def export(weights: str, output: str) -> tuple[int, int]:
     from torch import Tensor
 
     from alignzeg.engine.checkpoints.checkpoint import KEY
-    from alignzeg.engine.checkpoints.files import write_atomically
     from alignzeg.engine.checkpoints.reading import read_checkpoint
+    from alignzeg.files import ATTEMPTS, atomic_write
 
     if not output.endswith(SUFFIX):
         raise ValueError(f"the output is {output!r}; its name must end in {SUFFIX}")
@@ -93,5 +93,5 @@ def export(weights: str, output: str) -> tuple[int, int]:
         if Path(path).read_bytes() != content:
             raise OSError(errno.EIO, "it does not read back as it was written")
 
-    write_atomically(output, lambda file: file.write(content), check)
+    atomic_write(output, content, durable=True, check=check, attempts=ATTEMPTS)
     return len(tensors), len(content)

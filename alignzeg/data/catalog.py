@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from alignzeg.data.benchmark import Benchmark, read_split_file
-from alignzeg.folders import files_below
+from alignzeg.files import files_below
 
 EVALUATOR_TYPE = "zero_shot_sem_seg"
 ROOT_VARIABLE = "DETECTRON2_DATASETS"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignzeg.demo.datasets import DataSet
+from alignzeg.files import atomic_write
 
 LABELS = {"baseline": "Baseline", "alignzeg": "AlignZeg"}
 
@@ -65,6 +66,4 @@ class Plan:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file that appears in one piece."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    atomic_write(path, json.dumps(content, indent=1) + "\n")

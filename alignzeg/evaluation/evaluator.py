@@ -32,7 +32,7 @@ from alignzeg.evaluation.proposals import (
     recall_metrics,
     segment_counts,
 )
-from alignzeg.evaluation.writing import whole_file
+from alignzeg.files import atomic_write
 from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -272,8 +272,8 @@ class ZeroShotEvaluator(DatasetEvaluator):
         if self.output_dir is None:
             return
         parts = [f"{json.dumps(key)}: {json.dumps(report[key], allow_nan=False)}" for key in report]
-        with whole_file(Path(self.output_dir) / f"evaluation_{self.dataset_name}.json") as file:
-            file.write(("{\n" + ",\n".join(parts) + "\n}\n").encode())
+        path = Path(self.output_dir) / f"evaluation_{self.dataset_name}.json"
+        atomic_write(path, "{\n" + ",\n".join(parts) + "\n}\n", durable=True)
 
     def _save_per_image(self) -> None:
         """Writes the counts of every image, on the main process; called by all of them."""

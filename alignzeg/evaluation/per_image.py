@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignzeg.evaluation.writing import whole_file
+from alignzeg.files import atomic_write
 
 FILE_PATTERN = "per_image_{}.npz"
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
@@ -94,16 +95,15 @@ class PerImage:
 
     def save(self, path: str | Path) -> None:
         """Writes the file, whole or not at all."""
-        with whole_file(path) as file:
-            np.savez_compressed(
-                file,
-                classes=np.array(self.classes, dtype=np.str_),
-                seen=np.array(self.seen, dtype=bool),
-                images=np.array(self.images, dtype=np.str_),
-                image=self.image,
-                cell=self.cell,
-                count=self.count,
-            )
+        content: dict[str, Any] = {
+            "classes": np.array(self.classes, dtype=np.str_),
+            "seen": np.array(self.seen, dtype=bool),
+            "images": np.array(self.images, dtype=np.str_),
+            "image": self.image,
+            "cell": self.cell,
+            "count": self.count,
+        }
+        atomic_write(path, lambda file: np.savez_compressed(file, **content), durable=True)
 
 
 def sparse(matrix: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

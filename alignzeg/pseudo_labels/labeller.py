@@ -20,7 +20,7 @@ from alignzeg.data.labels import read_record_labels
 from alignzeg.data.mapper import test_augmentations
 from alignzeg.data.pseudo import pseudo_files
 from alignzeg.engine import AlignZegCheckpointer, Trainer
-from alignzeg.engine.checkpoints.files import write_atomically
+from alignzeg.files import ATTEMPTS, atomic_write
 from alignzeg.pseudo_labels.classes import Classes
 from alignzeg.pseudo_labels.region_labels import Thresholds, choose, name_probs, paint
 from alignzeg.pseudo_labels.regions import proposal_regions, superpixel_regions
@@ -109,11 +109,10 @@ class Labeller:
         maps = self(record)
         labels, confidence = pseudo_files(root, key)
         for path, content in ((confidence, maps[1]), (labels, maps[0])):
-            path.parent.mkdir(parents=True, exist_ok=True)
             done, data = cv2.imencode(".png", content)
             if not done:
                 raise OSError(errno.EIO, f"cannot encode {path}")
-            write_atomically(str(path), lambda file, data=data: file.write(data.tobytes()))
+            atomic_write(path, data.tobytes(), durable=True, attempts=ATTEMPTS)
 
     @torch.no_grad()
     def _regions(self, image: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> NDArray[np.bool_]:

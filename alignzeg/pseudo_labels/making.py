@@ -24,9 +24,9 @@ from alignzeg.data.image_io import read_values
 from alignzeg.data.labels import read_labels
 from alignzeg.data.pseudo import DESCRIPTION, file_keys, pseudo_files
 from alignzeg.engine import setup_config
-from alignzeg.engine.checkpoints.files import write_atomically
 from alignzeg.engine.processes.process_exit import watch_parent
 from alignzeg.engine.processes.worker_registration import Registered
+from alignzeg.files import ATTEMPTS, atomic_write
 from alignzeg.pseudo_labels.classes import describe, find_classes
 from alignzeg.pseudo_labels.labeller import Labeller, RegionSource
 from alignzeg.pseudo_labels.region_labels import Thresholds
@@ -147,8 +147,8 @@ def _claim(root: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    data = (json.dumps(content, indent=1) + "\n").encode()
-    write_atomically(str(path), lambda file: file.write(data))
+    text = json.dumps(content, indent=1) + "\n"
+    atomic_write(path, text, durable=True, attempts=ATTEMPTS)
 
 
 def _each(

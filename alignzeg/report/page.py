@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -10,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from alignzeg.files import atomic_write
 from alignzeg.report import sections
 from alignzeg.report.runs import RunResult, Sample
 from alignzeg.structures import Vocabulary
@@ -56,10 +56,7 @@ def write_report(
     if not 1 <= len(runs) <= 4:
         raise ValueError(f"a report shows one to four runs; got {len(runs)}")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(render(runs, samples, vocabulary, about), encoding="utf-8")
-    draft.replace(path)
+    atomic_write(path, render(runs, samples, vocabulary, about))
     return path
 
 

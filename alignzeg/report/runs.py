@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alignzeg.evaluation.per_image import FILE_PATTERN, load_per_image
 from alignzeg.evaluation.uncertainty import intervals
-from alignzeg.folders import files_below
+from alignzeg.files import files_below
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from alignzeg.data.image_io import read_rgb, read_values
 from alignzeg.data.preparation.formats import encode_tiff
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, need
-from alignzeg.folders import files_below
+from alignzeg.files import files_below
 
 CHALLENGE = "ADEChallengeData2016"
 FULL = "ADE20K_2021_17_01"

@@ -16,7 +16,7 @@ from typing import IO
 from tqdm import tqdm
 
 from alignzeg.data.preparation.recipe import Archive
-from alignzeg.data.preparation.work import TEMPORARY
+from alignzeg.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +74,8 @@ def _compare_md5(path: Path, archive: Archive) -> None:
 def _write(path: Path, size: int, opened: _Opener) -> int:
     if path.is_file() and path.stat().st_size == size:
         return 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        with opened() as source, temporary.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with opened() as source:
+        atomic_write(path, lambda sink: shutil.copyfileobj(source, sink, 1 << 20))
     return 1
 
 

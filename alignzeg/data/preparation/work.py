@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,22 +17,9 @@ from tqdm import tqdm
 
 from alignzeg.data.preparation.recipe import Task
 from alignzeg.engine.processes.worker_registration import Registered
+from alignzeg.files import atomic_write, leftovers
 
-TEMPORARY = ".writing-"
 _CHUNK = 16
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that it is either whole or not there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def pending(tasks: Iterable[Task]) -> list[Task]:
@@ -61,7 +47,7 @@ def run_tasks(tasks: Sequence[Task], workers: int, title: str, bar: bool = True)
     todo = pending(tasks)
     for folder in {Path(task.target).parent for task in todo}:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{TEMPORARY}*"):
+        for left in leftovers(folder):
             left.unlink(missing_ok=True)  # of a run that was killed
     for _ in each(_write, todo, workers, title, bar):
         pass
@@ -70,7 +56,7 @@ def run_tasks(tasks: Sequence[Task], workers: int, title: str, bar: bool = True)
 
 def _write(task: Task) -> None:
     try:
-        write_atomically(Path(task.target), task.make(*task.arguments))
+        atomic_write(task.target, task.make(*task.arguments))
     except OSError as error:
         raise ValueError(f"cannot make {task.target}: {error}") from error
 

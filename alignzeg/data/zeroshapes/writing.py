@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,16 +11,9 @@ import numpy as np
 
 from alignzeg.data.zeroshapes.names import class_names
 from alignzeg.data.zeroshapes.scenes import render_scene, scene_rng
+from alignzeg.files import atomic_write
 
 DEFAULT_COUNTS = {"train": 1200, "val": 200, "calib": 100}
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(data)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 def _encode(array: np.ndarray) -> bytes:
@@ -42,8 +33,8 @@ def _write_range(root: str, split: str, indices: range, size: int, seed: int) ->
         if image_path.exists() and label_path.exists():
             continue
         scene = render_scene(scene_rng(seed, split, index), size)
-        _write_atomically(image_path, _encode(np.ascontiguousarray(scene.image[..., ::-1])))
-        _write_atomically(label_path, _encode(scene.label))
+        atomic_write(image_path, _encode(np.ascontiguousarray(scene.image[..., ::-1])))
+        atomic_write(label_path, _encode(scene.label))
         written += 1
     return written
 
@@ -94,7 +85,7 @@ def write_dataset(
             if not fresh or int(path.stem) >= count:
                 path.unlink()
     if not fresh:
-        _write_atomically(stamp_path, stamp)
+        atomic_write(stamp_path, stamp)
     chunks = [range(start, min(start + 50, count)) for start in range(0, count, 50)]
     if workers <= 1 or len(chunks) == 1:
         return sum(_write_range(str(root), split, chunk, size, seed) for chunk in chunks)

@@ -12,7 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from alignzeg.engine.checkpoints.files import check_room, write_atomically
+from alignzeg.engine.checkpoints.integrity import check_room
 from alignzeg.engine.checkpoints.reading import (
     check_written,
     find_newest,
@@ -21,6 +21,7 @@ from alignzeg.engine.checkpoints.reading import (
     require_trust,
 )
 from alignzeg.engine.checkpoints.state import plain, tensor_bytes
+from alignzeg.files import ATTEMPTS, atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -177,17 +178,21 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         check_room(self.save_dir, tensor_bytes(data) + SLACK_BYTES)
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("saving %s", path)
-        write_atomically(path, lambda file: torch.save(data, file), check_written)
+        atomic_write(
+            path,
+            lambda file: torch.save(data, file),
+            durable=True,
+            check=check_written,
+            attempts=ATTEMPTS,
+        )
         if point:
             self.tag_last_checkpoint(os.path.basename(path))
             prune(self.save_dir, self.keep)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Points `last_checkpoint` to a file."""
-        write_atomically(
-            os.path.join(self.save_dir, POINTER),
-            lambda file: file.write(last_filename_basename.encode()),
-        )
+        pointer = os.path.join(self.save_dir, POINTER)
+        atomic_write(pointer, last_filename_basename, durable=True, attempts=ATTEMPTS)
 
     def get_checkpoint_file(self) -> str:
         """The file that `last_checkpoint` names or, if it is damaged, the newest intact one.

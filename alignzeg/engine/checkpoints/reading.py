@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from alignzeg.engine.checkpoints.files import aside, damage
+from alignzeg.engine.checkpoints.integrity import damage
+from alignzeg.files import leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def prune(folder: str, keep: int) -> None:
         folder: of the run, just after a save; numbers above the one saved last are left alone.
         keep: how many stay; 0 keeps all.
     """
-    for left in Path(folder).glob(aside("model_*.pth")):
+    for left in leftovers(folder, "model_*.pth"):
         left.unlink(missing_ok=True)
     numbered = sorted(
         (int(match.group(1)), path)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from alignzeg.engine.checkpoints.checkpoint import KEY, describe
-from alignzeg.engine.checkpoints.files import check_room, write_atomically
+from alignzeg.engine.checkpoints.integrity import check_room
 from alignzeg.engine.checkpoints.reading import check_written
 from alignzeg.engine.checkpoints.state import PRIMITIVES, rng_state, tensor_bytes
+from alignzeg.files import ATTEMPTS, atomic_write
 from alignzeg.structures import Targets, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -109,9 +110,15 @@ class CrashWriter:
         try:
             os.makedirs(self.folder, exist_ok=True)
             check_room(self.folder, tensor_bytes(content))
-            write_atomically(path, lambda file: torch.save(content, file), check_written)
-            text = json.dumps(dict(facts), indent=1).encode()
-            write_atomically(path.removesuffix("pth") + "json", lambda file: file.write(text))
+            atomic_write(
+                path,
+                lambda file: torch.save(content, file),
+                durable=True,
+                check=check_written,
+                attempts=ATTEMPTS,
+            )
+            text = json.dumps(dict(facts), indent=1)
+            atomic_write(path.removesuffix("pth") + "json", text, durable=True)
         except OSError as error:
             logger.error("no crash bundle: %s", error)
             return ""

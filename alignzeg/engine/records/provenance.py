@@ -31,7 +31,7 @@ from torch import nn
 
 import alignzeg
 from alignzeg.data.fingerprint import fingerprint
-from alignzeg.engine.checkpoints.files import write_atomically
+from alignzeg.files import ATTEMPTS, atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def append_entry(folder: Path, entry: Mapping[str, Any]) -> None:
         history = []
     content = {"format": FORMAT, "history": [*history, entry]}
     text = json.dumps(content, indent=1, default=str) + "\n"
-    write_atomically(str(path), lambda file: file.write(text.encode()))
+    atomic_write(path, text, durable=True, attempts=ATTEMPTS)
 
 
 def _free_name(path: Path) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer, text_global_pool
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from alignzeg.files import atomic_write
 from alignzeg.modeling.pretrained import UNREADABLE
 from alignzeg.structures import SYNONYM_SEPARATOR
 
@@ -178,10 +177,6 @@ class TextCache:
     @staticmethod
     def _write(path: Path, text: Tensor) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-            os.close(handle)
-            save_file({"text": text.contiguous()}, temporary)
-            os.replace(temporary, path)
+            atomic_write(path, save({"text": text.contiguous()}))
         except OSError as error:
             logger.warning("text cache %s cannot be written: %s", path, error)

@@ -1,15 +1,18 @@
-"""Linked, hidden and unreadable folders: all files are found, or it is said why not."""
+"""Files are found through links, and written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog
 
 import alignzeg
-from alignzeg.folders import files_below
+from alignzeg.files import atomic_write, files_below, leftovers
 
 
 def touch(path: Path) -> Path:
@@ -66,3 +69,54 @@ def test_a_split_that_is_called_otherwise_is_refused(tmp_path: Path, name: str) 
     (root / "images" / name).mkdir()
     with pytest.raises(ValueError, match=f"images/{name} is no split; call it images/val"):
         alignzeg.register_folder("shapes_of_folders", root)
+
+
+# ---- written whole or not at all
+
+
+def test_a_file_takes_its_place_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "figures.json"
+    seen = []
+
+    def content(file) -> None:
+        file.write(b"half")
+        seen.append(path.read_text() if path.exists() else None)
+        file.write(b" and half")
+
+    for before in (None, "half and half"):
+        atomic_write(path, content, durable=True)
+        assert seen.pop() == before
+        assert path.read_text() == "half and half"
+    atomic_write(path, "ü")
+    assert path.read_bytes() == "ü".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("alignzeg.files.WAIT_S", 0.0)
+    path = tmp_path / "figures.json"
+    atomic_write(path, b"old")
+    tries = []
+
+    def content(file) -> None:
+        tries.append(file)
+        raise OSError(28, "no room")
+
+    with pytest.raises(OSError, match=r"figures.json': no room \(3 attempts\); what was there"):
+        atomic_write(path, content, attempts=3)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, lambda _: signal.raise_signal(signal.SIGINT))
+    assert len(tries) == 3
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "model_1.pth"
+    program = (
+        "import os, sys; from alignzeg.files import atomic_write; "
+        "atomic_write(sys.argv[1], lambda file: os._exit(9))"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 9
+    (left,) = leftovers(tmp_path, "model_*.pth")
+    assert not path.exists() and left.name.startswith(".model_1.pth.")
+    assert not leftovers(tmp_path, "last_*")

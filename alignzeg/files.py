@@ -1,0 +1,180 @@
+"""Files and folders: written whole or not at all, and listed with what links lead to."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+logger = logging.getLogger(__name__)
+
+# Attempts to write what a run cannot do without, and seconds to wait before the second; doubled for
+# each further one.
+ATTEMPTS = 4
+WAIT_S = 1.0
+
+Content = bytes | str | Callable[[IO[bytes]], Any]
+
+
+def atomic_write(
+    path: str | Path,
+    content: Content,
+    *,
+    durable: bool = False,
+    check: Callable[[str], Any] | None = None,
+    attempts: int = 1,
+) -> None:
+    """Puts a file in its place in one step; a reader sees the old file or the new one.
+
+    The content goes to a hidden file beside it, which is then renamed. Missing folders are made.
+
+    Args:
+        path: the file.
+        content: bytes, text (written as UTF-8), or what puts the content into an open binary file.
+        durable: whether the file is on the disk, not only in memory, before it takes its place.
+        check: reads the hidden file and raises OSError if it is not what was written.
+        attempts: how often to try; between attempts a disk gets time to recover.
+
+    Raises:
+        OSError: if every attempt failed. The old file, if any, is untouched, nothing else is left.
+    """
+    path = str(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    wait = WAIT_S
+    for attempt in range(1, attempts + 1):
+        try:
+            _write_once(path, content, durable, check)
+        except OSError as error:
+            if attempt == attempts:
+                tries = f" ({attempts} attempts)" if attempts > 1 else ""
+                raise OSError(
+                    error.errno or errno.EIO,
+                    f"cannot write {path!r}: {_reason(error)}{tries}; "
+                    "what was there before is untouched",
+                ) from error
+            logger.warning(
+                "writing %s failed (%s); attempt %d of %d follows in %g s",
+                *(path, _reason(error), attempt + 1, attempts, wait),
+            )
+            time.sleep(wait)
+            wait *= 2
+        else:
+            return
+
+
+def hidden_file(path: str | Path) -> str:
+    """The hidden file that `atomic_write` of this process writes before it renames it to `path`."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+
+
+def leftovers(folder: str | Path, pattern: str = "*") -> list[Path]:
+    """Hidden files that writers of files of this pattern left behind when they were killed."""
+    return sorted(Path(folder).glob(f".{pattern}.*.tmp"))
+
+
+def _write_once(
+    path: str, content: Content, durable: bool, check: Callable[[str], Any] | None
+) -> None:
+    hidden = hidden_file(path)
+    try:
+        with open(hidden, "wb") as file:
+            if callable(content):
+                _run(content, file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            if durable and hasattr(os, "posix_fadvise"):
+                # So that the check reads what is on the disk, not what is still in memory.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if check is not None:
+            check(hidden)
+        os.replace(hidden, path)
+        if durable:
+            _sync_folder(os.path.dirname(path))
+    except BaseException:
+        if os.path.lexists(hidden):
+            os.unlink(hidden)
+        raise
+
+
+class _Watched:
+    """A binary file that remembers why a write failed; torch.save hides the reason."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _run(write: Callable[[IO[bytes]], Any], file: IO[bytes]) -> None:
+    watched = _Watched(file)
+    try:
+        write(watched)  # type: ignore[arg-type]
+    except Exception:
+        if watched.error is not None:
+            raise watched.error from None
+        raise
+
+
+def _sync_folder(folder: str) -> None:
+    # A rename is on the disk when the folder is. Not every system can flush a folder.
+    if os.name != "posix":
+        return
+    handle = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def files_below(folder: str | Path) -> list[Path]:
+    """All files below a folder, sorted; those in linked folders too, hidden ones not.
+
+    Path.rglob passes over linked folders, and over folders that it may not read.
+
+    Raises:
+        ValueError: if a folder cannot be read, a link leads nowhere, or a link leads to a folder
+            around it, so that there would be no end; the message names it.
+    """
+    return sorted(_walk(Path(folder), ()))
+
+
+def _walk(folder: Path, around: tuple[str, ...]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in around:
+        raise ValueError(f"folder {folder} is a link to a folder around it; remove the link")
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"cannot read folder {folder}: {error.strerror or error}") from error
+    for entry in found:
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, (*around, real))
+        elif entry.is_file():
+            yield folder / entry.name
+        elif entry.is_symlink():
+            raise ValueError(
+                f"{folder / entry.name} is a link that leads nowhere; restore what it leads to, or "
+                "remove it"
+            )
