@@ -83,7 +83,7 @@ def test_real_benchmarks_have_the_strengths_that_were_chosen() -> None:
 
 
 def test_configs_that_the_texts_name_exist() -> None:
-    for text in (CONFIGS.parent / "README.md", *sorted((CONFIGS.parent / "docs").glob("*.md"))):
+    for text in (CONFIGS.parent / "README.md", *sorted((CONFIGS.parent / "docs").rglob("*.md"))):
         for name in re.findall(r"configs/[\w/]+\.yaml", text.read_text(encoding="utf-8")):
             assert (CONFIGS.parent / name).is_file(), f"{text.name} names {name}"
 
