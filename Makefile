@@ -15,14 +15,14 @@ DETECTRON2 ?= sal-detectron2==0.7.2
 WORKERS ?= 2
 ROUNDS ?= 2000
 
-.PHONY: help setup demo photos test lint format typecheck bench soak fuzz check lock clean
+.PHONY: help setup demo photos test lint format typecheck docs bench soak fuzz check lock clean
 
 help:
 	@echo "make setup      own .venv with pinned versions (repeat it freely)"
 	@echo "make demo       train and compare the baseline and AlignZeg: output/demo/report.html"
 	@echo "make photos DATA=FOLDER   the same on photographs, MSRC v2: output/photos/report.html"
 	@echo "make test       every test;  make check  lint + typecheck + test"
-	@echo "make lint | format | typecheck | bench | soak | fuzz | lock | clean"
+	@echo "make lint | format | typecheck | docs | bench | soak | fuzz | lock | clean"
 
 setup: $(STAMP)
 
@@ -67,6 +67,10 @@ format: setup
 
 typecheck: setup
 	$(PY) -m mypy
+
+# The pages of docs/, with every link checked: output/site/index.html
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(PY) -m uv tool run --quiet --from "mkdocs<2" --with "mkdocs-material>=9.5,<10" mkdocs build --strict
 
 bench: setup
 	$(PY) dev/bench_semantic_inference.py
