@@ -118,8 +118,8 @@ class _Watched:
             self.error = error
             raise
 
-    def flush(self) -> None:
-        self._file.flush()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _run(write: Callable[[IO[bytes]], Any], file: IO[bytes]) -> None:

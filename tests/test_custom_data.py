@@ -184,7 +184,7 @@ WRONG = {
     ),
     "unknown unseen": (text("unseen.txt", b"cat\n"), r"unseen classes \['cat'\] are not among"),
     "no images": (
-        lambda root: (root / "images").rename(root / "images"),
+        lambda root: (root / "images").rename(root / "photos"),
         r"holds none of the folders images/train, images/val, images/test",
     ),
 }

@@ -237,7 +237,7 @@ def test_other_settings_and_missing_folders_are_refused(zeroshapes, tmp_path):
         make_pseudo_labels(job(tmp_path, tmp_path))
     cfg = setup_config(CONFIGS / "zeroshapes" / "cel_transductive.yaml")
     cfg.ALIGNZEG.DATA.PSEUDO.ROOT = str(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"PSEUDO\.ROOT is '.*none'.*make_pseudo_labels\.py"):
+    with pytest.raises(ValueError, match=r"PSEUDO\.ROOT is '.*none'.*alignzeg pseudo-labels"):
         validate(cfg)
     with pytest.raises(ValueError, match="no complete pseudo-labels in"):
         register_pseudo_labels(tmp_path / "none")

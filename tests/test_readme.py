@@ -140,7 +140,7 @@ def test_links_of_readme_and_docs_lead_somewhere():
 def test_the_readme_is_short():
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
-    assert not [line for line in lines if len(line) > 240]
+    assert not [line for line in lines if len(line) > 200]
 
 
 def test_the_own_head_fits_in_forty_lines():

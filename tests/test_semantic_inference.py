@@ -161,7 +161,7 @@ def test_candidates_have_one_shape() -> None:
     ("change", "message"),
     [
         ({"class_probs": torch.rand(3, 4)}, "same Q"),
-        ({"class_probs": torch.rand(2, 0)}, "nothing to fold"),
+        ({"class_probs": torch.rand(2, 0)}, "no proposals in"),
         ({"image_size": (40, 16)}, "inside its padding"),
         ({"output_size": (0, 16)}, "positive"),
         ({"memory_mib": 0}, "memory_mib"),
