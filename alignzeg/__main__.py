@@ -80,12 +80,13 @@ def read_words(parser: OneLineParser, words: Sequence[str]) -> argparse.Namespac
         SystemExit: after --help.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    rest = [word for word in words if word != "--debug"]
+    # KEY VALUE pairs once stood behind --opts.
+    rest = [word for word in words if word not in ("--debug", "--opts")]
     # Options may stand behind the words that such an argument takes.
     free = any(action.nargs == "*" for action in parser._actions)
     args = parser.parse_intermixed_args(rest) if free else parser.parse_args(rest)
     check_pairs(getattr(args, "opts", ()))
-    args.debug = len(rest) < len(words) or bool(os.environ.get("ALIGNZEG_DEBUG"))
+    args.debug = "--debug" in words or bool(os.environ.get("ALIGNZEG_DEBUG"))
     return args
 
 

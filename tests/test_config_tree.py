@@ -64,7 +64,7 @@ def test_a_recipe_stands_once() -> None:
         keys = dict(flatten(setup_config(path)))
         # Which pseudo-labels is a matter of the data set, whether there are any is not.
         keys["ALIGNZEG.DATA.PSEUDO.ROOT"] = bool(keys["ALIGNZEG.DATA.PSEUDO.ROOT"])
-        data = ("DATASETS.", "ALIGNZEG.DATA.CUSTOM.")
+        data = ("DATASETS.", "ALIGNZEG.DATA.OWN.")
         recipe = tuple(sorted((k, repr(v)) for k, v in keys.items() if not k.startswith(data)))
         other = recipes.setdefault(recipe, path)
         assert other == path, f"{path} is {other} with other data sets"

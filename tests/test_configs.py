@@ -93,13 +93,13 @@ def composed() -> Iterator[Case]:
     """Method, encoder and benchmark where no leaf stands for them."""
     kinds = [("R50", "cel"), ("R50", "alignzeg_cel")]
     kinds += [(model, method) for model in ("R50", "R101") for method in ("baseline", "alignzeg")]
-    for benchmark in (*REAL, "custom"):
+    for benchmark in (*REAL, "own"):
         schedule = "zegformer" if benchmark in REAL else "adamw"
         for model, method in kinds if benchmark in REAL else [("R50", "baseline")]:
             if not (CONFIGS / benchmark / f"{method}_{model}.yaml").is_file():
                 data = (f"datasets/{benchmark}", f"schedules/{schedule}")
                 yield Case((f"models/{model}", *data, f"methods/{method}"))
-    yield Case(("models/imagenet", "datasets/custom", "schedules/adamw", "methods/baseline"))
+    yield Case(("models/imagenet", "datasets/own", "schedules/adamw", "methods/baseline"))
 
 
 def transductive() -> Iterator[Case]:

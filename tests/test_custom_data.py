@@ -15,14 +15,14 @@ from PIL import Image
 
 import alignzeg
 from alignzeg.data.checks import check_files
-from alignzeg.data.image_io import image_size, read_rgb
 from alignzeg.data.labels import get_vocabulary, training_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
+from alignzeg.data.pictures import picture_size, read_rgb
 from alignzeg.engine import setup_config, validate
 from alignzeg.inference.predictor import _provide_seen
 
-CUSTOM = "ALIGNZEG.DATA.CUSTOM."
-ALIGNZEG = CONFIGS / "custom" / "alignzeg.yaml"
+OWN = "ALIGNZEG.DATA.OWN."
+ALIGNZEG = CONFIGS / "own" / "alignzeg.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def config(root: Path, *opts: str):
-    return setup_config(ALIGNZEG, [f"{CUSTOM}NAME", "mine", f"{CUSTOM}ROOT", str(root), *opts])
+    return setup_config(ALIGNZEG, [f"{OWN}NAME", "mine", f"{OWN}ROOT", str(root), *opts])
 
 
 def test_one_call_registers_the_folder(folder: Path) -> None:
@@ -79,8 +79,8 @@ def test_one_config_block_registers_it_and_names_the_sets(folder: Path) -> None:
 def test_names_and_folders_can_stand_in_the_config(folder: Path) -> None:
     (folder / "labels").rename(folder / "masks")
     (folder / "classes.txt").unlink()
-    more = [f"{CUSTOM}LABELS", "masks", f"{CUSTOM}CLASSES", "['sky', 'car', 'dog']"]
-    more += [f"{CUSTOM}UNSEEN", "car", f"{CUSTOM}PSEUDO_UNSEEN", "['dog']", "DATASETS.TEST", "()"]
+    more = [f"{OWN}LABELS", "masks", f"{OWN}CLASSES", "['sky', 'car', 'dog']"]
+    more += [f"{OWN}UNSEEN", "car", f"{OWN}PSEUDO_UNSEEN", "['dog']", "DATASETS.TEST", "()"]
     (folder / "unseen.txt").write_text("not read")
     validate(config(folder, *more))
     assert get_vocabulary("mine_train").unseen_ids == (1,)
@@ -200,17 +200,17 @@ def test_what_is_wrong_is_said_before_the_first_step(folder: Path, case: str) ->
 
 
 def test_a_root_without_a_name_and_a_name_that_is_none(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"CUSTOM\.NAME is not"):
-        setup_config(ALIGNZEG, [f"{CUSTOM}ROOT", str(folder)])
+    with pytest.raises(ValueError, match=r"OWN\.NAME is not"):
+        setup_config(ALIGNZEG, [f"{OWN}ROOT", str(folder)])
     with pytest.raises(ValueError, match="cannot be called 'a/b'"):
-        setup_config(ALIGNZEG, [f"{CUSTOM}NAME", "a/b", f"{CUSTOM}ROOT", str(folder)])
+        setup_config(ALIGNZEG, [f"{OWN}NAME", "a/b", f"{OWN}ROOT", str(folder)])
 
 
 @pytest.mark.parametrize("key", ["CLASSES", "UNSEEN", "PSEUDO_UNSEEN"])
 def test_names_in_the_config_are_words(folder: Path, key: str) -> None:
-    named = [f"{CUSTOM}NAME", "mine", f"{CUSTOM}ROOT", str(folder)]
-    with pytest.raises(ValueError, match=rf"CUSTOM\.{key} lists \[\]; it lists class names"):
-        setup_config(ALIGNZEG, [*named, f"{CUSTOM}{key}", "['sky', []]"])
+    named = [f"{OWN}NAME", "mine", f"{OWN}ROOT", str(folder)]
+    with pytest.raises(ValueError, match=rf"OWN\.{key} lists \[\]; it lists class names"):
+        setup_config(ALIGNZEG, [*named, f"{OWN}{key}", "['sky', []]"])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(folder: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_turned_photograph_has_the_size_that_is_read(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((4, 9, 3), np.uint8)).save(tmp_path / "phone.jpg", exif=exif)
-    assert image_size(str(tmp_path / "phone.jpg")) == (9, 4)
+    assert picture_size(str(tmp_path / "phone.jpg")) == (9, 4)
     assert read_rgb(str(tmp_path / "phone.jpg")).shape[:2] == (9, 4)
 
 

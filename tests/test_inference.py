@@ -16,7 +16,7 @@ from PIL import Image
 
 from alignzeg.__main__ import main
 from alignzeg.commands.predict import distinct_stems, split_opts
-from alignzeg.data.image_io import read_rgb
+from alignzeg.data.pictures import read_rgb
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.inference import Prediction, Predictor, ProposalSet, parse_classes

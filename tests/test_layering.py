@@ -60,7 +60,7 @@ LAYERS = {
     "alignzeg.data.labels": (1, "labels"),
     "alignzeg.data.class_names": (1, "class_names"),
     "alignzeg.data.input_images": (0, "images"),
-    "alignzeg.data.image_io": (0, "images"),
+    "alignzeg.data.pictures": (0, "images"),
     "alignzeg.files": (0, "files"),
     "alignzeg.structures": (0, "structures"),
     "alignzeg.registries": (0, "registries"),

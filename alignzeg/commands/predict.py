@@ -126,7 +126,7 @@ def check_images(images: Sequence[str]) -> None:
     Raises:
         ValueError: naming the first; for a folder, with the way to give its images.
     """
-    from alignzeg.data.image_io import read_rgb
+    from alignzeg.data.pictures import read_rgb
 
     if not images:
         raise ValueError("there is no image before the KEY VALUE pairs")

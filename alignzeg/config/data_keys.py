@@ -63,7 +63,7 @@ DATA = Section(
                 ),
             },
         ),
-        "CUSTOM": Section(
+        "OWN": Section(
             "A data set of your own, registered as <NAME>_train, _val and _test, which fill "
             "DATASETS.TRAIN and TEST where these are empty.",
             {

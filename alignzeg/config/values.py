@@ -15,7 +15,6 @@ from alignzeg.config.table import ALIGNZEG
 MOST = 2**63 - 1
 # Old name -> new name. A section stands for all that is below it.
 RENAMED = {
-    "ALIGNZEG.DATA.OWN": "ALIGNZEG.DATA.CUSTOM",
     "ALIGNZEG.LOSS.COPY_IOU": "ALIGNZEG.LOSS.IGNORE_IOU",
     "ALIGNZEG.TEST.COPY_IOU": "ALIGNZEG.TEST.DUPLICATE_IOU",
     "ALIGNZEG.TEST.FOLD": "ALIGNZEG.TEST.SEMANTIC_INFERENCE",

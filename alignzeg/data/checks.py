@@ -10,8 +10,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
-from alignzeg.data.image_io import check_image
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_record_labels
+from alignzeg.data.pictures import check_image
 
 logger = logging.getLogger(__name__)
 

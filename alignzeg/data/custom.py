@@ -93,7 +93,7 @@ def register_folder(
 
 
 def setup_custom_data(cfg: CfgNode) -> None:
-    """Registers what ALIGNZEG.DATA.CUSTOM describes, if anything.
+    """Registers what ALIGNZEG.DATA.OWN describes, if anything.
 
     DATASETS.TRAIN and DATASETS.TEST are filled with its splits where they are empty.
 
@@ -101,17 +101,15 @@ def setup_custom_data(cfg: CfgNode) -> None:
         ValueError: as `register_folder`, or if a list holds no names; the message names the config
             node.
     """
-    own = cfg.ALIGNZEG.DATA.CUSTOM
+    own = cfg.ALIGNZEG.DATA.OWN
     if not own.NAME:
         if own.ROOT:
-            raise ValueError(
-                "ALIGNZEG.DATA.CUSTOM.ROOT is set, but ALIGNZEG.DATA.CUSTOM.NAME is not"
-            )
+            raise ValueError("ALIGNZEG.DATA.OWN.ROOT is set, but ALIGNZEG.DATA.OWN.NAME is not")
         return
     for key in ("CLASSES", "UNSEEN", "PSEUDO_UNSEEN"):
         for name in own[key]:
             if not isinstance(name, str):
-                raise ValueError(f"ALIGNZEG.DATA.CUSTOM.{key} lists {name!r}; it lists class names")
+                raise ValueError(f"ALIGNZEG.DATA.OWN.{key} lists {name!r}; it lists class names")
     try:
         names = register_folder(
             own.NAME,
@@ -124,7 +122,7 @@ def setup_custom_data(cfg: CfgNode) -> None:
             ignore_label=None if own.IGNORE_LABEL < 0 else own.IGNORE_LABEL,
         )
     except ValueError as error:
-        raise ValueError(f"ALIGNZEG.DATA.CUSTOM: {error}") from error
+        raise ValueError(f"ALIGNZEG.DATA.OWN: {error}") from error
     if not cfg.DATASETS.TRAIN:
         cfg.DATASETS.TRAIN = tuple(name for name in names if name == f"{own.NAME}_train")
     if not cfg.DATASETS.TEST:

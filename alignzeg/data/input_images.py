@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.image_io import eight_bits, read_rgb, to_rgb
+from alignzeg.data.pictures import eight_bits, read_rgb, to_rgb
 
 _CHANNELS = (1, 3, 4)
 _KNOWN = (

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.arguments import did_you_mean
-from alignzeg.data.image_io import read_values
+from alignzeg.data.pictures import read_values
 from alignzeg.structures import IGNORE_LABEL, Vocabulary, spelling
 
 HOLD_OUTS = ("", "pseudo_unseen")
@@ -257,7 +257,7 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
                 f"label file {file_name} holds {value}, which is the class "
                 f"{metadata['stuff_classes'][place]!r} of data set {dataset_name!r}; pixels of no "
                 f"class are {metadata['ignore_label']}: write that for them or, if the class is "
-                f"meant, set ALIGNZEG.DATA.CUSTOM.IGNORE_LABEL {metadata['ignore_label']}"
+                f"meant, set ALIGNZEG.DATA.OWN.IGNORE_LABEL {metadata['ignore_label']}"
             )
     return labels.astype(np.uint8 if size == 256 else np.uint16, copy=False)
 

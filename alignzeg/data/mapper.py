@@ -11,7 +11,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T  # noqa: N812 (Detectron2's own alias)
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from alignzeg.data.image_io import read_rgb, read_values
 from alignzeg.data.labels import (
     eval_vocabulary,
     ignore_value,
@@ -19,6 +18,7 @@ from alignzeg.data.labels import (
     read_record_labels,
     training_vocabulary,
 )
+from alignzeg.data.pictures import read_rgb, read_values
 from alignzeg.structures import IGNORE_LABEL, Targets, Vocabulary
 
 

@@ -15,9 +15,9 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T  # noqa: N812 (Detectron2's own alias)
 from numpy.typing import NDArray
 
-from alignzeg.data.image_io import read_rgb
 from alignzeg.data.labels import read_record_labels
 from alignzeg.data.mapper import test_augmentations
+from alignzeg.data.pictures import read_rgb
 from alignzeg.data.pseudo import pseudo_files
 from alignzeg.engine import AlignZegCheckpointer, Trainer
 from alignzeg.files import ATTEMPTS, atomic_write

@@ -20,8 +20,8 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from alignzeg.data.fingerprint import fingerprint
-from alignzeg.data.image_io import read_values
 from alignzeg.data.labels import read_labels
+from alignzeg.data.pictures import read_values
 from alignzeg.data.pseudo import DESCRIPTION, file_keys, pseudo_files
 from alignzeg.engine import setup_config
 from alignzeg.engine.processes.process_exit import watch_parent

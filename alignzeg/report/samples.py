@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog
 
-from alignzeg.data.image_io import read_rgb
 from alignzeg.data.labels import label_lookup, read_labels
+from alignzeg.data.pictures import read_rgb
 from alignzeg.report.runs import Sample
 from alignzeg.structures import Vocabulary
 

@@ -79,7 +79,7 @@ def classes_case(source: Source, folder: Path, rng: random.Random) -> Case:
         if rng.random() < 0.3:
             key = rng.choice(("NAME", "ROOT", "IMAGES", "LABELS", "CLASSES", "UNSEEN"))
             keys[key] = rng.choice(VALUES)
-        config["ALIGNZEG"]["DATA"] = {"CUSTOM": keys}
+        config["ALIGNZEG"]["DATA"] = {"OWN": keys}
     else:
         content = json.dumps(split_file(rng), default=str).encode()
         content = damage_bytes(content, rng) if rng.random() < 0.4 else content

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.image_io import check_image, read_rgb
 from alignzeg.data.input_images import as_rgb
+from alignzeg.data.pictures import check_image, read_rgb
 from fuzzing.data_lists import ReadCase
 
 # What is made of (H, W, 3) uint8 colours: the thing, and the image that it shows; None: refuse.

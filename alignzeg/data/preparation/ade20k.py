@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.image_io import read_rgb, read_values
+from alignzeg.data.pictures import read_rgb, read_values
 from alignzeg.data.preparation.formats import encode_tiff
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, need
 from alignzeg.files import files_below

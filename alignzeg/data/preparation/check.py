@@ -14,13 +14,13 @@ from PIL import Image
 
 from alignzeg.colors import class_colors
 from alignzeg.data.checks import count_classes
-from alignzeg.data.image_io import read_rgb
 from alignzeg.data.labels import (
     get_vocabulary,
     ignore_value,
     label_lookup,
     read_labels,
 )
+from alignzeg.data.pictures import read_rgb
 from alignzeg.data.preparation.work import each
 from alignzeg.visualize import blend, colorize
 

@@ -14,7 +14,7 @@ from pycocotools import mask as run_length
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from alignzeg.data.image_io import read_values
+from alignzeg.data.pictures import read_values
 
 
 def read_index_image(path: str) -> NDArray:

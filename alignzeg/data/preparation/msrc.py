@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.image_io import read_rgb
+from alignzeg.data.pictures import read_rgb
 from alignzeg.data.preparation.formats import encode_png, read_index_image
 from alignzeg.data.preparation.recipe import Archive, Plan, Recipe, Request, Task, read_ids
 

@@ -77,7 +77,7 @@ def read_values(path: str | Path) -> NDArray:
         raise ValueError(f"cannot read label file {path}: {error}") from error
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def picture_size(path: str | Path) -> tuple[int, int]:
     """Height and width of an image as `read_rgb` returns it, from the file's header alone.
 
     Raises:
@@ -91,7 +91,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def check_image(path: str | Path) -> tuple[int, int]:
-    """As `image_size`; an image of another depth than 8 bits is read, and so is its range.
+    """As `picture_size`; an image of another depth than 8 bits is read, and so is its range.
 
     Raises:
         ValueError: as `read_rgb`, for the images that are read.
