@@ -154,7 +154,7 @@ def _chance_note(runs: Sequence[RunResult]) -> str:
         else "For intervals over the images evaluate with ALIGNZEG.TEST.SAVE_PER_IMAGE True."
     )
     return (
-        '<p class="note">One seed for each run. Other seeds move these figures, by about a point on '
-        "drawn scenes and by several points on few photographs; other processors by about a point. "
-        f"A smaller difference says nothing. {over_images}</p>"
+        '<p class="note">One seed for each run. Other seeds move these figures, by about a point '
+        "on drawn scenes and by several points on few photographs; other processors by about a "
+        f"point. A smaller difference says nothing. {over_images}</p>"
     )
