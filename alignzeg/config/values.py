@@ -13,7 +13,7 @@ from alignzeg.config.table import ALIGNZEG
 
 # PyTorch takes no larger whole number.
 MOST = 2**63 - 1
-# Old name -> new name. A section stands for all that is below it.
+# Old name -> new name.
 RENAMED = {
     "ALIGNZEG.LOSS.COPY_IOU": "ALIGNZEG.LOSS.IGNORE_IOU",
     "ALIGNZEG.TEST.COPY_IOU": "ALIGNZEG.TEST.DUPLICATE_IOU",
@@ -24,10 +24,7 @@ RENAMED = {
 
 def new_name(key: str) -> str:
     """What a config key is called now; the key itself where it was not renamed."""
-    for old, new in RENAMED.items():
-        if key == old or key.startswith(f"{old}."):
-            return new + key.removeprefix(old)
-    return key
+    return RENAMED.get(key, key)
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
