@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from alignzeg.modeling.proposals import MASK_STRIDE
+from alignzeg.modeling.layers import MASK_STRIDE
 from alignzeg.modeling.test_time_augmentation import View, merge_views, whole_masks
 from alignzeg.structures import Vocabulary
 

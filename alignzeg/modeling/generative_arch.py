@@ -13,6 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from alignzeg.data.labels import get_vocabulary
+from alignzeg.generative.word_vectors import WordVectors
 from alignzeg.losses.functional import no_loss
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.modeling.generator import GMMNGenerator
@@ -20,7 +21,6 @@ from alignzeg.modeling.pixel_arch import PixelSegmenter
 from alignzeg.modeling.pixel_branch import PixelBranch
 from alignzeg.modeling.prompts import build_class_texts
 from alignzeg.modeling.recursion import Feedback, Schedule
-from alignzeg.modeling.vlm.words import WordVectors
 from alignzeg.registries import build_vlm
 from alignzeg.structures import Vocabulary
 

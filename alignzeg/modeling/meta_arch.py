@@ -15,9 +15,14 @@ from alignzeg.data.labels import training_vocabulary
 from alignzeg.losses.criteria import merge_losses, prepare
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.augmented_inference import segment_augmented
-from alignzeg.modeling.layers import PixelNormalizer, geometric_ensemble, proposal_weights
+from alignzeg.modeling.layers import (
+    MASK_STRIDE,
+    REFINED_STRIDES,
+    PixelNormalizer,
+    geometric_ensemble,
+    proposal_weights,
+)
 from alignzeg.modeling.prompts import ClassTexts, build_class_texts, group_max, shared_vocabulary
-from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
 from alignzeg.modeling.semantic_inference import background_wins, semantic_inference
 from alignzeg.modeling.test_time_augmentation import (
     TestTimeAugmentation,
