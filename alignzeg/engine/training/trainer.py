@@ -44,6 +44,7 @@ from alignzeg.engine.training.resume import (
 from alignzeg.engine.training.sampling import TrainLoader, start_worker
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
+from alignzeg.registries import TRAINER_REGISTRY
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def build_parallel_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     )
 
 
+@TRAINER_REGISTRY.register()
 class Trainer(DefaultTrainer):
     """Trains and evaluates whatever MODEL.META_ARCHITECTURE names.
 

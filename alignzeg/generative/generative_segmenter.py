@@ -13,14 +13,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from alignzeg.data.labels import get_vocabulary
+from alignzeg.generative.pixel_branch import PixelBranch
+from alignzeg.generative.pixel_segmenter import PixelSegmenter
+from alignzeg.generative.recursion import Feedback, Phase
 from alignzeg.generative.word_vectors import WordVectors
 from alignzeg.losses.functional import no_loss
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.modeling.generator import GMMNGenerator
-from alignzeg.modeling.pixel_arch import PixelSegmenter
-from alignzeg.modeling.pixel_branch import PixelBranch
 from alignzeg.modeling.prompts import build_class_texts
-from alignzeg.modeling.recursion import Feedback, Schedule
 from alignzeg.registries import build_vlm
 from alignzeg.structures import Vocabulary
 
@@ -40,13 +40,14 @@ class GenerativeSegmenter(PixelSegmenter):
     Source: ZS3Net (arXiv 1906.00817); recursive training and ZS-MMD (arXiv 2103.00086).
     """
 
+    TRAINER = "GenerativeTrainer"
+
     @configurable
     def __init__(
         self,
         *,
         generator: GMMNGenerator,
         semantics: Tensor,
-        schedule: Schedule,
         feedback: Feedback,
         bandwidths: Sequence[float],
         **pixel: Any,
@@ -56,7 +57,6 @@ class GenerativeSegmenter(PixelSegmenter):
         Args:
             generator: semantic vectors -> features.
             semantics: (K, A) of all classes, the seen ones first.
-            schedule: when what is taught.
             feedback: what becomes of the features that the classifier is sure of.
             bandwidths: of the discrepancy's Gaussian kernels, in feature units.
             pixel: as `PixelSegmenter`, with a classifier and names for all K classes.
@@ -65,7 +65,6 @@ class GenerativeSegmenter(PixelSegmenter):
         self.backbone.requires_grad_(False)
         self.branch.decoder.requires_grad_(False)
         self.generator = generator
-        self.schedule = schedule
         self.feedback = feedback
         self.bandwidths = tuple(bandwidths)
         self.register_buffer("semantics", semantics, False)
@@ -80,7 +79,7 @@ class GenerativeSegmenter(PixelSegmenter):
         """Builds the parts that the config names.
 
         Raises:
-            ValueError: if no class is unseen, or SOLVER.MAX_ITER is not that of the rounds.
+            ValueError: if no class is unseen.
         """
         pixel = PixelSegmenter.from_config(cfg)
         vocabulary = get_vocabulary(cfg.DATASETS.TRAIN[0], cfg.ALIGNZEG.DATA.HOLD_OUT)
@@ -103,7 +102,6 @@ class GenerativeSegmenter(PixelSegmenter):
                 dropout=node.DROPOUT,
             ),
             "semantics": semantics,
-            "schedule": build_schedule(cfg),
             "feedback": Feedback(
                 weight=recursion.WEIGHT,
                 confidence=recursion.CONFIDENCE,
@@ -127,7 +125,8 @@ class GenerativeSegmenter(PixelSegmenter):
         Args:
             batched_inputs: in training one dict with "classes" (S,) the seen classes that there are
                 features of, "features" (S, N, C), "shares" (K,) of all pixels that each class has
-                in the layout, "unlabelled" (M, C) features of pixels without a label, and "step".
+                in the layout, "unlabelled" (M, C) features of pixels without a label, "step", and
+                "phase" with the fields of its `Phase`.
 
         Returns:
             In training {"loss_mmd", "loss_zs_mmd"} or {"loss_classifier"}.
@@ -138,7 +137,7 @@ class GenerativeSegmenter(PixelSegmenter):
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in batched_inputs[0].items()
         }
-        phase = self.schedule.at(batch["step"])
+        phase = Phase(**batch["phase"])
         if phase.first and phase.round:
             self.collect(batch["unlabelled"], batch["step"])
         if not phase.generator:
@@ -247,20 +246,3 @@ def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
     texts, _ = build_class_texts(cfg).texts(vocabulary, True)
     source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
     return source.embed_text(texts)
-
-
-def build_schedule(cfg: CfgNode) -> Schedule:
-    """ALIGNZEG.RECURSION's rounds.
-
-    Raises:
-        ValueError: if SOLVER.MAX_ITER is another number of steps.
-    """
-    node = cfg.ALIGNZEG.RECURSION
-    schedule = Schedule(node.ROUNDS, node.GENERATOR_STEPS, node.CLASSIFIER_STEPS)
-    if cfg.SOLVER.MAX_ITER != schedule.steps:
-        raise ValueError(
-            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, but round 0 and ALIGNZEG.RECURSION.ROUNDS "
-            f"{node.ROUNDS} of {node.GENERATOR_STEPS} + {node.CLASSIFIER_STEPS} steps take "
-            f"{schedule.steps}; set it to that"
-        )
-    return schedule
