@@ -12,7 +12,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from alignzeg.data.labels import training_vocabulary
-from alignzeg.losses.criteria import merge_losses, prepare
+from alignzeg.losses.criteria import count_masks, merge_losses
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.augmented_inference import segment_augmented
 from alignzeg.modeling.layers import (
@@ -159,9 +159,11 @@ class AlignZeg(nn.Module):
         )
         if self.training:
             targets = [item["targets"].to(self.device) for item in batched_inputs]
-            prepare(self.criteria, targets)
+            # The processes exchange it before one of them can fail.
+            count = count_masks(targets)
         outputs = self.outputs(images, vocabulary)
         if self.training:
+            outputs = dataclasses.replace(outputs, mask_count=count)
             return self.losses(outputs, targets, images, vocabulary)
         return self.segment(outputs, batched_inputs, images, vocabulary)
 
