@@ -32,7 +32,7 @@ from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.records.curve import LossCurve
 from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
-from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
+from alignzeg.engine.training.hooks import EvaluationHook, SaveHook, build_keep_best
 from alignzeg.engine.training.resume import (
     changes_since,
     check_resumable,
@@ -149,15 +149,6 @@ class Trainer(DefaultTrainer):
         first = [hook for hook in theirs if hook not in writers]
         if comm.is_main_process():
             first.append(LossCurve(self.cfg.OUTPUT_DIR))
-        best, hold_out = self.cfg.ALIGNZEG.CHECKPOINT.BEST, self.cfg.ALIGNZEG.DATA.HOLD_OUT
-        tested = [eval_vocabulary(self.cfg, name) for name in self.cfg.DATASETS.TEST]
-        if best and selects_on_the_test(best, tested, hold_out):
-            logger.warning(
-                "ALIGNZEG.CHECKPOINT.BEST %s chooses the checkpoint on unseen classes: that is "
-                "selection on the test. Report the last checkpoint, or choose by sem_seg/sIoU or "
-                "on classes held out by ALIGNZEG.DATA.HOLD_OUT",
-                best,
-            )
         return [
             *first,
             SaveHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.stop),
@@ -165,7 +156,7 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.EVAL_PERIOD,
                 self._test,
                 self.stop,
-                KeepBest(self.checkpointer, best) if best else None,
+                build_keep_best(self.cfg, self.checkpointer),
             ),
             *writers,
         ]
