@@ -42,6 +42,11 @@ class GenerativeSegmenter(PixelSegmenter):
 
     TRAINER = "GenerativeTrainer"
 
+    generator: GMMNGenerator
+    semantics: Tensor
+    pseudo: Tensor
+    pseudo_weights: Tensor
+
     @configurable
     def __init__(
         self,
@@ -133,7 +138,7 @@ class GenerativeSegmenter(PixelSegmenter):
         """
         if not self.training:
             return super().forward(batched_inputs)
-        batch = {
+        batch: dict[str, Any] = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in batched_inputs[0].items()
         }

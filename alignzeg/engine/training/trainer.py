@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ from alignzeg.registries import TRAINER_REGISTRY
 logger = logging.getLogger(__name__)
 
 
-def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+def training_records(cfg: CfgNode) -> Sequence[Mapping[str, Any]]:
     """The training images of a config, one record each."""
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
     if not cfg.ALIGNZEG.DATA.SKIP_UNSEEN_IMAGES:
