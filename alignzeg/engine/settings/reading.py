@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
-import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,15 +16,12 @@ from detectron2.utils.file_io import PathManager
 
 from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
+from alignzeg.config.plugins import import_plugin
 from alignzeg.config.values import flatten, new_name
 from alignzeg.data.custom import setup_custom_data
 from alignzeg.data.pseudo import setup_pseudo_labels
 
-logger = logging.getLogger(__name__)
-
 PLUGINS_KEY = "ALIGNZEG.PLUGINS"
-# What the modules of plugins are called, before their path.
-_PLUGIN = "alignzeg_plugin"
 # What Detectron2 raises on a `_BASE_` that is no file name, or a section where that has a value.
 _BAD_BASE = (TypeError, AttributeError, AssertionError)
 # Whole numbers from here on are no floating-point numbers any more.
@@ -252,32 +245,3 @@ def _find_plugin(name: str, folder: Path) -> str:
         f"{PLUGINS_KEY} lists {name!r}, but there is no such file; looked for "
         f"{' and '.join(str(place) for place in dict.fromkeys(places))}"
     )
-
-
-def imported_plugins() -> list[str]:
-    """The files that `import_plugin` has imported in this process, in this order."""
-    return [str(m.__file__) for name, m in sys.modules.items() if name.startswith(_PLUGIN)]
-
-
-def import_plugin(file: str | Path) -> ModuleType:
-    """Imports a Python file once per process, which registers the components in it.
-
-    Raises:
-        ValueError: if the import fails; the message names the file and the reason.
-    """
-    path = Path(file).resolve()
-    name = _PLUGIN + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"plugin {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"plugin {file}: {type(error).__name__}: {error}") from error
-    logger.info("imported plugin %s", path)
-    return module

@@ -14,14 +14,14 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from alignzeg.data.labels import get_vocabulary
+from alignzeg.generative.pixel_branch import PixelBranch
+from alignzeg.generative.pixel_segmenter import PixelSegmenter
+from alignzeg.generative.recursion import Feedback, Phase
+from alignzeg.generative.word_vectors import WordVectors
 from alignzeg.losses.functional import no_loss
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.modeling.generator import GMMNGenerator
-from alignzeg.modeling.pixel_arch import PixelSegmenter
-from alignzeg.modeling.pixel_branch import PixelBranch
 from alignzeg.modeling.prompts import build_class_texts
-from alignzeg.modeling.recursion import Feedback, Schedule
-from alignzeg.modeling.vlm.words import WordVectors
 from alignzeg.registries import build_vlm
 from alignzeg.structures import Vocabulary
 
@@ -45,13 +45,14 @@ class GenerativeSegmenter(PixelSegmenter):
     VLM's part]
     """
 
+    TRAINER = "GenerativeTrainer"
+
     @configurable
     def __init__(
         self,
         *,
         generator: GMMNGenerator,
         semantics: Tensor,
-        schedule: Schedule,
         feedback: Feedback,
         bandwidths: Sequence[float],
         vlm: nn.Module | None = None,
@@ -63,7 +64,6 @@ class GenerativeSegmenter(PixelSegmenter):
         Args:
             generator: semantic vectors -> features.
             semantics: (K, A) of all classes, the seen ones first.
-            schedule: when what is taught.
             feedback: what becomes of the features that the classifier is sure of.
             bandwidths: of the discrepancy's Gaussian kernels, in feature units.
             vlm: the frozen model whose dense embedding a pixel's feature ends with, if any; the
@@ -75,7 +75,6 @@ class GenerativeSegmenter(PixelSegmenter):
         self.backbone.requires_grad_(False)
         self.branch.decoder.requires_grad_(False)
         self.generator = generator
-        self.schedule = schedule
         self.feedback = feedback
         self.bandwidths = tuple(bandwidths)
         self.vlm = vlm
@@ -92,8 +91,8 @@ class GenerativeSegmenter(PixelSegmenter):
         """Builds the parts that the config names.
 
         Raises:
-            ValueError: if no class is unseen, SOLVER.MAX_ITER is not that of the rounds, or there
-                is a skip to features that do not end with the VLM's embedding.
+            ValueError: if no class is unseen, or there is a skip to features that do not end with
+                the VLM's embedding.
         """
         pixel = PixelSegmenter.from_config(cfg)
         vocabulary = get_vocabulary(cfg.DATASETS.TRAIN[0], cfg.ALIGNZEG.DATA.HOLD_OUT)
@@ -127,7 +126,6 @@ class GenerativeSegmenter(PixelSegmenter):
             "vlm": vlm,
             "vlm_norm": node.VLM_NORM,
             "semantics": semantics,
-            "schedule": build_schedule(cfg),
             "feedback": Feedback(
                 weight=recursion.WEIGHT,
                 confidence=recursion.CONFIDENCE,
@@ -175,7 +173,8 @@ class GenerativeSegmenter(PixelSegmenter):
         Args:
             batched_inputs: in training one dict with "classes" (S,) the seen classes that there are
                 features of, "features" (S, N, C), "shares" (K,) of all pixels that each class has
-                in the layout, "unlabelled" (M, C) features of pixels without a label, and "step".
+                in the layout, "unlabelled" (M, C) features of pixels without a label, "step", and
+                "phase" with the fields of its `Phase`.
 
         Returns:
             In training {"loss_mmd", "loss_zs_mmd"} or {"loss_classifier"}.
@@ -186,7 +185,7 @@ class GenerativeSegmenter(PixelSegmenter):
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in batched_inputs[0].items()
         }
-        phase = self.schedule.at(batch["step"])
+        phase = Phase(**batch["phase"])
         if phase.first and phase.round:
             self.collect(batch["unlabelled"], batch["step"])
         if not phase.generator:
@@ -295,20 +294,3 @@ def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
     texts, _ = build_class_texts(cfg).texts(vocabulary, True)
     source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
     return source.embed_text(texts)
-
-
-def build_schedule(cfg: CfgNode) -> Schedule:
-    """ALIGNZEG.RECURSION's rounds.
-
-    Raises:
-        ValueError: if SOLVER.MAX_ITER is another number of steps.
-    """
-    node = cfg.ALIGNZEG.RECURSION
-    schedule = Schedule(node.ROUNDS, node.GENERATOR_STEPS, node.CLASSIFIER_STEPS)
-    if cfg.SOLVER.MAX_ITER != schedule.steps:
-        raise ValueError(
-            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, but round 0 and ALIGNZEG.RECURSION.ROUNDS "
-            f"{node.ROUNDS} of {node.GENERATOR_STEPS} + {node.CLASSIFIER_STEPS} steps take "
-            f"{schedule.steps}; set it to that"
-        )
-    return schedule
