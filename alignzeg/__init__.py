@@ -30,14 +30,17 @@ EXPORTS = {
     "timm_encoder": "alignzeg.modeling.timm_encoder",
     "vlm": "alignzeg.modeling.vlm",
 }
-__all__ = list(EXPORTS)
+# What is imported when it is first used, as it registers nothing.
+LAZY = {"Predictor": "alignzeg.inference"}
+__all__ = [*EXPORTS, *LAZY]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in EXPORTS:
+    source = {**EXPORTS, **LAZY}.get(name)
+    if source is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     importlib.import_module("alignzeg.registration")
-    module = importlib.import_module(EXPORTS[name])
+    module = importlib.import_module(source)
     return module if module.__name__.endswith(f".{name}") else getattr(module, name)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
 from alignzeg.commands.ksplits import split_opts
 from alignzeg.data.zeroshapes import write_dataset
-from alignzeg.engine import setup_config
+from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.engine.records.log import LOGGERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -57,6 +58,16 @@ def zeroshapes_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(root, "train", 8, size=64, workers=1)
     write_dataset(root, "val", 5, size=64, workers=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained AlignZeg that runs in a moment."""
+    folder = tmp_path_factory.mktemp("weights")
+    seed_all_rng(0)
+    cfg = setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", TINY_OPTS)
+    AlignZegCheckpointer(build_model(cfg), str(folder), config=cfg.dump()).save("model")
+    return folder / "model.pth"
 
 
 @pytest.fixture

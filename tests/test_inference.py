@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alignzeg.__main__ import main
-from alignzeg.commands.predict import distinct_stems, split_opts
+from alignzeg.commands.predict import split_opts
 from alignzeg.data.pictures import read_rgb
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.inference import Prediction, Predictor, ProposalSet, parse_classes
+from alignzeg.inference.sources import distinct_stems
 from alignzeg.structures import Vocabulary
 
 CLASSES = ["red star", "brick", "my own thing"]
@@ -247,8 +248,10 @@ def test_command(
     out = tmp_path / "out"
     arguments = ["--weights", str(weights), "--classes", "red star, brick", "--output", str(out)]
     assert main(["predict", *arguments, "--proposals", *images]) == 0
-    assert sorted(path.name for path in out.glob("*.json")) == ["same.json", "same_2.json"]
-    assert len(list(out.iterdir())) == 10
+    assert sorted(path.name for path in out.glob("*.json")) == [
+        *("predictions.json", "same.json", "same_2.json")
+    ]
+    assert len(list(out.iterdir())) == 11
     assert "same.png" in capsys.readouterr().out
 
 
@@ -291,7 +294,7 @@ def test_key_value_pairs_follow_the_images(tmp_path: Path) -> None:
 
 
 def test_distinct_stems() -> None:
-    images = ["a/x.png", "b/X.jpg", "c/x_2.png", "d/x.png", "e/y.png"]
+    images = ["x.png", "X.jpg", "x_2.png", "x.gif", "y.png"]
     stems = distinct_stems(images)
     assert stems[0] == "x"
     assert len({stem.lower() for stem in stems}) == 5

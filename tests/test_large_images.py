@@ -145,5 +145,3 @@ def test_a_wrong_place_for_results_names_the_option_before_any_work(
     )
     assert "--output is" in (said := capsys.readouterr().err) and said.count("\n") == 1
     assert (tmp_path / "file").read_text() == "kept"
-    assert main(["predict", str(tmp_path), *common, "--output", str(tmp_path / "o")]) == 2
-    assert "is a folder; give its images" in capsys.readouterr().err

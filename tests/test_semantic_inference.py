@@ -65,6 +65,23 @@ def test_equals_the_plain_formula(name: str, memory_mib: float) -> None:
         assert unexplained(labels, scores) == 0
 
 
+@pytest.mark.parametrize("name", ["padded, odd", "up", "far down"])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_the_confidence_is_the_best_score(name: str, mode: str) -> None:
+    low, padded, image, output = GEOMETRIES[name]
+    probs, logits = random_case(7, 5, low)
+    best = plain_scores(probs, logits, padded, image, output).amax(0).float()
+    limit = float(best.median())
+    found = torch.full(output, torch.nan)
+    labels = semantic_inference(
+        *(probs, logits, padded, image, output, 0.02, mode), reject_below=limit, confidence=found
+    )
+    assert 0 < int((labels == 255).sum()) < labels.numel()
+    assert torch.equal(labels == 255, found < limit)
+    if mode == "exact":
+        torch.testing.assert_close(found, best)
+
+
 @pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.uint16)])
 def test_many_classes(classes: int, dtype: torch.dtype) -> None:
     probs, logits = random_case(20, classes, (16, 16))

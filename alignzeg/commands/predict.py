@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import alignzeg
 from alignzeg.arguments import (
     OneLineParser,
     add_opts,
@@ -16,19 +19,58 @@ from alignzeg.arguments import (
     require_folder,
 )
 
+RESUMABLE = True
 PROPOSALS_SHOWN = 24
 _CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
-_IMAGE = re.compile(r".*\.(jpe?g|png|bmp|gif|tiff?|webp)", re.IGNORECASE)
 
 
 def parser() -> OneLineParser:
     """The command line."""
     result = command_parser(
         "predict",
-        "Names every pixel of images among any class names.",
+        "Names every pixel of images among any class names. Results are written one by one; the "
+        "same command goes on where it was stopped. A file that cannot be read is named and passed "
+        "over, and the exit code is 2.",
         'alignzeg predict street.jpg --weights output/model_final.pth --classes "car, road, sky"',
     )
-    result.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
+    _add_inputs(result)
+    _add_answers(result)
+    _add_overlay(result)
+    add_opts(result, alone=False)
+    return result
+
+
+def _add_inputs(result: OneLineParser) -> None:
+    result.add_argument(
+        "images",
+        nargs="*",
+        metavar="INPUT",
+        help='an image, a folder of images, a pattern such as "photos/*.jpg", or a video',
+    )
+    result.add_argument(
+        "--camera",
+        type=number(int, 0),
+        default=None,
+        metavar="N",
+        help="look through a camera, 0 is the first, until Ctrl-C or --frames",
+    )
+    result.add_argument(
+        "--every",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="of a video or camera, take one frame in N; %(default)s by default",
+    )
+    result.add_argument(
+        "--frames",
+        type=number(int, 1),
+        default=None,
+        metavar="N",
+        help="take at most N frames of a video or camera; all by default",
+    )
+
+
+def _add_answers(result: OneLineParser) -> None:
     result.add_argument(
         "--weights",
         required=True,
@@ -37,9 +79,15 @@ def parser() -> OneLineParser:
     )
     result.add_argument(
         "--classes",
-        required=True,
+        default=None,
         metavar="NAMES",
-        help='class names, such as "red star, brick, grass", or a file with one name a line',
+        help='class names, such as "red star, sofa; couch, grass", where a couch is a sofa, or a '
+        "file with one class a line",
+    )
+    result.add_argument(
+        "--words",
+        action="store_true",
+        help="only say which words the checkpoint's VLM knows; needs no images and no classes",
     )
     result.add_argument(
         "--output",
@@ -48,12 +96,20 @@ def parser() -> OneLineParser:
         help="the folder of the results; %(default)s by default",
     )
     result.add_argument(
+        "--overwrite", action="store_true", help="make results again that are there already"
+    )
+    result.add_argument(
         "--reject",
         type=number(float, 0, 1),
         default=None,
         metavar="T",
-        help="answer 'none of these' where the best score is below T, 0 to 1; by default every "
-        "pixel is named",
+        help="answer 'none of these' where the best score is below T, 0 to 1, and write the "
+        "confidence map; by default every pixel is named",
+    )
+    result.add_argument(
+        "--confidence",
+        action="store_true",
+        help="also write the best score of every pixel as a grey image, white is 1",
     )
     result.add_argument(
         "--proposals",
@@ -70,100 +126,160 @@ def parser() -> OneLineParser:
         metavar="N",
         help="segment larger images at so many pixels; 2 million by default, 0 is without limit",
     )
-    add_opts(result, alone=False)
-    return result
 
 
-def main(args: argparse.Namespace) -> None:
+def _add_overlay(result: OneLineParser) -> None:
+    result.add_argument(
+        "--opacity",
+        type=number(float, 0, 1),
+        default=0.55,
+        metavar="A",
+        help="of the label map over the image, 0 to 1; %(default)s by default",
+    )
+    result.add_argument(
+        "--side-by-side", action="store_true", help="put the image itself at the overlay's left"
+    )
+    result.add_argument(
+        "--color", action="store_true", help="leave the image beneath in its colours, not grey"
+    )
+    result.add_argument(
+        "--no-names", action="store_true", help="write no class names on the regions"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
     """Predicts and writes the results.
 
+    Returns:
+        0, or 2 if a file could not be read; the others are done then.
+
     Raises:
-        ValueError: if something is wrong with the input; nothing is written then.
+        ValueError: if something is wrong with the command line; nothing is written then.
     """
     from rich.console import Console
 
     from alignzeg.engine.settings.reading import require_device
-    from alignzeg.inference.predictor import Predictor, parse_classes
+    from alignzeg.inference.predictor import MAX_PIXELS, Predictor, parse_classes
+    from alignzeg.inference.results import ResultFolder
+    from alignzeg.inference.run import Run, outcome, with_progress
+    from alignzeg.inference.sources import find_sources
     from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
-    images, opts = split_opts([*args.images, *args.opts])
+    words, opts = split_opts([*args.images, *args.opts])
     check_pairs(opts)
+    if args.device:
+        require_device(args.device)
+    said, shown = Console(highlight=False, soft_wrap=True), Console(stderr=True)
+    if args.words:
+        with shown.status("Loading the model"):
+            about = Predictor(args.weights, device=args.device, opts=opts).known_words()
+        said.print(_known(about), markup=False)
+        return 0
     # Names, images and places are looked at before the model is built, which takes seconds.
+    _require_inputs(args, words)
     names = parse_classes(args.classes)
     first = tuple(name.split(SYNONYM_SEPARATOR)[0] for name in names)
     Vocabulary(first, (True,) * len(names))
     require_folder(args.output, "--output")
-    if args.device:
-        require_device(args.device)
-    check_images(images)
+    sources = find_sources(words, args.output)
+    _require_frames(args, any(source.is_video for source in sources))
     if args.reject is not None:
         opts += ["ALIGNZEG.TEST.REJECT_BELOW", str(args.reject)]
-    limit = {} if args.max_pixels is None else {"max_pixels": args.max_pixels}
-    predictor = Predictor(args.weights, names, args.device, opts, **limit)
-    console = Console(highlight=False, soft_wrap=True)
-    for image, stem in with_progress(list(zip(images, distinct_stems(images), strict=True))):
-        prediction = predictor(image, proposals=PROPOSALS_SHOWN if args.proposals else 0)
-        try:
-            files = prediction.save(args.output, stem)
-        except OSError as error:
-            raise ValueError(f"--output is {args.output!r}: {error}") from error
-        largest = list(prediction.areas.items())[:5]
-        found = ", ".join(f"{n} {100 * p / prediction.labels.size:.0f} %" for n, p in largest)
-        console.print(f"{image}: {found or 'none of these'} -> {files[0]}", markup=False)
+    limit = MAX_PIXELS if args.max_pixels is None else args.max_pixels
+
+    def build() -> Predictor:
+        with shown.status("Loading the model"):
+            predictor = Predictor(args.weights, names, args.device, opts, limit)
+        said.print(_known(predictor.known_words()), markup=False)
+        return predictor
+
+    style = {
+        "opacity": args.opacity,
+        "grey": not args.color,
+        "names": not args.no_names,
+        "side_by_side": args.side_by_side,
+    }
+    wanted = {
+        "proposals": PROPOSALS_SHOWN if args.proposals else 0,
+        "confidence": args.confidence or args.reject is not None,
+        "style": style,
+    }
+    settings = {**_settings(args.weights), "classes": names, "opts": opts, "max_pixels": limit}
+    results = ResultFolder(args.output, {**settings, **wanted}, args.overwrite)
+    run = Run(
+        build,
+        results,
+        say=lambda line: said.print(line, markup=False),
+        warn=lambda line: shown.print(line, markup=False, highlight=False, soft_wrap=True),
+        progress=with_progress(shown),
+        every=args.every,
+        limit=args.frames or 0,
+        **wanted,
+    )
+    try:
+        run.files(sources)
+        if args.camera is not None:
+            run.camera(args.camera)
+    finally:
+        # Of a command that is refused there is nothing to list.
+        if run.done or run.kept or results.failed:
+            results.write_index({"weights": args.weights, "classes": names})
+    said.print(outcome(run), markup=False)
+    if results.failed:
+        raise ValueError(
+            f"{len(results.failed)} of {len(sources)} files could not be read, the others are "
+            f"done: {', '.join(results.failed[:5])}{', ...' if len(results.failed) > 5 else ''}"
+        )
+    return 0
 
 
 def split_opts(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Image files, and the KEY VALUE pairs behind them, which begin at the first config key."""
+    """Images, and the KEY VALUE pairs behind them, which begin at the first config key."""
+    from alignzeg.inference.sources import is_media
+
     for place, word in enumerate(words):
-        if _CONFIG_KEY.fullmatch(word) and not (_IMAGE.fullmatch(word) or Path(word).exists()):
+        if _CONFIG_KEY.fullmatch(word) and not (is_media(word) or Path(word).exists()):
             return list(words[:place]), list(words[place:])
     return list(words), []
 
 
-def check_images(images: Sequence[str]) -> None:
-    """Refuses what cannot be read as an image.
-
-    Raises:
-        ValueError: naming the first; for a folder, with the way to give its images.
-    """
-    from alignzeg.data.pictures import read_rgb
-
-    if not images:
-        raise ValueError("there is no image before the KEY VALUE pairs")
-    for image in images:
-        if Path(image).is_dir():
-            raise ValueError(f"{image} is a folder; give its images, as in {Path(image) / '*.png'}")
-        read_rgb(image)
+def _require_inputs(args: argparse.Namespace, words: Sequence[str]) -> None:
+    if args.classes is None:
+        raise ValueError('--classes is missing; give class names, as in --classes "car, road, sky"')
+    if not words and args.camera is None:
+        raise ValueError("there is nothing to look at; give images, folders, videos or --camera 0")
+    if words and args.camera is not None:
+        raise ValueError(f"--camera {args.camera} and {words[0]} cannot go together; give one")
+    empty = next((word for word in words if not word.strip()), None)
+    if empty is not None:
+        raise ValueError(f"one of the images is {empty!r}; give the name of a file")
 
 
-def with_progress(work: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    """The work with its progress on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if len(work) > 1:
-        yield from track(work, "Predicting", console=console, transient=True)
-        return
-    for item in work:
-        with console.status(f"Predicting {item[0]}"):
-            yield item
+def _require_frames(args: argparse.Namespace, moving: bool) -> None:
+    """Refuses options about frames where there are none."""
+    given = {"--frames": args.frames, "--every": None if args.every == 1 else args.every}
+    for option, value in given.items():
+        if value is not None and not moving and args.camera is None:
+            raise ValueError(f"{option} {value} is for videos and cameras; leave it out")
 
 
-def distinct_stems(images: Sequence[str]) -> list[str]:
-    """A file name for each image's results: its own stem, numbered where two would collide.
+def _settings(weights: str) -> dict[str, Any]:
+    """The version and the identity of the weights, as far as it is cheap to know."""
+    try:
+        status = os.stat(weights)
+    except OSError:
+        return {}
+    identity = [os.path.abspath(weights), status.st_size, status.st_mtime_ns]
+    return {"version": alignzeg.__version__, "weights": identity}
 
-    Names that differ only in case collide too, as they do on some file systems.
-    """
-    stems = [Path(image).stem for image in images]
-    taken = {stem.lower() for stem in stems}
-    used: set[str] = set()
-    result = []
-    for stem in stems:
-        name, number = stem, 1
-        while name.lower() in used or (number > 1 and name.lower() in taken):
-            number += 1
-            name = f"{stem}_{number}"
-        used.add(name.lower())
-        result.append(name)
-    return result
+
+def _known(about: dict[str, Any]) -> str:
+    """One line about the words that a VLM knows."""
+    vlm, known = about["vlm"], about["known"]
+    if known is None:
+        return f"{vlm} keeps no list of the words that it was trained with; any name may be asked"
+    if about["asked"] is None:
+        return f"{vlm} knows {len(known)} words: {', '.join(known)}"
+    found, unread = ([w for w in about["asked"] if (w in known) == yes] for yes in (True, False))
+    line = f"{vlm} knows {', '.join(found) or 'none of these words'}"
+    return f"{line}; it has never read {', '.join(unread)}" if unread else line

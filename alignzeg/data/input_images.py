@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.pictures import eight_bits, read_rgb, to_rgb
+from alignzeg.data.pictures import READ_ERRORS, eight_bits, read_rgb, to_rgb
 
 _CHANNELS = (1, 3, 4)
 _KNOWN = (
-    "an image is a file name, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or "
-    "a tensor, also with the channels first"
+    "an image is a file name, the bytes of a file, a file object, a PIL image, an array (H, W), "
+    "(H, W, 1), (H, W, 3) or (H, W, 4), or a tensor, also with the channels first"
 )
 
 
@@ -26,15 +27,21 @@ def as_rgb(given: Any) -> NDArray[np.uint8]:
     is BGR, which the numbers do not show: turn it around first, `array[..., ::-1]`.
 
     Args:
-        given: a file name; a PIL image of any mode; an array (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4); a tensor of these shapes, or with the channels first. Integers are 0..255, or
-            16 bits as in `eight_bits`; floats are 0..1; bool is black and white.
+        given: a file name; the bytes of an image file, or a file object opened to read these; a PIL
+            image of any mode; an array (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4); a tensor of these shapes, or with the channels first. Integers are 0..255,
+            or 16 bits as in `eight_bits`; floats are 0..1; bool is black and white.
 
     Raises:
         ValueError: on anything else; the message names the shape, dtype or range.
     """
     if isinstance(given, (str, os.PathLike)):
-        return read_rgb(os.fspath(given))
+        path = os.fspath(given)
+        if str(path).startswith(("http://", "https://")):
+            raise ValueError(f"{path} is an address; download the image and give the file")
+        return read_rgb(path)
+    if isinstance(given, (bytes, bytearray, memoryview)) or hasattr(given, "read"):
+        return _from_file(given)
     if isinstance(given, Image.Image):
         try:
             return np.array(to_rgb(given))
@@ -45,6 +52,26 @@ def as_rgb(given: Any) -> NDArray[np.uint8]:
     if isinstance(given, np.ndarray):
         return _from_array(np.asarray(given))
     raise ValueError(f"{_KNOWN}; got {type(given).__name__}")
+
+
+def _from_file(given: Any) -> NDArray[np.uint8]:
+    """An image from the bytes of its file, or from what reads them."""
+    content = given
+    if hasattr(given, "read"):
+        name = getattr(given, "name", "") or type(given).__name__
+        try:
+            content = given.read()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read the file object {name}: {error}") from error
+        if isinstance(content, str):
+            raise ValueError(f"the file object {name} gives text; open it with mode 'rb'")
+        if not content:
+            raise ValueError(f"the file object {name} is at its end; go back: .seek(0)")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.array(to_rgb(image))
+    except READ_ERRORS as error:
+        raise ValueError(f"{len(content)} bytes are no image file that can be read") from error
 
 
 def _tensor_values(tensor: torch.Tensor) -> NDArray:

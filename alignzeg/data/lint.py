@@ -181,8 +181,7 @@ def _never_read(prompts: Sequence[str], vlm: Any) -> list[str]:
     known = getattr(vlm, "known_words", None)
     if known is None:
         return []
-    words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"\w+", prompt.lower()))
-    unread = [word for word in words if word not in known]
+    unread = [word for word in prompt_words(prompts) if word not in known]
     if not unread:
         return []
     shown = ", ".join(map(repr, unread[:_SHOWN])) + (", ..." if len(unread) > _SHOWN else "")
@@ -191,6 +190,12 @@ def _never_read(prompts: Sequence[str], vlm: Any) -> list[str]:
         "answers for them means little. For photographs train with another ALIGNZEG.VLM.MODEL, "
         "such as ViT-B-16"
     ]
+
+
+def prompt_words(prompts: Sequence[str]) -> list[str]:
+    """The words in class names, small letters, each once."""
+    found = (word for prompt in prompts for word in re.findall(r"\w+", prompt.lower()))
+    return list(dict.fromkeys(found))
 
 
 def _near(names: Sequence[str], unseen: set[str], text: Tensor, cosine: float) -> list[str]:

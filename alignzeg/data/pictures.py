@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 # What Pillow raises on files that are missing, truncated, or no images at all.
-_READ_ERRORS = (
+READ_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -42,7 +42,7 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return np.array(to_rgb(image))
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise ValueError(f"cannot read image file {path}: {error}") from error
 
 
@@ -73,7 +73,7 @@ def read_values(path: str | Path) -> NDArray:
                 )
             _load(image)
             return np.array(ImageOps.exif_transpose(image))
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise ValueError(f"cannot read label file {path}: {error}") from error
 
 
@@ -86,7 +86,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return _size(image)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise ValueError(f"cannot read image file {path}: {error}") from error
 
 
@@ -102,7 +102,7 @@ def check_image(path: str | Path) -> tuple[int, int]:
             if _is_deep(image):
                 to_rgb(image)
             return size
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise ValueError(f"cannot read image file {path}: {error}") from error
 
 

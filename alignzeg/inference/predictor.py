@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,11 @@ from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
+from alignzeg.arguments import check_pairs
 from alignzeg.data.class_names import class_names, read_class_list
 from alignzeg.data.input_images import as_rgb
 from alignzeg.data.labels import training_vocabulary
-from alignzeg.data.lint import pitfalls
+from alignzeg.data.lint import pitfalls, prompt_words
 from alignzeg.data.mapper import test_augmentations
 from alignzeg.engine.checkpoints.checkpoint import KEY, AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
@@ -76,9 +78,14 @@ class Predictor:
 
         Raises:
             ValueError: if the file is no such checkpoint, its VLM is not the one found here, a
-                config key is unknown, or the class names are empty or repeated.
+                config key is unknown, the class names are empty or repeated, or another argument
+                is none of what is said here.
         """
-        weights = str(weights)
+        if not isinstance(weights, (str, os.PathLike)):
+            raise ValueError(f"weights is {weights!r}; it must be the name of a checkpoint's file")
+        _require_count(max_pixels, "max_pixels")
+        _require_pairs(opts)
+        weights = os.fspath(weights)
         about = _describe(weights)
         device = str(device or "")
         if device:
@@ -111,26 +118,31 @@ class Predictor:
         """Names every pixel of an image, or of each image of a list.
 
         Args:
-            image: a file name; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in
-                the order RGB; a tensor of these shapes, or with the channels first. uint8 0..255
-                or float 0..1; see `alignzeg.data.input_images.as_rgb`. Or a list or tuple of these.
+            image: a file name; the bytes of an image file, or a file object opened to read them; a
+                PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in the order RGB; a
+                tensor of these shapes, or with the channels first. uint8 0..255 or float 0..1; see
+                `alignzeg.data.input_images.as_rgb`. Or a list or tuple of these, or a tensor
+                (B, C, H, W).
             classes: names to choose from; by default those given at the start. Text is encoded
                 once per list.
             proposals: how many of the surest mask proposals to keep in the result.
 
         Returns:
-            The prediction, or one for each image of a list.
+            The prediction, or a list of one for each image of a list or batch.
 
         Raises:
             ValueError: on an image that cannot be read or is of an unknown kind, or empty, repeated
                 or missing class names; of a list, all are looked at before the first answer.
         """
+        _require_count(proposals, "proposals")
         vocabulary = self.vocabulary
         if classes is not None:
             vocabulary = _vocabulary(classes, self.seen)
             self._warn(vocabulary)
         if vocabulary is None:
             raise ValueError("no class names; give them to Predictor(...) or to this call")
+        if isinstance(image, torch.Tensor) and image.ndim == 4:
+            image = list(image)
         if isinstance(image, (list, tuple)):
             images = [as_rgb(one) for one in image]
             return [self._predict(rgb, vocabulary, proposals) for rgb in images]
@@ -145,11 +157,29 @@ class Predictor:
             "vocabulary": vocabulary,
             "height": height,
             "width": width,
+            "confidence": True,
         }
         answer = self.model([sample])[0]
         kept = _surest(answer, proposals) if proposals else None
         labels = resized(answer["sem_seg"].cpu().numpy(), rgb.shape[:2])
-        return Prediction(labels, vocabulary, rgb, kept)
+        best = answer.get("confidence")
+        if best is not None:
+            # Several proposals may add up to a little more than 1.
+            best = resized(best.clamp(0, 1).half().cpu().numpy(), rgb.shape[:2])
+        return Prediction(labels, vocabulary, rgb, kept, best)
+
+    def known_words(self) -> dict[str, Any]:
+        """Which words the checkpoint's VLM knows.
+
+        Returns:
+            "vlm": what it is called; "known": the words it was trained with, in order, or None
+            where they are too many to list; "asked": the words of the classes, or None without.
+        """
+        vlm = getattr(self.model, "vlm", None)
+        known = getattr(vlm, "known_words", None)
+        asked = None if self.vocabulary is None else prompt_words(self.vocabulary.prompts)
+        name = getattr(vlm, "id", "this model, which has no VLM,")
+        return {"vlm": name, "known": None if known is None else sorted(known), "asked": asked}
 
     def _warn(self, vocabulary: Vocabulary) -> None:
         """Logs, once for each list of classes, what makes an answer worth less than it looks."""
@@ -185,6 +215,17 @@ def limited(size: tuple[int, int], most: int) -> tuple[int, int]:
     scale = (most / (height * width)) ** 0.5
     height, width = max(1, int(height * scale)), max(1, int(width * scale))
     return min(height, most // width or 1), min(width, most // height or 1)
+
+
+def _require_count(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, 0 or more")
+
+
+def _require_pairs(opts: Any) -> None:
+    if isinstance(opts, str) or not all(isinstance(word, str) for word in opts):
+        raise ValueError(f"opts is {opts!r}; it must be a list of texts, KEY VALUE in turn")
+    check_pairs(opts)
 
 
 def _describe(weights: str) -> dict[str, Any]:

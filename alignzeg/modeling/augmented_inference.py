@@ -57,9 +57,11 @@ def segment_augmented(model: Any, item: dict[str, Any], vocabulary: Vocabulary) 
             shown.append((view, probs, outputs.unseen_logits))
     size = (item.get("height", image.shape[1]), item.get("width", image.shape[2]))
     limits = {key: model.inference_opts[key] for key in ("memory_mib", "reject_below")}
+    confidence = torch.empty(size, device=image.device) if item.get("confidence") else None
     indicated = [unseen[0].float().sigmoid() for *_, unseen in shown if unseen is not None]
     return {
-        "sem_seg": merge_views(views, size, **limits).cpu(),
+        "sem_seg": merge_views(views, size, **limits, confidence=confidence).cpu(),
+        "confidence": confidence,
         "mask_logits": whole_masks([view for view, *_ in shown], MASK_STRIDE),
         "class_probs": torch.cat([probs for _, probs, _ in shown]),
         "unseen_probs": torch.cat(indicated) if indicated else None,

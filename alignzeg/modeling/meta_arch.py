@@ -140,12 +140,14 @@ class AlignZeg(nn.Module):
 
         Args:
             batched_inputs: one dict per image with "image" (3, H, W) uint8 RGB, "vocabulary", and
-                "targets" in training or "height" and "width" of the wanted label map otherwise.
+                "targets" in training or "height" and "width" of the wanted label map otherwise;
+                with "confidence", the answer has it too.
 
         Returns:
             A dict of weighted losses in training, else for each image a dict with "sem_seg"
-            (height, width) uint8/uint16, "mask_logits" (Q, h, w), "background" (h, w) bool, true
-            where it would beat every class, "class_probs" (Q, K+1) and "unseen_probs" (Q,) or None.
+            (height, width) uint8/uint16, "confidence" (height, width) best scores or None,
+            "mask_logits" (Q, h, w), "background" (h, w) bool, true where it would beat every
+            class, "class_probs" (Q, K+1) and "unseen_probs" (Q,) or None.
 
         Raises:
             ValueError: if the images of a batch do not share one vocabulary.
@@ -223,15 +225,16 @@ class AlignZeg(nn.Module):
             logits = outputs.proposals[-1].mask_logits[index].float()
             output_size = (item.get("height", size[0]), item.get("width", size[1]))
             weighted_probs = self.weighted_probs(probs[index], logits)
-            labels = self.label_map(
-                weighted_probs, logits, tuple(images.tensor.shape[-2:]), size, output_size
-            )
+            padded = tuple(images.tensor.shape[-2:])
+            best = logits.new_empty(output_size) if item.get("confidence") else None
+            labels = self.label_map(weighted_probs, logits, padded, size, output_size, best)
             rows, columns = (-(-edge // MASK_STRIDE) for edge in size)
             unseen = outputs.unseen_logits
             inside = logits[:, :rows, :columns]
             results.append(
                 {
                     "sem_seg": labels.cpu(),
+                    "confidence": best,
                     "mask_logits": inside,
                     "background": background_wins(
                         weighted_probs, inside, self.inference_opts["memory_mib"]
@@ -253,11 +256,12 @@ class AlignZeg(nn.Module):
         padded_size: tuple[int, int],
         image_size: tuple[int, int],
         output_size: tuple[int, int],
+        confidence: Tensor | None = None,
     ) -> Tensor:
         """Names every pixel of one image from (Q, K+1) weighted probabilities and (Q, h, w) masks.
 
         Sizes are (height, width) in pixels: of the padded batch, of the image inside it, and of the
-        (H, W) label map that is wanted.
+        (H, W) label map that is wanted; best scores go to `confidence`.
         """
         return semantic_inference(
             weighted_probs[:, :-1],
@@ -265,6 +269,7 @@ class AlignZeg(nn.Module):
             padded_size=padded_size,
             image_size=image_size,
             output_size=output_size,
+            confidence=confidence,
             **self.inference_opts,
         )
 

@@ -35,6 +35,7 @@ def semantic_inference(
     memory_mib: float,
     mode: str = "exact",
     reject_below: float = 0.0,
+    confidence: Tensor | None = None,
 ) -> Tensor:
     """Names every pixel: argmax over k of sum over q of class_probs[q, k] * sigmoid(mask q).
 
@@ -54,6 +55,7 @@ def semantic_inference(
         mode: "exact", or "fast": the product at the size of the logits, then the classes
             interpolated straight to the output. It differs in 1 to 2 % of the pixels, at edges.
         reject_below: pixels whose best score is lower get the highest number of the dtype.
+        confidence: (Ho, Wo) floats that become the best score of each pixel, 0 or more.
 
     Returns:
         (Ho, Wo) label map on the device of the logits, uint8, or uint16 where K > 255. In "exact"
@@ -64,7 +66,9 @@ def semantic_inference(
         ValueError: if shapes do not fit, a size is not positive, or the mode is unknown.
     """
     sizes = (padded_size, image_size, output_size)
-    stripes = label_stripes([class_probs], mask_logits, *sizes, memory_mib, mode, reject_below)
+    stripes = label_stripes(
+        [class_probs], mask_logits, *sizes, memory_mib, mode, reject_below, confidence
+    )
     dtype = torch.uint16 if class_probs.shape[1] > 255 else torch.uint8
     labels = torch.empty(output_size, dtype=dtype, device=mask_logits.device)
     for rows, (answer,) in stripes:
@@ -81,6 +85,7 @@ def label_stripes(
     memory_mib: float,
     mode: str = "exact",
     reject_below: float = 0.0,
+    confidence: Tensor | None = None,
 ) -> Iterator[tuple[slice, Iterator[Tensor]]]:
     """`semantic_inference` for several class probabilities of the same masks, stripe by stripe.
 
@@ -95,6 +100,7 @@ def label_stripes(
         memory_mib: see there.
         mode: see there.
         reject_below: see there.
+        confidence: see there; of the last candidate.
 
     Returns:
         Rows of the output and, one for each candidate, the labels (rows, Wo) int32 of them; to be
@@ -115,14 +121,19 @@ def label_stripes(
         half = min(half, _CPU_BYTES)
     reject_as = 65535 if candidates[0].shape[1] > 255 else 255
 
-    def named(parts: Iterator[Tensor]) -> Tensor:
-        labels = torch.cat([name_pixels(part, reject_below, reject_as) for part in parts])
-        return labels.view(-1, output_size[1])
+    def named(rows: slice, parts: Iterator[Tensor]) -> Tensor:
+        labels, place = [], rows.start * output_size[1]
+        for part in parts:
+            labels.append(name_pixels(part, reject_below, reject_as))
+            if confidence is not None:
+                confidence.view(-1)[place : place + len(part)] = part.amax(-1)
+            place += len(part)
+        return torch.cat(labels).view(-1, output_size[1])
 
     stripes = _exact_stripes if mode == "exact" else _fast_stripes
     probs = [candidate.float() for candidate in candidates]
     found = stripes(probs, mask_logits.float(), geometry, half)
-    return ((rows, map(named, scored)) for rows, scored in found)
+    return ((rows, map(partial(named, rows), scored)) for rows, scored in found)
 
 
 def background_wins(class_probs: Tensor, mask_logits: Tensor, memory_mib: float) -> Tensor:
@@ -143,13 +154,7 @@ def background_wins(class_probs: Tensor, mask_logits: Tensor, memory_mib: float)
 
 
 def _check(
-    probs: Tensor,
-    logits: Tensor,
-    padded: Size,
-    image: Size,
-    output: Size,
-    memory_mib: float,
-    mode: str,
+    probs: Tensor, logits: Tensor, padded: Size, image: Size, output: Size, mib: float, mode: str
 ) -> None:
     if probs.dim() != 2 or logits.dim() != 3 or probs.shape[0] != logits.shape[0]:
         raise ValueError(
@@ -163,8 +168,8 @@ def _check(
             f"sizes must be positive and the image inside its padding; got padded {padded}, "
             f"image {image}, output {output}"
         )
-    if memory_mib <= 0:
-        raise ValueError(f"memory_mib must be positive; got {memory_mib}")
+    if mib <= 0:
+        raise ValueError(f"memory_mib must be positive; got {mib}")
     if mode not in ("exact", "fast"):
         raise ValueError(f'mode must be "exact" or "fast"; got {mode!r}')
 

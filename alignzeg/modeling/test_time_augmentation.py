@@ -182,6 +182,7 @@ def merge_views(
     output_size: Size,
     memory_mib: float,
     reject_below: float = 0.0,
+    confidence: Tensor | None = None,
 ) -> Tensor:
     """Names every pixel: argmax of the mean, over the views that cover it, of their scores.
 
@@ -193,6 +194,7 @@ def merge_views(
         output_size: height and width of the answer.
         memory_mib: what the temporaries of one stripe may take, MiB; at least one row is done.
         reject_below: pixels whose best score is lower get the highest number of the dtype.
+        confidence: (Ho, Wo) floats that become the best score of each pixel, 0 or more.
 
     Returns:
         (Ho, Wo) label map on the device of the logits, uint8, or uint16 where K > 255.
@@ -220,9 +222,10 @@ def merge_views(
             _add(view, rows, output_size, scores, cover)
         if not cover.all():
             raise ValueError("the views leave a part of the image uncovered")
-        answer = name_pixels(
-            (scores / cover).view(-1, classes), reject_below, 65535 if wide else 255
-        )
+        means = (scores / cover).view(-1, classes)
+        answer = name_pixels(means, reject_below, 65535 if wide else 255)
+        if confidence is not None:
+            confidence[start : start + len(rows)] = means.amax(-1).view(-1, width)
         labels[start : start + len(rows)] = answer.view(-1, width).to(labels.dtype)
     return labels
 

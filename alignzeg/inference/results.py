@@ -1,0 +1,125 @@
+"""A folder of results that is filled image by image, and gone on with after a stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from alignzeg.files import atomic_write
+from alignzeg.inference.prediction import Prediction
+
+# Ends of the files of one image.
+ENDINGS = (
+    *("_overlay.png", "_labels.png", "_confidence.png", "_proposals.png", "_proposals.npz"),
+    "_overlay.mp4",
+)
+# Lists all images of a run.
+INDEX = "predictions.json"
+_MADE_WITH = "made_with"
+
+
+class ResultFolder:
+    """Results on disk, each beside a note of what it was made of and with.
+
+    Args:
+        folder: made when the first result is written.
+        settings: all that an answer depends on beside the image, ready for JSON.
+        redo: whether results that are there are made again.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any], redo: bool = False) -> None:
+        self.folder = Path(folder)
+        text = json.dumps(settings, sort_keys=True)
+        self._settings = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._redo = redo
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def made_with(self, image: str | Path) -> dict[str, Any]:
+        """What tells the result of an image from that of another, or with other settings.
+
+        Raises:
+            ValueError: if the file is gone.
+        """
+        try:
+            status = os.stat(image)
+        except OSError as error:
+            raise ValueError(f"cannot read image file {image}: {error.strerror}") from error
+        return {
+            "image": os.path.basename(image),
+            "bytes": status.st_size,
+            "modified_ns": status.st_mtime_ns,
+            "settings": self._settings,
+        }
+
+    def is_done(self, stem: str, made_with: dict[str, Any]) -> bool:
+        """Whether the result is there whole: its JSON is written last."""
+        if self._redo:
+            return False
+        found = _read(self.folder / f"{stem}.json")
+        return found is not None and found.get(_MADE_WITH) == made_with
+
+    def require_own(self, stem: str) -> None:
+        """Refuses to replace a JSON that is not of this command, such as an annotation.
+
+        Raises:
+            ValueError: naming it.
+        """
+        file = self.folder / f"{stem}.json"
+        if is_ours(file) is False:
+            raise ValueError(f"{file} was not written by predict; give another --output")
+
+    def save(
+        self, prediction: Prediction, stem: str, made_with: dict[str, Any], **options: Any
+    ) -> list[Path]:
+        """Writes an image's files, see `Prediction.save`, which takes the options.
+
+        Raises:
+            ValueError: if the folder cannot be written to.
+        """
+        try:
+            return prediction.save(self.folder, stem, about={_MADE_WITH: made_with}, **options)
+        except OSError as error:
+            raise ValueError(f"--output is {str(self.folder)!r}: {error}") from error
+
+    def note(self, image: str, stem: str, error: str = "") -> None:
+        """Notes for the index what became of an image; an error says why it has no result."""
+        row = {"image": image, "result": None if error else f"{stem}.json"}
+        self._rows[image] = {**row, **({"error": error} if error else {})}
+
+    @property
+    def failed(self) -> list[str]:
+        """Images without a result."""
+        return [name for name, row in self._rows.items() if "error" in row]
+
+    def write_index(self, about: dict[str, Any]) -> Path:
+        """Writes the list of all images that were noted, and more that is known about the run.
+
+        Raises:
+            ValueError: if the folder cannot be written to.
+        """
+        path = self.folder / INDEX
+        said = json.dumps({**about, "images": [*self._rows.values()]}, indent=1, ensure_ascii=False)
+        try:
+            atomic_write(path, said + "\n")
+        except OSError as error:
+            raise ValueError(f"--output is {str(self.folder)!r}: {error}") from error
+        return path
+
+
+def is_ours(file: str | Path) -> bool | None:
+    """Whether a JSON file holds a result; None if there is no file."""
+    if not os.path.lexists(file):
+        return None
+    found = _read(Path(file))
+    return found is not None and ("none_of_these" in found or _MADE_WITH in found)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
