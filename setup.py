@@ -68,6 +68,8 @@ setup(
             "tokenizers",
             "transformers>=4.40",
         ],
+        # Forms that `Prediction.to_df` and `to_detections` give.
+        "results": ["pandas", "supervision"],
         "dev": [
             "hypothesis",
             "mypy",

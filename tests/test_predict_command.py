@@ -64,7 +64,7 @@ def test_a_folder_a_pattern_and_files(ask, photos: Path, tmp_path: Path, capsys)
     assert len(index(tmp_path)) == 5
     assert all((out / row["result"]).is_file() for row in index(tmp_path).values())
     said = capsys.readouterr().out
-    assert "knows red, star, brick; it has never read sofa, couch" in said
+    assert "knows 3 of 5 words: red, star, brick\n" in said
     assert "5 predicted -> " in said
 
 
@@ -178,6 +178,22 @@ def test_what_has_changed_is_done_again(ask, photos: Path, capsys) -> None:
     assert counted("--opacity", "0.3").startswith("5 predicted ->")
     assert counted("--opacity", "0.3", "--overwrite").startswith("5 predicted ->")
     assert counted("--opacity", "0.3", "--reject", "0.5").startswith("5 predicted ->")
+
+
+def test_a_label_map_that_is_gone_is_made_again(ask, photos: Path, tmp_path: Path, capsys) -> None:
+    assert ask(photos) == 0
+    (tmp_path / "out" / "c_labels.png").unlink()
+    capsys.readouterr()
+    assert ask(photos) == 0
+    assert "1 predicted, 4 there already" in capsys.readouterr().out
+    assert (tmp_path / "out" / "c_labels.png").is_file()
+
+
+def test_an_image_that_is_too_large_is_named(ask, photos: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # half of what is refused
+    assert ask(photos / "a.png") == 2
+    (line, _) = capsys.readouterr().err.splitlines()
+    assert "a.png: it has more than 1,400 pixels; make it smaller" in line
 
 
 def test_all_there_needs_no_model(ask, photos: Path, monkeypatch) -> None:

@@ -10,15 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY_OPTS
+from PIL import Image
+
+from alignzeg.inference.video import write_video
 
 DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"
 # In the order in which a newcomer reads them: later commands use what earlier ones made.
 PAGES = [
     README,
-    *(DOCS / f"{name}.md" for name in ("getting_started", "evaluation", "reliability")),
+    *(DOCS / f"{n}.md" for n in ("getting_started", "predict", "evaluation", "reliability")),
     *(DOCS / "methods" / f"{name}.md" for name in ("alignzeg", "cel", "generative")),
     DOCS / "extend.md",
 ]
@@ -68,6 +72,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "datasets").mkdir()
     for path in (REPOSITORY / "datasets").glob("*.py"):
         (folder / "datasets" / path.name).symlink_to(path)
+    write_video(folder / "clip.mp4", np.zeros((3, 64, 64, 3), np.uint8), 5)
     (folder / "my_head.py").write_text(blocks(DOCS / "extend.md", "python")[-1])
     (folder / "my_config.yaml").write_text(blocks(DOCS / "extend.md", "yaml")[0])
     return folder
@@ -118,6 +123,11 @@ def test_commands_in_order(workplace):
         done += 1
     assert done >= 16
     assert (workplace / "output" / "model_final.pth").is_file()
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(workplace / "image.png")
+    for page in (README, DOCS / "predict.md"):
+        (workplace / "blocks.py").write_text("\n".join(blocks(page, "python")))
+        run(["python", "blocks.py"], workplace)
+    assert (workplace / "output" / "predictions" / "image.json").is_file()
 
 
 def test_the_commands_of_the_results_can_be_read():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from alignzeg.arguments import (
 
 RESUMABLE = True
 PROPOSALS_SHOWN = 24
+_WORDS_SHOWN = 20
 _CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
@@ -156,6 +158,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if something is wrong with the command line; nothing is written then.
     """
+    from PIL import Image
     from rich.console import Console
 
     from alignzeg.engine.settings.reading import require_device
@@ -165,6 +168,8 @@ def main(args: argparse.Namespace) -> int:
     from alignzeg.inference.sources import find_sources
     from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
+    # What is too large for Pillow is an error, which names the file; what is nearly so is read.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     words, opts = split_opts([*args.images, *args.opts])
     check_pairs(opts)
     if args.device:
@@ -280,6 +285,7 @@ def _known(about: dict[str, Any]) -> str:
         return f"{vlm} keeps no list of the words that it was trained with; any name may be asked"
     if about["asked"] is None:
         return f"{vlm} knows {len(known)} words: {', '.join(known)}"
-    found, unread = ([w for w in about["asked"] if (w in known) == yes] for yes in (True, False))
-    line = f"{vlm} knows {', '.join(found) or 'none of these words'}"
-    return f"{line}; it has never read {', '.join(unread)}" if unread else line
+    found = [word for word in about["asked"] if word in known]
+    line = f"{vlm} knows {len(found)} of {len(about['asked'])} words"
+    shown = ", ".join(found[:_WORDS_SHOWN]) + (", ..." if len(found) > _WORDS_SHOWN else "")
+    return f"{line}: {shown}" if found else line

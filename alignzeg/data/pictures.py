@@ -42,6 +42,11 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return np.array(to_rgb(image))
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"cannot read image file {path}: it has more than {2 * Image.MAX_IMAGE_PIXELS:,} "
+            "pixels; make it smaller, or cut it into parts"
+        ) from error
     except READ_ERRORS as error:
         raise ValueError(f"cannot read image file {path}: {error}") from error
 

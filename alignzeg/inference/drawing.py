@@ -133,8 +133,8 @@ def with_names(
 def places(labels: NDArray, count: int) -> list[tuple[int, int, int, float]]:
     """Where names stand: class, x, y and the radius of the largest circle there, largest first.
 
-    A place is the pixel of a connected region that lies farthest from its border and from that of
-    the image.
+    A place is a pixel of a connected region that lies farthest from its border and from that of
+    the image, to 3 %.
 
     Args:
         labels: (H, W) class ids.
@@ -155,9 +155,17 @@ def places(labels: NDArray, count: int) -> list[tuple[int, int, int, float]]:
             window = regions[top : top + height, left : left + width] == part + 1
             inside = np.pad(window, 1).astype(np.uint8)
             distance = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[1:-1, 1:-1]
-            y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+            y, x = _middle(distance)
             found.append((int(label), int(left + x), int(top + y), float(distance[y, x])))
     return sorted(found, key=lambda place: -place[3])
+
+
+def _middle(distance: NDArray[np.float32]) -> tuple[int, int]:
+    """Row and column about as far inside as any, in the middle where there are many such."""
+    rows, columns = np.nonzero(distance >= 0.97 * distance.max())
+    away = (rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2
+    best = int(away.argmin())
+    return int(rows[best]), int(columns[best])
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

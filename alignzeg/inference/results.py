@@ -54,9 +54,9 @@ class ResultFolder:
             "settings": self._settings,
         }
 
-    def is_done(self, stem: str, made_with: dict[str, Any]) -> bool:
-        """Whether the result is there whole: its JSON is written last."""
-        if self._redo:
+    def is_done(self, stem: str, made_with: dict[str, Any], end: str = "_labels.png") -> bool:
+        """Whether the result is there whole: a file with this end, and the JSON, written last."""
+        if self._redo or not (self.folder / f"{stem}{end}").is_file():
             return False
         found = _read(self.folder / f"{stem}.json")
         return found is not None and found.get(_MADE_WITH) == made_with

@@ -72,7 +72,8 @@ class Run:
         pending = []
         for source in sources:
             self.results.require_own(source.stem)
-            if self.results.is_done(source.stem, self._made_with(source)):
+            end = "_overlay.mp4" if source.is_video else "_labels.png"
+            if self.results.is_done(source.stem, self._made_with(source), end):
                 self.kept += 1
                 self.results.note(source.path, source.stem)
             else:
@@ -192,6 +193,9 @@ def with_progress(console: Any) -> Progress:
     from rich.progress import track
 
     def show(work: Iterable[Any], title: str, length: int) -> Iterator[Any]:
+        if not console.is_terminal:
+            yield from work
+            return
         yield from track(
             work, title, total=length or None, console=console, transient=True, auto_refresh=True
         )
