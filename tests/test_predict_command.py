@@ -130,6 +130,13 @@ def test_bad_files_are_named_and_the_others_done(ask, photos: Path, tmp_path: Pa
     }
 
 
+def test_a_terminal_shows_progress(ask, photos: Path, clip: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert ask(photos, clip) == 0
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in ("Loading the model", "Predicting", "clip_overlay.mp4"))
+
+
 # ---------------------------------------------------------------------------------------- stopping
 def test_a_stopped_run_goes_on_without_redoing_one(
     ask, photos: Path, tmp_path: Path, monkeypatch, capsys

@@ -147,7 +147,7 @@ IMAGES = {
     "no bytes": (b"", "0 bytes are no image file"),
     "bytes of a text": (b"hello", "5 bytes are no image file"),
     "a file of texts": (io.StringIO("x"), "gives text; open it with mode 'rb'"),
-    "a file at its end": (io.BytesIO(), "is at its end; go back: .seek(0)"),
+    "a file at its end": (io.BytesIO(), r"is at its end; go back: \.seek\(0\)"),
     "a closed file": (Closed(), "cannot read the file object .*closed"),
     "two channels": (np.zeros((4, 4, 2), np.uint8), r"got uint8 of shape \(4, 4, 2\)"),
     "no pixels": (np.zeros((0, 4, 3), np.uint8), r"got uint8 of shape \(0, 4, 3\)"),

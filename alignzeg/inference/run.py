@@ -78,6 +78,8 @@ class Run:
                 self.results.note(source.path, source.stem)
             else:
                 pending.append(source)
+        if pending:
+            _ = self.predictor  # before any progress: a terminal shows one thing at a time
         # A video shows its own progress.
         images = [source for source in pending if not source.is_video]
         for source in self.progress(images, "Predicting", len(images)):
@@ -95,6 +97,7 @@ class Run:
         frames = Frames(number, self.every, self.limit)
         folder = f"camera{number}_{time.strftime('%Y%m%d-%H%M%S')}"
         about = {"image": f"camera {number}"}
+        _ = self.predictor
         try:
             for place, frame in self.progress(frames, f"Camera {number}", frames.count):
                 stem = f"{folder}/{place:06d}"
