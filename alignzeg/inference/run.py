@@ -186,8 +186,10 @@ class UnreadableError(ValueError):
 
 
 def _found(prediction: Prediction) -> str:
-    largest = list(prediction.areas.items())[:_NAMED]
-    shares = [f"{name} {100 * pixels / prediction.labels.size:.0f} %" for name, pixels in largest]
+    shares = []
+    for name, pixels in list(prediction.areas.items())[:_NAMED]:
+        share = 100 * pixels / prediction.labels.size
+        shares.append(f"{name} {f'{share:.0f}' if share >= 1 else '<1'} %")
     return ", ".join(shares) or "none of these"
 
 
