@@ -229,16 +229,14 @@ class AlignZeg(nn.Module):
             best = logits.new_empty(output_size) if item.get("confidence") else None
             labels = self.label_map(weighted_probs, logits, padded, size, output_size, best)
             rows, columns = (-(-edge // MASK_STRIDE) for edge in size)
-            unseen = outputs.unseen_logits
+            unseen, memory = outputs.unseen_logits, self.inference_opts["memory_mib"]
             inside = logits[:, :rows, :columns]
             results.append(
                 {
                     "sem_seg": labels.cpu(),
                     "confidence": best,
                     "mask_logits": inside,
-                    "background": background_wins(
-                        weighted_probs, inside, self.inference_opts["memory_mib"]
-                    ),
+                    "background": background_wins(weighted_probs, inside, memory),
                     "class_probs": probs[index],
                     "unseen_probs": None if unseen is None else unseen[index].float().sigmoid(),
                 }

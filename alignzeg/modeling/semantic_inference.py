@@ -66,9 +66,8 @@ def semantic_inference(
         ValueError: if shapes do not fit, a size is not positive, or the mode is unknown.
     """
     sizes = (padded_size, image_size, output_size)
-    stripes = label_stripes(
-        [class_probs], mask_logits, *sizes, memory_mib, mode, reject_below, confidence
-    )
+    options = (memory_mib, mode, reject_below, confidence)
+    stripes = label_stripes([class_probs], mask_logits, *sizes, *options)
     dtype = torch.uint16 if class_probs.shape[1] > 255 else torch.uint8
     labels = torch.empty(output_size, dtype=dtype, device=mask_logits.device)
     for rows, (answer,) in stripes:
@@ -103,9 +102,8 @@ def label_stripes(
         confidence: see there; of the last candidate.
 
     Returns:
-        Rows of the output and, one for each candidate, the labels (rows, Wo) int32 of them; to be
-        used up before the next rows are asked for. They are those of `semantic_inference`, to the
-        bit.
+        Rows and, one for each candidate, their labels (rows, Wo) int32, to the bit those of
+        `semantic_inference`; to be used up before the next rows are asked for.
 
     Raises:
         ValueError: as `semantic_inference`, or if the candidates differ in shape.
@@ -117,8 +115,7 @@ def label_stripes(
     geometry = Geometry(mask_logits.shape[-2:], padded_size, image_size, output_size)
     # Half of the memory for the masks of a stripe, half for the scores of some of its pixels.
     half = int(memory_mib * 2**20 / 2)
-    if mask_logits.device.type == "cpu":
-        half = min(half, _CPU_BYTES)
+    half = min(half, _CPU_BYTES) if mask_logits.device.type == "cpu" else half
     reject_as = 65535 if candidates[0].shape[1] > 255 else 255
 
     def named(rows: slice, parts: Iterator[Tensor]) -> Tensor:
@@ -131,8 +128,7 @@ def label_stripes(
         return torch.cat(labels).view(-1, output_size[1])
 
     stripes = _exact_stripes if mode == "exact" else _fast_stripes
-    probs = [candidate.float() for candidate in candidates]
-    found = stripes(probs, mask_logits.float(), geometry, half)
+    found = stripes([c.float() for c in candidates], mask_logits.float(), geometry, half)
     return ((rows, map(partial(named, rows), scored)) for rows, scored in found)
 
 
