@@ -261,15 +261,9 @@ class AlignZeg(nn.Module):
         Sizes are (height, width) in pixels: of the padded batch, of the image inside it, and of the
         (H, W) label map that is wanted; best scores go to `confidence`.
         """
-        return semantic_inference(
-            weighted_probs[:, :-1],
-            mask_logits,
-            padded_size=padded_size,
-            image_size=image_size,
-            output_size=output_size,
-            confidence=confidence,
-            **self.inference_opts,
-        )
+        sizes = (padded_size, image_size, output_size)
+        options = {**self.inference_opts, "confidence": confidence}
+        return semantic_inference(weighted_probs[:, :-1], mask_logits, *sizes, **options)
 
     def class_probs(self, outputs: Outputs, vocabulary: Vocabulary) -> Tensor:
         """(B, Q, K+1) probabilities after bias correction and, by option, the ensemble."""
