@@ -228,6 +228,23 @@ def test_human_labels_stay_and_a_training_reads_the_rest(zeroshapes, tmp_path):
         forget()
 
 
+def test_labels_of_pseudo_unseen_classes_serve_settings_chosen_on_them(zeroshapes, tmp_path):
+    cache = ("ALIGNZEG.VLM.CACHE_DIR", str(tmp_path / "text"))
+    held = (*cache, "ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen")
+    make_pseudo_labels(job(tmp_path / "held", tmp_path, opts=held))
+    try:
+        name = register_pseudo_labels(tmp_path / "held")
+        whole = get_vocabulary("zeroshapes_train", "pseudo_unseen")
+        assert whole.unseen_ids and whole.names == get_vocabulary(name, "pseudo_unseen").names
+        assert all(get_vocabulary(name, "pseudo_unseen").seen)
+        make_pseudo_labels(job(tmp_path / "made", tmp_path))
+        register_pseudo_labels(tmp_path / "made")
+        with pytest.raises(ValueError, match="lists no pseudo-unseen classes"):
+            get_vocabulary(name, "pseudo_unseen")
+    finally:
+        forget()
+
+
 def test_other_settings_and_missing_folders_are_refused(zeroshapes, tmp_path):
     made = tmp_path / "made"
     make_pseudo_labels(job(made, tmp_path))

@@ -61,7 +61,8 @@ def get_vocabulary(dataset_name: str, hold_out: str = "") -> Vocabulary:
         dataset_name: a registered name, e.g. "zeroshapes_val".
         hold_out: "" for the data set's own seen/unseen split. With "pseudo_unseen" the unseen
             classes vanish and the pseudo-unseen classes, which are seen otherwise, take their
-            place: whatever is tuned on them never looks at the real unseen classes.
+            place: whatever is tuned on them never looks at the real unseen classes. Pseudo-labels
+            that were made with the same value hold those classes already.
 
     Raises:
         ValueError: on a name or a `hold_out` that does not exist.
@@ -72,7 +73,7 @@ def get_vocabulary(dataset_name: str, hold_out: str = "") -> Vocabulary:
         raise ValueError(
             f"ALIGNZEG.DATA.HOLD_OUT is {hold_out!r}; it can be one of {list(HOLD_OUTS)}"
         )
-    if not hold_out:
+    if not hold_out or metadata.get("hold_out") == hold_out:
         return vocabulary
     held = set(metadata["pseudo_unseen"])
     if not held:

@@ -47,7 +47,9 @@ def pseudo_files(root: str | Path, key: str) -> tuple[Path, Path]:
 def register_pseudo_labels(root: str | Path) -> str:
     """Registers a folder of pseudo-labels, replacing what was registered from another one.
 
-    All of its classes count as seen: there are masks of each, some from a model.
+    All of its classes count as seen: there are masks of each, some from a model. If they were made
+    with ALIGNZEG.DATA.HOLD_OUT, they serve a config with the same value: settings of a method that
+    trains on pseudo-labels are chosen on pseudo-unseen classes in this way.
 
     Args:
         root: the folder.
@@ -73,6 +75,7 @@ def register_pseudo_labels(root: str | Path) -> str:
         evaluator_type=EVALUATOR_TYPE,
         vocabulary=Vocabulary(names, (True,) * len(names), tuple(about["prompts"])),
         pseudo_unseen=(),
+        hold_out=about.get("hold_out", ""),
         raw_ids=tuple(about["raw_ids"]),
         ignored_raw_ids=tuple(about["ignored_raw_ids"]),
     )

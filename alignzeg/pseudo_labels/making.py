@@ -105,6 +105,7 @@ def make_pseudo_labels(job: Job, processes: int = 1) -> dict[str, Any]:
         tally.add(read_labels(record["sem_seg_file_name"], job.dataset), *maps)
     about = {
         "source": job.dataset,
+        "hold_out": cfg.ALIGNZEG.DATA.HOLD_OUT,
         **describe(classes),
         "settings": settings,
         "summary": tally.report(),
