@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
+from alignzeg.contracts import VLMContract
 from alignzeg.data.labels import get_vocabulary
 from alignzeg.generative.pixel_branch import PixelBranch
 from alignzeg.generative.pixel_segmenter import PixelSegmenter
@@ -49,6 +50,7 @@ class GenerativeSegmenter(PixelSegmenter):
     semantics: Tensor
     pseudo: Tensor
     pseudo_weights: Tensor
+    vlm: VLMContract | None
 
     @configurable
     def __init__(
@@ -58,7 +60,7 @@ class GenerativeSegmenter(PixelSegmenter):
         semantics: Tensor,
         feedback: Feedback,
         bandwidths: Sequence[float],
-        vlm: nn.Module | None = None,
+        vlm: VLMContract | None = None,
         vlm_norm: float = 1.0,
         **pixel: Any,
     ) -> None:
@@ -159,6 +161,7 @@ class GenerativeSegmenter(PixelSegmenter):
 
         The VLM sees each image without its padding, beneath which the border goes on.
         """
+        assert self.vlm is not None
         height, width = images.tensor.shape[-2:]
         found = []
         for image, (rows, columns) in zip(images.tensor, images.image_sizes, strict=True):
