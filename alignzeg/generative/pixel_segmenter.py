@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -101,10 +101,8 @@ class PixelSegmenter(nn.Module):
         """Where the model lives."""
         return self.normalizer.mean.device
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> PixelSegmenter:
-        super()._apply(fn, recurse)
-        pointwise_by_onednn(self, self.device)
-        return self
+    def _apply(self, fn: Any, recurse: bool = True) -> PixelSegmenter:
+        return pointwise_by_onednn(super()._apply(fn, recurse), self.device)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Detectron2's interface.

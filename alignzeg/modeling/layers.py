@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class PixelNormalizer(nn.Module):
         return ((images.flip(1) if self.bgr else images) - self.mean) / self.std
 
 
-def pointwise_by_onednn(module: nn.Module, device: torch.device) -> None:
+def pointwise_by_onednn(module: nn.Module, device: torch.device) -> Any:
     """Lets a CPU compute kernels of 1 x 1 by oneDNN where channels come last, with one thread too.
 
     With one thread and fewer than 16 images PyTorch takes an older algorithm for these, which needs
@@ -54,6 +55,9 @@ def pointwise_by_onednn(module: nn.Module, device: torch.device) -> None:
         module: if it has kernels with the channels last, its kernels of 1 x 1 get a dilation of 2
             on a CPU, else of 1.
         device: where the module is.
+
+    Returns:
+        The module.
     """
     kernels = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
     if not any(
@@ -61,10 +65,11 @@ def pointwise_by_onednn(module: nn.Module, device: torch.device) -> None:
         and not part.weight.is_contiguous()
         for part in kernels
     ):
-        return
+        return module
     for part in kernels:
         if part.kernel_size == (1, 1):
             part.dilation = (2, 2) if device.type == "cpu" else (1, 1)
+    return module
 
 
 class MLP(nn.Sequential):

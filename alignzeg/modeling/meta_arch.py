@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -127,10 +126,8 @@ class AlignZeg(nn.Module):
         """Where the model lives."""
         return self.normalizer.mean.device
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> AlignZeg:
-        super()._apply(fn, recurse)
-        pointwise_by_onednn(self, self.device)
-        return self
+    def _apply(self, fn: Any, recurse: bool = True) -> AlignZeg:
+        return pointwise_by_onednn(super()._apply(fn, recurse), self.device)
 
     @property
     def size_divisibility(self) -> int:
