@@ -19,9 +19,9 @@ from alignzeg.modeling.augmented_inference import segment_augmented
 from alignzeg.modeling.layers import (
     MASK_STRIDE,
     REFINED_STRIDES,
+    ImageModel,
     PixelNormalizer,
     geometric_ensemble,
-    pointwise_by_onednn,
     proposal_weights,
 )
 from alignzeg.modeling.prompts import ClassTexts, build_class_texts, group_max, shared_vocabulary
@@ -35,7 +35,7 @@ from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
-class AlignZeg(nn.Module):
+class AlignZeg(ImageModel):
     """Zero-shot semantic segmentation by mask proposals.
 
     The baseline and every row of the ablation are this class with other components in the config.
@@ -120,14 +120,6 @@ class AlignZeg(nn.Module):
             "class_texts": build_class_texts(cfg),
             "augmentation": build_test_time_augmentation(cfg),
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.normalizer.mean.device
-
-    def _apply(self, fn: Any, recurse: bool = True) -> AlignZeg:
-        return pointwise_by_onednn(super()._apply(fn, recurse), self.device)
 
     @property
     def size_divisibility(self) -> int:
