@@ -15,14 +15,14 @@ DETECTRON2 ?= sal-detectron2==0.7.2
 WORKERS ?= 2
 ROUNDS ?= 2000
 
-.PHONY: help setup demo photos test lint format typecheck docs bench soak fuzz check lock clean
+.PHONY: help setup demo photos test lint format typecheck docs bench growth soak fuzz check lock clean
 
 help:
 	@echo "make setup      own .venv with pinned versions (repeat it freely)"
 	@echo "make demo       train and compare the baseline and AlignZeg: output/demo/report.html"
 	@echo "make photos DATA=FOLDER   the same on photographs, MSRC v2: output/photos/report.html"
 	@echo "make test       every test;  make check  lint + typecheck + test"
-	@echo "make lint | format | typecheck | docs | bench | soak | fuzz | lock | clean"
+	@echo "make lint | format | typecheck | docs | bench | growth | soak | fuzz | lock | clean"
 
 setup: $(STAMP)
 
@@ -72,8 +72,15 @@ typecheck: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(PY) -m uv tool run --quiet --from "mkdocs<2" --with "mkdocs-material>=9.5,<10" mkdocs build --strict
 
+# Ratios beside what people would use instead: docs/benchmarks.md and output/bench/results.json.
+# About a quarter of an hour on two idle cores; a part of it: make bench BENCH="--only label_map".
+BENCH ?=
 bench: setup
-	$(PY) dev/bench_semantic_inference.py
+	$(PY) dev/bench $(BENCH)
+
+# How cost grows with each size: output/bench/growth.png.
+growth: setup
+	PYTHONPATH=dev $(PY) -m bench.growth
 
 # Long stress runs: make soak KILLS=200 FAILURES=20 ROUNDS=2000
 KILLS ?= 200

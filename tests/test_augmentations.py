@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from alignzeg.data.color_jitter import ColorJitter
 from alignzeg.data.mapper import training_augmentations
 from alignzeg.engine import setup_config
 
@@ -76,3 +80,21 @@ def test_colour_changes_the_image_and_a_flip_both():
     assert kinds == {True, False}
     for item in flipped:
         np.testing.assert_array_equal(item.image[..., 0] // 7, item.sem_seg)
+
+
+def test_colour_is_what_detectron2_makes_of_it_to_the_bit() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    images = [image, image[4:-4, 6:-6], np.full((2, 2, 3), 255, np.uint8)]
+    changed = 0
+    for seed in range(60):
+        for original in images:
+            random.seed(seed)
+            expected = ColorAugSSDTransform(img_format="RGB").apply_image(original.copy())
+            state = random.getstate()
+            random.seed(seed)
+            found = ColorJitter().apply_image(original.copy())
+            assert random.getstate() == state
+            np.testing.assert_array_equal(found, expected)
+            changed += not np.array_equal(found, original)
+    assert changed > 90

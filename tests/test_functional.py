@@ -129,6 +129,32 @@ def test_pairwise_costs_equal_all_pairs_of_losses(tile: int | None) -> None:
     assert torch.allclose(dice.flatten(), expected[1], rtol=1e-10)
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_targets_prepared_once_give_the_same_costs(hidden: bool) -> None:
+    targets, weights = torch.rand(4, 300), torch.rand(300) + 0.1
+    if hidden:
+        weights[::3], targets[:, ::3] = 0, math.nan
+    prepared = functional.PairTargets.of(targets, weights)
+    for seed in range(3):
+        logits = 4 * torch.randn(5, 300, generator=torch.Generator().manual_seed(seed))
+        expected = functional.pairwise_mask_costs(logits, targets, weights)
+        found = functional.pairwise_mask_costs(logits, prepared)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert all(cost.isfinite().all() for cost in found)
+
+
+def test_targets_prepared_of_masks_are_those_of_the_grid() -> None:
+    masks, area = torch.rand(3, 16, 24) > 0.5, torch.rand(16, 24) > 0.3
+    area[:4] = False
+    soft, weights = functional.grid_targets(masks, area, (4, 6))
+    expected = functional.PairTargets.of(soft.flatten(1), weights.flatten())
+    found = functional.PairTargets.of_masks(masks, area, (4, 6), torch.float32)
+    assert torch.equal(found.weighted, expected.weighted)
+    assert torch.equal(found.places, expected.places)
+    assert torch.equal(found.masses, expected.masses)
+    assert len(found.places) == 18
+
+
 def test_pairwise_costs_in_float32_stay_close_to_float64() -> None:
     logits = torch.randn(20, 4096) * 8
     targets, weights = (torch.rand(5, 4096) > 0.9).float(), (torch.rand(4096) > 0.5).float()
@@ -166,6 +192,17 @@ def test_grid_targets_equal_a_loop_beyond_one_chunk() -> None:
                 share = int((masks[g][cell] & area[cell]).sum()) / known if known else 0.0
                 assert soft[g, y, x].item() == pytest.approx(share, abs=1e-6)
     assert 0 <= soft.min() and soft.max() <= 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 16, 20])
+def test_counting_four_pixels_at_once_is_pooling_to_the_bit(rows: int) -> None:
+    masks = torch.rand(5, 2 * rows, 28) > 0.4
+    masks[0] = True
+    for area in (torch.ones(2 * rows, 28, dtype=torch.bool), torch.rand(2 * rows, 28) > 0.2):
+        found = functional.grid_targets(masks, area, (2, 7))
+        # Weights of 0 and 1 go through pooling.
+        expected = functional.grid_targets(masks, area.float(), (2, 7))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_grid_targets_without_masks_and_with_a_size_that_does_not_fit() -> None:

@@ -56,6 +56,7 @@ LAYERS = {
     "alignzeg.data.benchmark": (1, "benchmark"),
     "alignzeg.data.labels": (1, "labels"),
     "alignzeg.data.class_names": (1, "class_names"),
+    "alignzeg.data.color_jitter": (1, "color_jitter"),
     "alignzeg.data.input_images": (0, "images"),
     "alignzeg.data.pictures": (0, "images"),
     "alignzeg.files": (0, "files"),
@@ -68,7 +69,7 @@ LAYERS = {
     "alignzeg.arguments": (0, "arguments"),
 }
 # Folders of the repository that the package must work without.
-OUTSIDE = ("tools", "dev", "projects", "tiny_clip", "fuzzing", "datasets", "tests")
+OUTSIDE = ("tools", "dev", "projects", "tiny_clip", "fuzzing", "bench", "datasets", "tests")
 # Layer 5 may lean on each other, and only there: a tool needs the trainer and its settings.
 TOP = 5
 CONFIG_READERS = (

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T  # noqa: N812 (Detectron2's own alias)
-from detectron2.projects.point_rend import ColorAugSSDTransform
 
+from alignzeg.data.color_jitter import ColorJitter
 from alignzeg.data.labels import (
     eval_vocabulary,
     ignore_value,
@@ -194,7 +194,7 @@ def training_augmentations(
             )
         )
     if data.COLOR_JITTER:
-        steps.append(ColorAugSSDTransform(img_format="RGB"))
+        steps.append(ColorJitter())
     if cfg.INPUT.RANDOM_FLIP != "none":
         steps.append(
             T.RandomFlip(

@@ -92,16 +92,16 @@ class HungarianMatcher(nn.Module):
         if not len(target.labels):
             return torch.zeros(len(logits), 3, len(logits[0]), 0)
         height, width = outputs.proposals[-1].mask_logits.shape[-2:]
-        soft, weights = functional.grid_targets(target.masks, target.supervision, (height, width))
+        dtype = functional.full_precision(logits[0]).dtype
+        pair_targets = functional.PairTargets.of_masks(
+            target.masks, target.supervision, (height, width), dtype
+        )
         if self.class_cost:
             scores = functional.full_precision(outputs.class_logits[image])
             named = -scores.softmax(-1)[:, target.labels]
         else:
-            named = soft.new_zeros(len(logits[0]), len(target.labels))
-        pairs = (
-            functional.pairwise_mask_costs(layer, soft.flatten(1), weights.flatten())
-            for layer in logits
-        )
+            named = logits[0].new_zeros(len(logits[0]), len(target.labels))
+        pairs = (functional.pairwise_mask_costs(layer, pair_targets) for layer in logits)
         return torch.stack([torch.stack([named.to(bce), bce, dice]) for bce, dice in pairs])
 
     def _assign(self, costs: Tensor, layer: int, name: str) -> tuple[Tensor, Tensor]:

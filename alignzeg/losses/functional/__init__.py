@@ -6,6 +6,7 @@ from alignzeg.losses.functional.embeddings import (
     semantic_ranking,
 )
 from alignzeg.losses.functional.masks import (
+    PairTargets,
     cell_shares,
     grid_targets,
     logits_at,
@@ -17,6 +18,7 @@ from alignzeg.losses.functional.masks import (
 from alignzeg.losses.functional.numeric import full_precision, no_loss, softplus
 
 __all__ = [
+    "PairTargets",
     "cell_shares",
     "draw_pairs",
     "full_precision",

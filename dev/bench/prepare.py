@@ -1,6 +1,6 @@
 """How long label files take to prepare, and how much of that is PNG coding.
 
-python dev/bench_prepare.py                     1,000 VOC labels of 640 x 480, one process
+python dev/bench/prepare.py                     1,000 VOC labels of 640 x 480, one process
 """
 
 from __future__ import annotations
