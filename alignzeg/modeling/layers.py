@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,53 +40,6 @@ class PixelNormalizer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in 0..255 to the same in the encoder's order, normalised."""
         return ((images.flip(1) if self.bgr else images) - self.mean) / self.std
-
-
-def pointwise_by_onednn(module: nn.Module, device: torch.device) -> Any:
-    """Lets a CPU compute kernels of 1 x 1 by oneDNN where channels come last, with one thread too.
-
-    With one thread and fewer than 16 images PyTorch takes an older algorithm for these, which needs
-    twice as long on maps with the channels last. It takes oneDNN for dilated kernels, and dilation
-    changes nothing in a kernel of one place. Networks with the channels first gain nothing and are
-    left alone.
-
-    Args:
-        module: if it has kernels with the channels last, its kernels of 1 x 1 get a dilation of 2
-            on a CPU, else of 1.
-        device: where the module is.
-
-    Returns:
-        The module.
-    """
-    kernels = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
-    if not any(
-        part.weight.is_contiguous(memory_format=torch.channels_last)
-        and not part.weight.is_contiguous()
-        for part in kernels
-    ):
-        return module
-    for part in kernels:
-        if part.kernel_size == (1, 1):
-            part.dilation = (2, 2) if device.type == "cpu" else (1, 1)
-    return module
-
-
-class ImageModel(nn.Module):
-    """What meta-architectures share: images are normalised, kernels are tuned to the device.
-
-    Attributes:
-        normalizer: set by the subclass.
-    """
-
-    normalizer: PixelNormalizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.normalizer.mean.device
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        return pointwise_by_onednn(super()._apply(fn, recurse), self.device)
 
 
 class MLP(nn.Sequential):

@@ -19,7 +19,6 @@ from alignzeg.modeling.augmented_inference import segment_augmented
 from alignzeg.modeling.layers import (
     MASK_STRIDE,
     REFINED_STRIDES,
-    ImageModel,
     PixelNormalizer,
     geometric_ensemble,
     proposal_weights,
@@ -35,7 +34,7 @@ from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
-class AlignZeg(ImageModel):
+class AlignZeg(nn.Module):
     """Zero-shot semantic segmentation by mask proposals.
 
     The baseline and every row of the ablation are this class with other components in the config.
@@ -120,6 +119,11 @@ class AlignZeg(ImageModel):
             "class_texts": build_class_texts(cfg),
             "augmentation": build_test_time_augmentation(cfg),
         }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.normalizer.mean.device
 
     @property
     def size_divisibility(self) -> int:
