@@ -16,7 +16,7 @@ from alignzeg.data.catalog import is_as_shipped
 from alignzeg.data.labels import get_vocabulary, read_labels, registered_names
 from alignzeg.engine import import_plugin
 from alignzeg.engine.processes.worker_registration import Carrying, Registered
-from alignzeg.engine.settings.reading import imported_plugins
+from alignzeg.engine.settings.plugins import imported_plugins
 from alignzeg.engine.training.sampling import TrainLoader
 
 PLUGIN = """

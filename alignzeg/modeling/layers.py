@@ -139,7 +139,8 @@ def sine_position(height: int, width: int, dim: int, device: torch.device | None
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of (B, C, H, W) to (B, C, *size); the tensor itself if it has that size."""
-    if x.shape[-2:] == size:
+    # An exported graph must not depend on the sizes that it was traced with.
+    if not torch.compiler.is_exporting() and x.shape[-2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 

@@ -81,6 +81,17 @@ def selects_on_the_test(metric: str, tested: Iterable[Vocabulary], hold_out: str
     return not hold_out and not metric.endswith("/sIoU") and any(v.unseen_ids for v in tested)
 
 
+def warn_of_selection(metric: str, tested: Iterable[Vocabulary], hold_out: str) -> None:
+    """Logs what choosing a checkpoint on unseen classes is; arguments as `selects_on_the_test`."""
+    if metric and selects_on_the_test(metric, tested, hold_out):
+        logger.warning(
+            "ALIGNZEG.CHECKPOINT.BEST %s chooses the checkpoint on unseen classes: that is "
+            "selection on the test. Report the last checkpoint, or choose by sem_seg/sIoU or "
+            "on classes held out by ALIGNZEG.DATA.HOLD_OUT",
+            metric,
+        )
+
+
 class KeepBest:
     """Keeps the best checkpoint by one figure of the evaluation as model_best.pth."""
 

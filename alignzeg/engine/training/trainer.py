@@ -39,8 +39,9 @@ from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.processes.worker_registration import Carrying
 from alignzeg.engine.records.curve import LossCurve
+from alignzeg.engine.records.tracking import build_tracking
 from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
-from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, selects_on_the_test
+from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, warn_of_selection
 from alignzeg.engine.training.sampling import TrainLoader, start_worker
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
@@ -149,13 +150,7 @@ class Trainer(DefaultTrainer):
             first.append(LossCurve(self.cfg.OUTPUT_DIR))
         best, hold_out = self.cfg.ALIGNZEG.CHECKPOINT.BEST, self.cfg.ALIGNZEG.DATA.HOLD_OUT
         tested = [eval_vocabulary(self.cfg, name) for name in self.cfg.DATASETS.TEST]
-        if best and selects_on_the_test(best, tested, hold_out):
-            logger.warning(
-                "ALIGNZEG.CHECKPOINT.BEST %s chooses the checkpoint on unseen classes: that is "
-                "selection on the test. Report the last checkpoint, or choose by sem_seg/sIoU or "
-                "on classes held out by ALIGNZEG.DATA.HOLD_OUT",
-                best,
-            )
+        warn_of_selection(best, tested, hold_out)
         return [
             *first,
             SaveHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.stop),
@@ -166,6 +161,7 @@ class Trainer(DefaultTrainer):
                 KeepBest(self.checkpointer, best) if best else None,
             ),
             *writers,
+            *build_tracking(self.cfg),
         ]
 
     def _test(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,21 +46,28 @@ def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
     """
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W) RGB in 0..255; got {tuple(image.shape)}")
-    short, long = sorted(image.shape[-2:])
+    if torch.compiler.is_exporting():
+        return image.float()  # the caller of an exported graph has resized it
+    size = resized_to((image.shape[2], image.shape[3]), side, unit)
+    image = image.float()
+    if size == tuple(image.shape[-2:]):
+        return image
+    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
+    return image.clamp(0, 255)
+
+
+def resized_to(size: tuple[int, int], side: int, unit: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that `resized` makes of an image of `size`; arguments as there."""
+    short, long = sorted(size)
     scale = min(
         side / short,
         side * (_MOST_SQUARES / (short * long)) ** 0.5,
         side * _MOST_SQUARES**2 / long,
     )
-    size = [
-        max(1, round(length * scale / step)) * step
-        for length, step in zip(image.shape[-2:], unit, strict=True)
-    ]
-    image = image.float()
-    if size == list(image.shape[-2:]):
-        return image
-    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
-    return image.clamp(0, 255)
+    rows, columns = (
+        max(1, round(length * scale / step)) * step for length, step in zip(size, unit, strict=True)
+    )
+    return rows, columns
 
 
 def check_masks(mask_logits: Tensor, dense: Tensor) -> None:

@@ -1,0 +1,68 @@
+"""Python files with components of the user's own: where they are, and their import."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+logger = logging.getLogger(__name__)
+
+PLUGINS_KEY = "ALIGNZEG.PLUGINS"
+# What the modules of plugins are called, before their path.
+_PLUGIN = "alignzeg_plugin"
+
+
+def find_plugin(name: str, folders: Sequence[Path]) -> str:
+    """The file of a plugin, relative to the current folder where it lies below that.
+
+    So a checkpoint, which holds the config, says nothing about the machine that wrote it.
+
+    Args:
+        name: what ALIGNZEG.PLUGINS lists.
+        folders: where to look for it, in this order.
+
+    Raises:
+        ValueError: if it is in none of them; the message names the first two places.
+    """
+    places = list(dict.fromkeys(folder / name for folder in folders))
+    for place in places:
+        if place.is_file():
+            file, here = place.resolve(), Path.cwd()
+            return str(file.relative_to(here) if file.is_relative_to(here) else file)
+    raise ValueError(
+        f"{PLUGINS_KEY} lists {name!r}, but there is no such file; looked for "
+        f"{' and '.join(str(place) for place in places[:2])}"
+    )
+
+
+def imported_plugins() -> list[str]:
+    """The files that `import_plugin` has imported in this process, in this order."""
+    return [str(m.__file__) for name, m in sys.modules.items() if name.startswith(_PLUGIN)]
+
+
+def import_plugin(file: str | Path) -> ModuleType:
+    """Imports a Python file once per process, which registers the components in it.
+
+    Raises:
+        ValueError: if the import fails; the message names the file and the reason.
+    """
+    path = Path(file).resolve()
+    name = _PLUGIN + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"plugin {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"plugin {file}: {type(error).__name__}: {error}") from error
+    logger.info("imported plugin %s", path)
+    return module
