@@ -126,7 +126,7 @@ def test_a_plugin_comes_along_and_runs_only_if_trusted(
     zeroshapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = tmp_path / "work"
-    work.mkdir()
+    (work / "output").mkdir(parents=True)
     shutil.copy(TOY_PLUGIN, work / "toy_of_mine.py")
     monkeypatch.chdir(work)
     opts = [*TINY_OPTS, "ALIGNZEG.PLUGINS", "toy_of_mine.py"]

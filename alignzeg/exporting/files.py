@@ -151,7 +151,7 @@ def trace(graph: ProposalGraph, text: Tensor, unseen: Tensor) -> torch.export.Ex
     """The graph with free sizes of both images and a free number of classes."""
     rows, columns = graph.model.vlm.cell
     free = [torch.export.Dim(name, min=1, max=_MOST) for name in ("h", "w", "vlm_h", "vlm_w")]
-    classes = torch.export.Dim("classes", min=2, max=2**20)
+    classes = torch.export.Dim("classes", min=1, max=2**20)
     shapes = (
         {2: graph.divisor * free[0], 3: graph.divisor * free[1]},
         {2: rows * free[2], 3: columns * free[3]},

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from alignzeg.exporting.pooling import ExportablePooling
 from alignzeg.modeling.layers import geometric_ensemble, proposal_weights
 from alignzeg.modeling.meta_arch import AlignZeg
+from alignzeg.modeling.vlm.encoding import keeping_size
 
 INPUTS = ("image", "vlm_image", "text", "unseen")
 OUTPUTS = ("masks", "embeds", "scores", "weights")
@@ -52,6 +53,8 @@ class ProposalGraph(nn.Module):
             for part in value
             if isinstance(part, nn.Module)
         )
+        # A number of the graph, not something that it computes.
+        self.logit_scale = float(model.vlm.logit_scale)
         with torch.no_grad():
             self.register_buffer("seen_text", model.text(model.seen, single=True)[0].clone())
 
@@ -81,7 +84,7 @@ class ProposalGraph(nn.Module):
             sigmoid(masks[q]).
         """
         model = self.model
-        with ExportablePooling():
+        with ExportablePooling(), keeping_size():
             features = model.backbone(model.normalizer(image))
             outputs = model.head(vlm_image, features, text, self.seen_text)
             probs = model.head.correct(outputs, unseen).float().softmax(dim=-1)
@@ -94,7 +97,7 @@ class ProposalGraph(nn.Module):
     def _ensembled(self, probs: Tensor, regions: Tensor, text: Tensor, unseen: Tensor) -> Tensor:
         """As `AlignZeg.ensembled`, with one text for each class."""
         model = self.model
-        frozen = (model.vlm.logit_scale * regions.float() @ text.T).softmax(dim=-1)
+        frozen = (self.logit_scale * regions.float() @ text.T).softmax(dim=-1)
         background = probs[..., -1:]
         exponents = torch.where(unseen, model.ensemble[1], model.ensemble[0])
         mixed = geometric_ensemble(

@@ -67,8 +67,7 @@ class ExportablePooling(TorchFunctionMode):
     ) -> Any:
         """Calls the function, or what stands in for it."""
         del types
-        size = args[1] if len(args) == 2 else ()
-        symbolic = isinstance(size, (tuple, list)) and any(
-            isinstance(side, torch.SymInt) for side in size
-        )
-        return (_IN_PLACE_OF.get(func, func) if symbolic else func)(*args, **(kwargs or {}))
+        size = args[1] if func in _IN_PLACE_OF and len(args) == 2 else ()
+        if any(isinstance(side, torch.SymInt) for side in size):
+            return _IN_PLACE_OF[func](*args)
+        return func(*args, **(kwargs or {}))

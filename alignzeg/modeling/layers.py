@@ -186,7 +186,8 @@ def proposal_weights(mask_logits: Tensor, least_iou: float) -> Tensor:
     both = masks @ masks.T
     areas = masks.sum(dim=1)
     ious = both / (areas[:, None] + areas[None] - both).clamp(min=1)
-    copies = ious.masked_fill(ious < least_iou, 0).fill_diagonal_(1)
+    index = torch.arange(len(ious), device=ious.device)
+    copies = ious.masked_fill(ious < least_iou, 0).masked_fill(index[:, None] == index, 1)
     return 1 / copies.sum(dim=1)
 
 

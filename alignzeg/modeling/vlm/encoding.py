@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # A strip costs a network no more than this many squares.
 _MOST_SQUARES = 4
+_KEPT: ContextVar[bool] = ContextVar("kept", default=False)
+
+
+@contextmanager
+def keeping_size() -> Iterator[None]:
+    """Inside it `resized` leaves images as they are: the caller has resized them."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,8 @@ def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
     """
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W) RGB in 0..255; got {tuple(image.shape)}")
-    if torch.compiler.is_exporting():
-        return image.float()  # the caller of an exported graph has resized it
+    if _KEPT.get():
+        return image.float()
     size = resized_to((image.shape[2], image.shape[3]), side, unit)
     image = image.float()
     if size == tuple(image.shape[-2:]):
