@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,6 @@ from PIL import Image
 from alignzeg.__main__ import main
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
-from alignzeg.exporting import export_graph
 from alignzeg.exporting.files import TOLERANCE
 from alignzeg.exporting.pooling import adaptive_avg_pool2d, adaptive_max_pool2d
 from alignzeg.inference import Predictor
@@ -33,6 +33,7 @@ SCRIPT = REPOSITORY / "projects" / "onnx" / "predict.py"
 # Everything that a graph may hold: correction, ensemble, a size of the test that differs.
 OPTS = [
     *TINY_OPTS,
+    *("ALIGNZEG.EXTRACTOR.LAYERS", "1"),
     *("ALIGNZEG.CORRECTOR.GAMMA", "3.0", "ALIGNZEG.CORRECTOR.MODE", "soft"),
     *("ALIGNZEG.TEST.ENSEMBLE_SEEN", "0.2", "ALIGNZEG.TEST.ENSEMBLE_UNSEEN", "0.4"),
     *("INPUT.MIN_SIZE_TEST", "72", "INPUT.MAX_SIZE_TEST", "200"),
@@ -105,6 +106,7 @@ def run(graph: Path, script: ModuleType, rgb: NDArray[np.uint8], **changed) -> d
 def test_scores_and_masks_are_those_of_the_model(graph, script, predictor, height, width) -> None:
     rgb = scene(height, width)
     found = run(graph, script, rgb)
+    assert list(found) == ["masks", "embeds", "scores", "weights"]
     sample = {
         "image": torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
         "vocabulary": predictor.vocabulary,
@@ -136,6 +138,8 @@ def test_scores_follow_from_embeddings_and_text_by_hand(graph, script, predictor
 def test_text_is_an_input(graph, script) -> None:
     rgb = scene(72, 96)
     stored = np.load(graph.with_name("graph_classes.npz"))
+    assert stored["names"].tolist() == CLASSES
+    assert stored["unseen"].tolist() == [True, False, True]
     plain, turned = (
         run(graph, script, rgb, text=stored["text"][order], unseen=stored["unseen"][order])
         for order in ([0, 1, 2], [2, 0, 1])
@@ -164,32 +168,30 @@ def test_the_script_needs_neither_torch_nor_detectron2(graph, predictor, tmp_pat
     assert first == next(iter(wanted.areas))
 
 
-def test_a_pt2_file_has_free_sizes_too(weights, predictor, tmp_path) -> None:
-    made = export_graph(weights, tmp_path / "graph.pt2", CLASSES)
-    assert max(made.differences.values()) <= TOLERANCE
-    said = {"alignzeg.json": ""}
-    program = torch.export.load(made.file, extra_files=said)
-    about = json.loads(said["alignzeg.json"])
-    assert about["seen"] == list(predictor.seen) and about["vlm_hash"] == predictor.model.vlm.hash
-    stored = np.load(made.classes)
-    assert stored["names"].tolist() == CLASSES
-    assert stored["unseen"].tolist() == [True, False, True]
-    side = about["divisor"] * 7
-    rows, columns = about["vlm_cell"]
-    given = (torch.rand(1, 3, side, 2 * side) * 255, torch.rand(1, 3, 6 * rows, 9 * columns) * 255)
-    masks, embeds, scores, weights_of = program.module()(
-        *given, torch.from_numpy(stored["text"]), torch.from_numpy(stored["unseen"])
-    )
-    assert masks.shape == (9, side // 4, side // 2) and embeds.shape[0] == len(weights_of) == 9
-    assert scores.shape == (9, 4)
-
-
-def test_the_classes_are_those_seen_unless_given(weights, predictor, tmp_path, capsys) -> None:
+def test_a_pt2_file_has_free_sizes_too(weights, predictor, tmp_path, capsys) -> None:
+    """Of the classes seen in training, as none are given; a key changes what is exported."""
     file = tmp_path / "graph.pt2"
     assert main(["export", str(weights), str(file), "ALIGNZEG.CORRECTOR.GAMMA", "0.0"]) == 0
-    assert "largest differences from PyTorch: masks " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    found = re.search(r"masks (\S+), embeds (\S+), scores (\S+), weights (\S+)$", said.strip())
+    assert all(float(value) <= TOLERANCE for value in found.groups())
+    extra = {"alignzeg.json": ""}
+    program = torch.export.load(file, extra_files=extra)
+    about = json.loads(extra["alignzeg.json"])
+    assert about["seen"] == list(predictor.seen) and about["vlm_hash"] == predictor.model.vlm.hash
     stored = np.load(tmp_path / "graph_classes.npz")
     assert tuple(stored["names"]) == predictor.seen and not stored["unseen"].any()
+    side, count = about["divisor"] * 7, len(predictor.seen)
+    rows, columns = about["vlm_cell"]
+    given = (torch.rand(1, 3, side, 2 * side) * 255, torch.rand(1, 3, 6 * rows, 9 * columns) * 255)
+    text = torch.from_numpy(stored["text"])
+    run = program.module()
+    plain, marked = (run(*given, text, torch.arange(count) < unseen) for unseen in (0, 3))
+    masks, embeds, scores, weights_of = plain
+    assert masks.shape == (9, side // 4, side // 2) and embeds.shape[0] == len(weights_of) == 9
+    assert scores.shape == (9, count + 1)
+    # Without a correction, what is unseen changes the ensemble alone, which this model has.
+    assert not torch.allclose(scores, marked[2])
 
 
 def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

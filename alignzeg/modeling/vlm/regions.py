@@ -151,7 +151,7 @@ def patches_inside(mask_logits: Tensor, grid: tuple[int, int]) -> Tensor:
     best = F.adaptive_max_pool2d(mask_logits.detach().float(), grid).flatten(2)
     inside = best > 0
     peak = torch.zeros_like(inside).scatter_(2, best.argmax(dim=2, keepdim=True), True)
-    return torch.where(inside.any(dim=2, keepdim=True), inside, peak)
+    return inside | (peak & ~inside.any(dim=2, keepdim=True))
 
 
 def mask_pooled(dense: Tensor, mask_logits: Tensor, normalize: bool = True) -> Tensor:
