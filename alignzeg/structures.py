@@ -265,6 +265,8 @@ class Outputs:
         text: (K, D) unit-length text prototypes of the classes in training; None in inference.
         unseen_examples: (M,) logits of the indicator and (M,) bool truth, for its loss; None in
             inference or without an indicator.
+        mask_count: () ground-truth masks of a process's batch, at least 1, the mean over processes;
+            None in inference.
     """
 
     proposals: tuple[Proposals, ...]
@@ -276,3 +278,4 @@ class Outputs:
     synthetic: SyntheticOutputs | None = field(default=None)
     text: Tensor | None = None
     unseen_examples: tuple[Tensor, Tensor] | None = None
+    mask_count: Tensor | None = None

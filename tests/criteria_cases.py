@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from alignzeg.config import add_alignzeg_config
 from alignzeg.losses.criteria import (
     ClassCriterion,
-    Criteria,
     MaskCriterion,
+    merge_losses,
 )
 from alignzeg.registries import build_criteria
 from alignzeg.structures import Matches, Outputs, Proposals, SyntheticOutputs, Targets
@@ -100,6 +100,17 @@ def class_criterion(**changes) -> ClassCriterion:
         "ignore_iou": 2.0,
     }
     return ClassCriterion(**(values | changes))
+
+
+class Criteria(torch.nn.Module):
+    """Several criteria as one."""
+
+    def __init__(self, criteria: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.criteria = torch.nn.ModuleList(criteria)
+
+    def forward(self, *batch) -> dict[str, torch.Tensor]:
+        return merge_losses(criterion(*batch) for criterion in self.criteria)
 
 
 def all_criteria(points: int = 0) -> Criteria:

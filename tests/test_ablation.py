@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from alignzeg.ablation import Plan, Row, check, run, table
 from alignzeg.arguments import TrainingError
 from alignzeg.commands import guarded
+from alignzeg.studies.ablation import Plan, Row, check, run, table
 
 # Stands in for the training script: the command line contract is what the ablation relies on.
 SCRIPT = """

@@ -13,10 +13,10 @@ import torch
 from conftest import CONFIGS
 from detectron2.modeling import build_model
 
-from alignzeg.calibration import Grid, Setting, best, cache_proposals, sweep
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
 from alignzeg.engine import Trainer, setup_config
 from alignzeg.evaluation import confusion, metrics_from_confusion
+from alignzeg.evaluation.calibration import Grid, Setting, best, cache_proposals, sweep
 
 DATASET = "zeroshapes_val"
 

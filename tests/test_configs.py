@@ -21,7 +21,7 @@ from alignzeg.commands.ksplits import split_opts
 from alignzeg.data.catalog import SPLIT_DIR
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.engine import Trainer, setup_config, validate
-from alignzeg.engine.training.generative import trainer_of
+from alignzeg.engine.run import trainer_of
 from alignzeg.modeling.vlm import model as vlm_module
 from alignzeg.pseudo_labels import Job, make_pseudo_labels
 from alignzeg.pseudo_labels.region_labels import Thresholds

@@ -8,6 +8,7 @@ import pytest
 import torch
 from criteria_cases import (
     ALL,
+    Criteria,
     all_criteria,
     class_criterion,
     make_batch,
@@ -19,7 +20,6 @@ from torch.nn import functional as F
 from alignzeg.config import add_alignzeg_config
 from alignzeg.losses.criteria import (
     BackgroundDiversityCriterion,
-    Criteria,
     IndicatorCriterion,
     SyntheticCriterion,
     merge_losses,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,17 @@ from detectron2.utils.env import seed_all_rng
 from alignzeg.data.labels import get_vocabulary, read_labels
 from alignzeg.data.mapper import build_targets
 from alignzeg.engine import read_checkpoint, setup_config
-from alignzeg.engine.run import evaluate, train
-from alignzeg.engine.training.features import (
+from alignzeg.engine.run import evaluate, train, trainer_of
+from alignzeg.engine.training.trainer import Trainer, training_records
+from alignzeg.generative.feature_bank import (
     FeatureBank,
     FeatureLoader,
     Reservoir,
     count_pixels,
     labelled_cells,
 )
-from alignzeg.engine.training.generative import GenerativeTrainer, load_pixel_network
-from alignzeg.engine.training.trainer import Trainer, training_records
+from alignzeg.generative.generative_trainer import GenerativeTrainer, load_pixel_network
+from alignzeg.generative.recursion import Phase, Schedule
 from alignzeg.losses.mmd import weighted_mmd
 
 RECURSIVE = CONFIGS / "zeroshapes" / "transductive_recursive_generated.yaml"
@@ -62,6 +64,7 @@ def batch_of(model, step: int, samples: int = 5) -> dict:
     count = len(model.names)
     return {
         "step": step,
+        "phase": asdict(Schedule(2, 3, 2).at(step)),
         "classes": torch.arange(3),
         "features": torch.randn(3, samples, model.branch.channels),
         "unlabelled": torch.randn(20, model.branch.channels),
@@ -212,17 +215,36 @@ def test_every_process_collects_the_same_generated_features(model):
     assert not torch.equal(model.pseudo, first)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("SOLVER.MAX_ITER", 14, "SOLVER.MAX_ITER is 14, but .* take 15; set it to that"),
-        ("ALIGNZEG.SEMANTICS.SOURCE", "words", "WORD_VECTORS"),
-    ],
-)
-def test_a_wrong_setting_is_named(cfg, key, value, message):
-    cfg.merge_from_list([key, value])
-    with pytest.raises(ValueError, match=message):
+def test_missing_word_vectors_are_named(cfg):
+    cfg.ALIGNZEG.SEMANTICS.SOURCE = "words"
+    with pytest.raises(ValueError, match="WORD_VECTORS"):
         Trainer.build_model(cfg)
+
+
+def test_a_wrong_number_of_steps_is_named(cfg):
+    cfg.SOLVER.MAX_ITER = 14
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER is 14, but .* take 15; set it to that"):
+        GenerativeTrainer(cfg)
+
+
+def test_the_trainer_knows_the_phase_of_every_step(cfg, opts, tmp_path, caplog):
+    """With two batches a step, both are for the same phase, which is the trainer's."""
+    cfg = setup_config(
+        RECURSIVE,
+        [*opts, "OUTPUT_DIR", str(tmp_path), "ALIGNZEG.SOLVER.ACCUMULATE", "2"],
+    )
+    assert trainer_of(cfg) is GenerativeTrainer
+    trainer = GenerativeTrainer(cfg)
+    seen = []
+    batches = iter(trainer.data_loader)
+    for step in range(15):
+        trainer.iter = step
+        for _ in range(2):
+            (batch,) = next(batches)
+            seen.append(Phase(**batch["phase"]) == trainer.phase and batch["step"] == step)
+    assert all(seen)
+    trainer.iter = 5
+    assert trainer.phase == Phase(1, True, True)
 
 
 def test_word_vectors_in_place_of_the_text_encoder(cfg, tmp_path):
@@ -298,7 +320,7 @@ def test_a_batch_depends_on_its_number_alone():
     bank = FeatureBank(torch.arange(2), [rows, -rows], rows[:0], torch.ones(2) / 2)
 
     def loader(**changes) -> FeatureLoader:
-        made = FeatureLoader(lambda _: bank, samples=8, **{"seed": 1, **changes})
+        made = FeatureLoader(lambda _: bank, Schedule(0, 2, 2), samples=8, **{"seed": 1, **changes})
         made.model = torch.nn.Identity()
         return made
 

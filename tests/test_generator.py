@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from conftest import CONFIGS
 
 from alignzeg.engine import setup_config, validate
+from alignzeg.generative.recursion import Phase, Schedule
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.modeling.generator import GMMNGenerator
-from alignzeg.modeling.recursion import Phase, Schedule
 
 BANDWIDTHS = (2.0, 5.0, 10.0, 20.0)
 SIDE, DIM = 4, 16

@@ -17,8 +17,8 @@ from detectron2.modeling import build_model
 from tiny_imagenet import CHANNELS, FEATURES, LONGEST, MODEL, write_classifier, write_sentences
 from torch import Tensor, nn
 
-from alignzeg import machine
 from alignzeg.__main__ import main
+from alignzeg.commands import doctor
 from alignzeg.engine import setup_config, validate
 from alignzeg.engine.checkpoints.checkpoint import describe, verify
 from alignzeg.modeling.vlm import ImageNetVLM
@@ -480,7 +480,7 @@ def test_doctor_knows_the_packages(
 
     monkeypatch.setattr(importlib.metadata, "distribution", gone)
     for name, package in zip(("ImageNet classifier", "sentence encoder"), PACKAGES, strict=True):
-        check = machine.check_weight_package(name)
+        check = doctor.check_weight_package(name)
         assert not check.ok and not check.required
         assert package in check.line() and "pip install alignzeg[imagenet]" in check.line()
 
@@ -504,7 +504,7 @@ def test_the_packages_name_what_they_never_saw_named(tmp_path: Path) -> None:
     scores = F.normalize(images, dim=-1) @ asked.T
     right = (scores.argmax(dim=1) == torch.arange(200)).float().mean()
     assert right >= 0.3
-    assert machine.check_weight_package("sentence encoder").ok
+    assert doctor.check_weight_package("sentence encoder").ok
 
     from skimage import data
 

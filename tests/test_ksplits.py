@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import CONFIGS
 
-from alignzeg.ablation import Plan, _config_texts, _words, check
 from alignzeg.commands import ksplits
+from alignzeg.studies.ablation import Plan, _config_texts, _words, check
 
 ZEROSHAPES = ksplits.Splits(CONFIGS / "zeroshapes")
 

@@ -13,7 +13,8 @@ from alignzeg.data.labels import get_vocabulary, read_labels, training_vocabular
 from alignzeg.data.mapper import ZeroShotMapper, build_targets
 from alignzeg.engine import Trainer, setup_config
 from alignzeg.engine.training.trainer import training_records
-from alignzeg.losses.pixels import pixel_cross_entropy
+from alignzeg.generative.pixel_loss import pixel_cross_entropy
+from alignzeg.modeling.test_time_augmentation import TestTimeAugmentation
 from alignzeg.structures import Vocabulary
 
 KINDS = {
@@ -134,10 +135,70 @@ def test_that_no_image_is_left_is_said(cfg):
         without_hidden(training_records(cfg), nothing)
 
 
-def test_windows_and_scales_are_refused(cfg):
+def plain_probs(model, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(K, H, W) softmax of the cells, interpolated to a size by PyTorch."""
+    images = model.pad([image])
+    probs = model.branch.classify(model.pixels(images)).softmax(dim=1)
+    assert images.tensor.shape[-2:] == size, "the test needs images without padding"
+    return F.interpolate(probs, size, mode="bilinear", align_corners=False)[0]
+
+
+def agreement(found: torch.Tensor, probs: torch.Tensor) -> None:
+    """The labels are those of the best scores, up to ties in rounding."""
+    chosen = probs.gather(0, found.long()[None])[0]
+    torch.testing.assert_close(chosen, probs.amax(dim=0), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_label_map_is_that_of_the_interpolated_scores(cfg, model):
+    """In stripes of one row, at the size of the image and at another: as with PyTorch's resize."""
+    torch.nn.init.normal_(model.branch.classifier.weight)
+    item = {**inputs(cfg, False)[0], "image": torch.randint(0, 256, (3, 50, 70)).byte()}
+    model.eval().memory_mib = 1e-6
+    for size in ((50, 70), (31, 97)):
+        images = model.pad([item["image"]])
+        scores = model.branch.classify(model.pixels(images))
+        padded = images.tensor.shape[-2:]
+        full = F.interpolate(scores, padded, mode="bilinear", align_corners=False)[..., :50, :70]
+        if size != (50, 70):
+            full = F.interpolate(full, size, mode="bilinear", align_corners=False)
+        known = model.scores_of(item["vocabulary"])
+        full = full[0, known.clamp(min=0)].masked_fill((known < 0)[:, None, None], -1e9)
+        found = model([{**item, "height": size[0], "width": size[1]}])[0]["sem_seg"]
+        assert found.shape == size
+        assert found.unique().numel() > 1
+        agreement(found, full)
+
+
+@torch.no_grad()
+def test_mirror_images_are_averaged(cfg, model):
+    torch.nn.init.normal_(model.branch.classifier.weight)
+    model.eval().augmentation = TestTimeAugmentation(flip=True)
+    image = torch.randint(0, 256, (3, 64, 96)).float()
+    item = {"image": image, "vocabulary": model.seen}
+    mirrored = plain_probs(model, image.flip(2), (64, 96)).flip(2)
+    agreement(model([item])[0]["sem_seg"], (plain_probs(model, image, (64, 96)) + mirrored) / 2)
+
+
+@torch.no_grad()
+def test_windows_are_looked_at_one_by_one_and_averaged_where_they_overlap(cfg, model):
+    torch.nn.init.normal_(model.branch.classifier.weight)
+    model.eval().augmentation = TestTimeAugmentation(window=64, stride=32)
+    image = torch.randint(0, 256, (3, 64, 96)).float()
+    total, count = torch.zeros(len(model.names), 64, 96), torch.zeros(64, 96)
+    for left in (0, 32):
+        total[:, :, left : left + 64] += plain_probs(model, image[:, :, left : left + 64], (64, 64))
+        count[:, left : left + 64] += 1
+    found = model([{"image": image, "vocabulary": model.seen}])[0]["sem_seg"]
+    assert found.unique().numel() > 1
+    agreement(found, total / count)
+
+
+def test_the_config_asks_for_windows_and_scales(cfg):
     cfg.ALIGNZEG.TEST.WINDOW = 64
-    with pytest.raises(ValueError, match=r"ALIGNZEG\.TEST\.WINDOW to 0"):
-        Trainer.build_model(cfg)
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES = True, [48, 96]
+    augmentation = Trainer.build_model(cfg).augmentation
+    assert (augmentation.window, augmentation.sides) == (64, (48, 96))
 
 
 def test_a_feature_that_the_encoder_does_not_give_is_named(cfg):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alignzeg.modeling.vlm.words import WordVectors
+from alignzeg.generative.word_vectors import WordVectors
 
 VECTORS = {
     "red": [1.0, 0.0, 0.0],

@@ -12,11 +12,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import alignzeg
+from alignzeg.config.plugins import imported_plugins
 from alignzeg.data.catalog import is_as_shipped
 from alignzeg.data.labels import get_vocabulary, read_labels, registered_names
+from alignzeg.data.worker_registration import Carrying, Registered
 from alignzeg.engine import import_plugin
-from alignzeg.engine.processes.worker_registration import Carrying, Registered
-from alignzeg.engine.settings.plugins import imported_plugins
 from alignzeg.engine.training.sampling import TrainLoader
 
 PLUGIN = """

@@ -7,8 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from alignzeg.ablation import Plan, Row, check, run, table
 from alignzeg.arguments import OneLineParser, add_opts, command_parser, number, require_folder
+from alignzeg.studies.ablation import Plan, Row, check, run, table
 
 RESUMABLE = True
 ZEROSHAPES = [

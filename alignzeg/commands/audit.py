@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
         ValueError: on a config that cannot run, or one on which nothing can be proved.
     """
     from alignzeg.engine import setup_config, validate
-    from alignzeg.leakage import audit
+    from alignzeg.studies.leakage import audit
 
     cfg = setup_config(args.config_file, args.opts)
     validate(cfg)

@@ -89,9 +89,9 @@ def main(args: argparse.Namespace) -> None:
     path = Path(args.output or Path(args.weights).with_name("calibration.json"))
     require_file_place(path, "--output" if args.output else "--weights")
     logging.basicConfig(level=logging.WARNING)
-    from alignzeg.calibration import Grid, best, cache_proposals, sweep
     from alignzeg.data.labels import get_vocabulary
     from alignzeg.engine import AlignZegCheckpointer, Trainer, setup_config
+    from alignzeg.evaluation.calibration import Grid, best, cache_proposals, sweep
 
     opts = [
         "DATASETS.TEST",

@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if a folder is none of a run.
     """
-    from alignzeg.divergence import compare_runs
+    from alignzeg.studies.divergence import compare_runs
 
     parts = compare_runs(args.run, args.reference, args.tolerance)
     for part in parts:

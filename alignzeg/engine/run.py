@@ -6,16 +6,23 @@ import logging
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from alignzeg.data.lint import validate_names
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.records.provenance import record_run
 from alignzeg.engine.settings.advice import advice
-from alignzeg.engine.training.generative import trainer_of
 from alignzeg.engine.training.trainer import Trainer
+from alignzeg.registries import TRAINER_REGISTRY, find
 
 logger = logging.getLogger(__name__)
+
+
+def trainer_of(cfg: CfgNode) -> type[Trainer]:
+    """The trainer for MODEL.META_ARCHITECTURE; see TRAINER_REGISTRY."""
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return find(TRAINER_REGISTRY, getattr(architecture, "TRAINER", Trainer.__name__))
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:

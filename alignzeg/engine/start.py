@@ -16,10 +16,10 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
 from alignzeg.config.values import flatten
-from alignzeg.engine.checkpoints.resume import saved_seed
 from alignzeg.engine.records.log import hide_tracebacks, start_log
 from alignzeg.engine.records.output_lock import check_unused, clear, lock_output
 from alignzeg.engine.solver.optim import scaled_lr
+from alignzeg.engine.training.resume import saved_seed
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,9 +10,26 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from alignzeg.modeling.proposals import MASK_STRIDE
-from alignzeg.modeling.test_time_augmentation import View, merge_views, whole_masks
+from alignzeg.modeling.layers import MASK_STRIDE
+from alignzeg.modeling.test_time_augmentation import (
+    Frame,
+    TestTimeAugmentation,
+    View,
+    merge_views,
+    whole_masks,
+)
 from alignzeg.structures import Vocabulary
+
+
+def cut_views(
+    augmentation: TestTimeAugmentation, image: Tensor, size_divisibility: int
+) -> Iterator[tuple[Frame, ImageList]]:
+    """Each view of an image (3, H, W) in 0..255: where it lies, and its pixels, padded."""
+    scaled = image
+    for frame in augmentation.frames((image.shape[1], image.shape[2])):
+        if tuple(scaled.shape[-2:]) != frame.scaled:
+            scaled = resized(image, frame.scaled)
+        yield frame, ImageList.from_tensors([frame.cut(scaled)], size_divisibility)
 
 
 def segment_augmented(model: Any, item: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
@@ -27,12 +45,8 @@ def segment_augmented(model: Any, item: dict[str, Any], vocabulary: Vocabulary) 
         of the first scale's views that are not mirrored.
     """
     image = item["image"].to(model.device).float()
-    scaled = image
     views, shown = [], []
-    for frame in model.augmentation.frames(tuple(image.shape[-2:])):
-        if tuple(scaled.shape[-2:]) != frame.scaled:
-            scaled = resized(image, frame.scaled)
-        images = ImageList.from_tensors([frame.cut(scaled)], model.size_divisibility)
+    for frame, images in cut_views(model.augmentation, image, model.size_divisibility):
         outputs = model.outputs(images, vocabulary)
         probs = model.class_probs(outputs, vocabulary)[0]
         logits = outputs.proposals[-1].mask_logits[0].float()

@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Image pixels of a cell: of the masks, and of the features that are read to refine them.
+MASK_STRIDE = 4
+REFINED_STRIDES = (32, 16, 8)
+
 
 class PixelNormalizer(nn.Module):
     """Images as Detectron2's image encoders take them.

@@ -12,12 +12,17 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from alignzeg.data.labels import training_vocabulary
-from alignzeg.losses.criteria import merge_losses, prepare
+from alignzeg.losses.criteria import count_masks, merge_losses
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.augmented_inference import segment_augmented
-from alignzeg.modeling.layers import PixelNormalizer, geometric_ensemble, proposal_weights
+from alignzeg.modeling.layers import (
+    MASK_STRIDE,
+    REFINED_STRIDES,
+    PixelNormalizer,
+    geometric_ensemble,
+    proposal_weights,
+)
 from alignzeg.modeling.prompts import ClassTexts, build_class_texts, group_max, shared_vocabulary
-from alignzeg.modeling.proposals import MASK_STRIDE, REFINED_STRIDES
 from alignzeg.modeling.semantic_inference import background_wins, semantic_inference
 from alignzeg.modeling.test_time_augmentation import (
     TestTimeAugmentation,
@@ -154,9 +159,11 @@ class AlignZeg(nn.Module):
         )
         if self.training:
             targets = [item["targets"].to(self.device) for item in batched_inputs]
-            prepare(self.criteria, targets)
+            # The processes exchange it before one of them can fail.
+            count = count_masks(targets)
         outputs = self.outputs(images, vocabulary)
         if self.training:
+            outputs = dataclasses.replace(outputs, mask_count=count)
             return self.losses(outputs, targets, images, vocabulary)
         return self.segment(outputs, batched_inputs, images, vocabulary)
 

@@ -108,7 +108,7 @@ def label_stripes(
         shapes = [tuple(probs.shape) for probs in candidates]
         raise ValueError(f"expected class_probs of one shape (Q, K); got {shapes}")
     _check(candidates[0], mask_logits, padded_size, image_size, output_size, memory_mib, mode)
-    geometry = _Geometry(mask_logits.shape[-2:], padded_size, image_size, output_size)
+    geometry = Geometry(mask_logits.shape[-2:], padded_size, image_size, output_size)
     # Half of the memory for the masks of a stripe, half for the scores of some of its pixels.
     half = int(memory_mib * 2**20 / 2)
     if mask_logits.device.type == "cpu":
@@ -170,7 +170,9 @@ def _check(
 
 
 @dataclass(frozen=True)
-class _Geometry:
+class Geometry:
+    """Sizes: of the grid, of the padded image that it covers, of the image in it, of the answer."""
+
     low: Size
     padded: Size
     image: Size
@@ -178,6 +180,7 @@ class _Geometry:
 
     @property
     def resized(self) -> bool:
+        """Whether the answer has another size than the image."""
         return self.image != self.output
 
 
@@ -210,15 +213,16 @@ def _widen(values: Tensor, width: int) -> Tensor:
     return F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
 
 
-def _mask_rows(logits: Tensor, rows: Tensor, geometry: _Geometry) -> Tensor:
-    """Mask probabilities at some rows of the image: (Q, len(rows), W)."""
-    height, padded = logits.shape[-2], geometry.padded
-    narrow = interpolate(logits, interpolation_taps(_source(rows, height, padded[0]), height), 1)
-    return _widen(narrow, padded[1]).sigmoid_()[..., : geometry.image[1]]
+def _image_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool) -> Tensor:
+    """See `output_rows`, at some rows of the image: (Q, len(rows), W)."""
+    height, padded = values.shape[-2], geometry.padded
+    narrow = interpolate(values, interpolation_taps(_source(rows, height, padded[0]), height), 1)
+    wide = _widen(narrow, padded[1])
+    return (wide.sigmoid_() if masks else wide)[..., : geometry.image[1]]
 
 
 def _exact_stripes(
-    candidates: Sequence[Tensor], logits: Tensor, geometry: _Geometry, memory: int
+    candidates: Sequence[Tensor], logits: Tensor, geometry: Geometry, memory: int
 ) -> Iterator[_Stripe]:
     queries, classes = candidates[0].shape
     height, width = geometry.output
@@ -237,25 +241,25 @@ def _exact_stripes(
     for start in range(0, height, step):
         stop = min(height, start + step)
         rows = torch.arange(start, stop, dtype=torch.float64, device=logits.device)
-        masks = _output_rows(logits, rows, geometry).reshape(queries, -1)
+        masks = output_rows(logits, rows, geometry).reshape(queries, -1)
         yield slice(start, stop), map(partial(scores, masks), candidates)
 
 
-def _output_rows(logits: Tensor, rows: Tensor, geometry: _Geometry) -> Tensor:
-    """Mask probabilities at some rows of the output: (Q, len(rows), Wo)."""
+def output_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool = True) -> Tensor:
+    """(Q, h, w) values at some rows of the output, (Q, len(rows), Wo); of masks, probabilities."""
     if not geometry.resized:
-        return _mask_rows(logits, rows, geometry)
+        return _image_rows(values, rows, geometry, masks)
     height = geometry.image[0]
     first, second, weight = interpolation_taps(_source(rows, height, geometry.output[0]), height)
     # Strong reduction skips rows, so only those that count are upsampled.
     needed, place = torch.unique(torch.cat([first, second]), return_inverse=True)
-    masks = _mask_rows(logits, needed.double(), geometry)
-    masks = interpolate(masks, (place[: len(rows)], place[len(rows) :], weight), 1)
-    return _widen(masks, geometry.output[1])
+    found = _image_rows(values, needed.double(), geometry, masks)
+    found = interpolate(found, (place[: len(rows)], place[len(rows) :], weight), 1)
+    return _widen(found, geometry.output[1])
 
 
 def _fast_stripes(
-    candidates: Sequence[Tensor], logits: Tensor, geometry: _Geometry, memory: int
+    candidates: Sequence[Tensor], logits: Tensor, geometry: Geometry, memory: int
 ) -> Iterator[_Stripe]:
     queries, classes = candidates[0].shape
     height, width = geometry.output
@@ -280,7 +284,7 @@ def _fast_stripes(
         yield slice(start, stop), map(partial(scores, masks, taps), candidates)
 
 
-def _low_positions(index: Tensor, geometry: _Geometry, axis: int) -> Tensor:
+def _low_positions(index: Tensor, geometry: Geometry, axis: int) -> Tensor:
     """Where output rows (axis 0) or columns (axis 1) lie in the logits."""
     image = geometry.image[axis]
     position = _source(index.double(), image, geometry.output[axis]).clamp_(max=image - 1)

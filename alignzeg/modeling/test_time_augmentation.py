@@ -49,7 +49,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class View:
-    """What was found in a view.
+    """The proposals that were found in a view.
 
     Attributes:
         frame: where it lies.
@@ -62,6 +62,49 @@ class View:
     class_probs: Tensor
     mask_logits: Tensor
     padded: Size
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.class_probs.shape[1]
+
+    @property
+    def grid(self) -> Tensor:
+        """What is interpolated to pixels, (Q, h, w)."""
+        return self.mask_logits.float()
+
+    def scores(self, values: Tensor) -> Tensor:
+        """(y, x, K) scores of pixels from the (Q, y, x) interpolated values of the grid."""
+        return torch.einsum("qyx,qk->yxk", values.sigmoid(), self.class_probs.float())
+
+
+@dataclass(frozen=True)
+class PixelView:
+    """The scores that a network without proposals gives the cells of a view.
+
+    Attributes:
+        frame: where it lies.
+        cell_scores: (K, h, w) of the padded view.
+        padded: height and width in pixels that (h, w) covers.
+    """
+
+    frame: Frame
+    cell_scores: Tensor
+    padded: Size
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.cell_scores)
+
+    @property
+    def grid(self) -> Tensor:
+        """What is interpolated to pixels, (K, h, w)."""
+        return self.cell_scores.float()
+
+    def scores(self, values: Tensor) -> Tensor:
+        """(y, x, K) scores of pixels from the (K, y, x) interpolated values of the grid."""
+        return values.movedim(0, -1)
 
 
 @dataclass(frozen=True)
@@ -135,11 +178,14 @@ def build_test_time_augmentation(cfg: CfgNode) -> TestTimeAugmentation:
 
 
 def merge_views(
-    views: Sequence[View], output_size: Size, memory_mib: float, reject_below: float = 0.0
+    views: Sequence[View | PixelView],
+    output_size: Size,
+    memory_mib: float,
+    reject_below: float = 0.0,
 ) -> Tensor:
-    """Names every pixel: argmax of the mean, over the views that cover it, of classes x masks.
+    """Names every pixel: argmax of the mean, over the views that cover it, of their scores.
 
-    The masks of a view are interpolated bilinearly straight to the output's pixels. For one view of
+    The grid of a view is interpolated bilinearly straight to the output's pixels. For one view of
     the whole image at the size of the output that is what `semantic_inference` does.
 
     Args:
@@ -154,15 +200,15 @@ def merge_views(
     Raises:
         ValueError: if there is no view, their classes differ, or a pixel lies in none of them.
     """
-    counts = {view.class_probs.shape[1] for view in views}
+    counts = {view.num_classes for view in views}
     if len(counts) != 1:
         raise ValueError(f"expected views with one number of classes; got {sorted(counts)}")
     classes = counts.pop()
-    device = views[0].mask_logits.device
+    device = views[0].grid.device
     height, width = output_size
     wide = classes > 255
     labels = torch.empty(output_size, dtype=torch.uint16 if wide else torch.uint8, device=device)
-    queries = max(view.class_probs.shape[0] for view in views)
+    queries = max(len(view.grid) for view in views)
     # Scores of a row, those that a view adds, and its masks before and after the columns.
     row_bytes = 4 * width * (2 * classes + 3 * queries)
     step = max(1, min(height, int(memory_mib * 2**20) // row_bytes))
@@ -208,25 +254,26 @@ def _on_whole_grid(view: View, stride: int) -> Tensor:
     return masks.masked_fill(~(inside_y[:, None] & inside_x), _OUTSIDE)
 
 
-def _add(view: View, rows: Tensor, output: Size, scores: Tensor, cover: Tensor) -> None:
+def _add(view: View | PixelView, rows: Tensor, output: Size, scores: Tensor, cover: Tensor) -> None:
     """Adds a view's scores to those of a stripe, (n, W, K), and counts the pixels it covers."""
     columns = torch.arange(output[1], device=rows.device)
     y, inside_y = _positions(rows, view, output, 0)
     x, inside_x = _positions(columns, view, output, 1)
     if not (inside_y.any() and inside_x.any()):
         return
-    low = view.mask_logits.shape[-2:]
-    masks = view.mask_logits.float()
-    masks = interpolate(masks, interpolation_taps(y[inside_y], low[0]), 1)
-    masks = interpolate(masks, interpolation_taps(x[inside_x], low[1]), 2).sigmoid()
-    found = torch.einsum("qyx,qk->yxk", masks, view.class_probs.float())
+    values = view.grid
+    low = values.shape[-2:]
+    values = interpolate(values, interpolation_taps(y[inside_y], low[0]), 1)
+    found = view.scores(interpolate(values, interpolation_taps(x[inside_x], low[1]), 2))
     first_y, first_x = int(inside_y.nonzero()[0]), int(inside_x.nonzero()[0])
     area = (slice(first_y, first_y + len(found)), slice(first_x, first_x + found.shape[1]))
     scores[area] += found
     cover[area] += 1
 
 
-def _positions(index: Tensor, view: View, output: Size, axis: int) -> tuple[Tensor, Tensor]:
+def _positions(
+    index: Tensor, view: View | PixelView, output: Size, axis: int
+) -> tuple[Tensor, Tensor]:
     """Where output rows (axis 0) or columns (1) lie in the view's logits, and whether they do."""
     frame = view.frame
     edge, start = frame.size[axis], (frame.top, frame.left)[axis]
@@ -235,5 +282,5 @@ def _positions(index: Tensor, view: View, output: Size, axis: int) -> tuple[Tens
     if axis == 1 and frame.mirrored:
         pixel = edge - pixel
     pixel = (pixel - 0.5).clamp(0, edge - 1)
-    low = view.mask_logits.shape[-2:][axis]
+    low = view.grid.shape[-2:][axis]
     return ((pixel + 0.5) * (low / view.padded[axis]) - 0.5).clamp(min=0), inside

@@ -23,9 +23,9 @@ from alignzeg.data.fingerprint import fingerprint
 from alignzeg.data.labels import read_labels
 from alignzeg.data.pictures import read_values
 from alignzeg.data.pseudo import DESCRIPTION, file_keys, pseudo_files
+from alignzeg.data.worker_registration import Registered
 from alignzeg.engine import setup_config
 from alignzeg.engine.processes.process_exit import watch_parent
-from alignzeg.engine.processes.worker_registration import Registered
 from alignzeg.files import ATTEMPTS, atomic_write
 from alignzeg.pseudo_labels.classes import describe, find_classes
 from alignzeg.pseudo_labels.labeller import Labeller, RegionSource

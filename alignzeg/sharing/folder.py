@@ -23,10 +23,10 @@ import yaml
 
 from alignzeg import __version__
 from alignzeg.arguments import require_folder
+from alignzeg.config.plugins import PLUGINS_KEY, find_plugin
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.records.provenance import hash_file
-from alignzeg.engine.settings.plugins import PLUGINS_KEY, find_plugin
 from alignzeg.files import atomic_write
 from alignzeg.sharing.card import model_card, read_evaluation
 from alignzeg.sharing.weights import write_safetensors

@@ -16,7 +16,7 @@ import cv2
 from tqdm import tqdm
 
 from alignzeg.data.preparation.recipe import Task
-from alignzeg.engine.processes.worker_registration import Registered
+from alignzeg.data.worker_registration import Registered
 from alignzeg.files import atomic_write, leftovers
 
 _CHUNK = 16

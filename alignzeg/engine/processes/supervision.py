@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.multiprocessing
 
+from alignzeg.data.worker_registration import Registered
 from alignzeg.engine.processes import process_exit
 from alignzeg.engine.processes.errors import (
     BUG,
@@ -24,7 +25,6 @@ from alignzeg.engine.processes.errors import (
     explain,
 )
 from alignzeg.engine.processes.signals import forwarding
-from alignzeg.engine.processes.worker_registration import Registered
 
 # CUDA does not survive a fork.
 START_METHOD = "spawn"

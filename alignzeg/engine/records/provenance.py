@@ -4,7 +4,7 @@
      "seed": ..., "processes": ..., "config": {...}, "environment": {...}, "git": {...},
      "plugins": {...}, "weights": {...}, "vlm": {...}, "data": {...}}, ...]}
 
-Entries are added and never changed. `alignzeg.divergence` reads them.
+Entries are added and never changed. `alignzeg.studies.divergence` reads them.
 """
 
 from __future__ import annotations

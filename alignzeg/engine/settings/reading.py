@@ -16,10 +16,10 @@ from detectron2.utils.file_io import PathManager
 
 from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
+from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, import_plugin
 from alignzeg.config.values import flatten, new_name
 from alignzeg.data.custom import setup_custom_data
 from alignzeg.data.pseudo import setup_pseudo_labels
-from alignzeg.engine.settings.plugins import PLUGINS_KEY, find_plugin, import_plugin
 
 # What Detectron2 raises on a `_BASE_` that is no file name, or a section where that has a value.
 _BAD_BASE = (TypeError, AttributeError, AssertionError)

@@ -20,9 +20,9 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
+from alignzeg.data.worker_registration import Carrying
 from alignzeg.engine.checkpoints.state import isolated_rng
 from alignzeg.engine.processes.errors import BUG, explain, is_short_of_shared_memory
-from alignzeg.engine.processes.worker_registration import Carrying
 
 # Signals that a scheduler sends to every process of a job; the training process acts on them, and
 # needs its workers to finish the step.

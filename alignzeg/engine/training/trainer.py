@@ -22,8 +22,19 @@ from torch import nn
 from alignzeg.data.fingerprint import data_hash, fingerprint
 from alignzeg.data.labels import eval_vocabulary, training_vocabulary, without_hidden
 from alignzeg.data.mapper import ZeroShotMapper
+from alignzeg.data.worker_registration import Carrying
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
-from alignzeg.engine.checkpoints.resume import (
+from alignzeg.engine.checkpoints.state import set_rng_state
+from alignzeg.engine.checkpoints.state_check import check_kinds
+from alignzeg.engine.failures.batches import naming_images
+from alignzeg.engine.failures.crash import CrashWriter
+from alignzeg.engine.processes import peer_monitor
+from alignzeg.engine.processes.signals import StopRequest
+from alignzeg.engine.records.curve import LossCurve
+from alignzeg.engine.records.tracking import build_tracking
+from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
+from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, warn_of_selection
+from alignzeg.engine.training.resume import (
     changes_since,
     check_resumable,
     rank_state,
@@ -31,20 +42,10 @@ from alignzeg.engine.checkpoints.resume import (
     report_other_classes,
     restore_rank,
 )
-from alignzeg.engine.checkpoints.state import set_rng_state
-from alignzeg.engine.checkpoints.state_check import check_kinds
-from alignzeg.engine.failures.batches import naming_images
-from alignzeg.engine.failures.crash import CrashWriter
-from alignzeg.engine.processes import peer_monitor
-from alignzeg.engine.processes.signals import StopRequest
-from alignzeg.engine.processes.worker_registration import Carrying
-from alignzeg.engine.records.curve import LossCurve
-from alignzeg.engine.records.tracking import build_tracking
-from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
-from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, warn_of_selection
 from alignzeg.engine.training.sampling import TrainLoader, start_worker
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
+from alignzeg.registries import TRAINER_REGISTRY
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def build_parallel_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     )
 
 
+@TRAINER_REGISTRY.register()
 class Trainer(DefaultTrainer):
     """Trains and evaluates whatever MODEL.META_ARCHITECTURE names.
 

@@ -4,7 +4,7 @@ Every loss stays connected to the graph when there is nothing to learn from, so 
 training never waits for a gradient.
 """
 
-from alignzeg.losses.criteria.base import Criteria, Criterion, merge_losses, prepare
+from alignzeg.losses.criteria.base import Criterion, merge_losses
 from alignzeg.losses.criteria.bias import IndicatorCriterion
 from alignzeg.losses.criteria.classes import ClassCriterion
 from alignzeg.losses.criteria.enhancement import (
@@ -17,12 +17,11 @@ from alignzeg.losses.criteria.generalization import (
     GeneratorCriterion,
     SyntheticCriterion,
 )
-from alignzeg.losses.criteria.masks import MaskCriterion
+from alignzeg.losses.criteria.masks import MaskCriterion, count_masks
 
 __all__ = [
     "BackgroundDiversityCriterion",
     "ClassCriterion",
-    "Criteria",
     "Criterion",
     "EnhancementCriterion",
     "ForegroundClassCriterion",
@@ -31,6 +30,6 @@ __all__ = [
     "MaskCriterion",
     "RankingCriterion",
     "SyntheticCriterion",
+    "count_masks",
     "merge_losses",
-    "prepare",
 ]

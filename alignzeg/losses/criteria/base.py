@@ -1,8 +1,8 @@
-"""What all criteria share: their base, and several criteria as one."""
+"""What all criteria share: their base, and their losses in one dict."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -34,43 +34,8 @@ def merge_losses(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     return merged
 
 
-def prepare(criteria: Iterable[nn.Module], targets: list[Targets]) -> None:
-    """Lets criteria exchange what they need from other processes, before one of them can fail."""
-    for criterion in criteria:
-        if isinstance(criterion, (Criterion, Criteria)):
-            criterion.prepare(targets)
-
-
-class Criteria(nn.Module):
-    """Several criteria as one, with the contract of a criterion.
-
-    Args:
-        criteria: built criteria, for example by `alignzeg.registries.build_criteria`.
-    """
-
-    def __init__(self, criteria: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.criteria = nn.ModuleList(criteria)
-
-    def prepare(self, targets: list[Targets]) -> None:
-        """See `prepare`."""
-        prepare(self.criteria, targets)
-
-    def forward(
-        self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
-    ) -> dict[str, Tensor]:
-        """All weighted losses; errors as `merge_losses`."""
-        return merge_losses(criterion(outputs, targets, matches) for criterion in self.criteria)
-
-
 class Criterion(nn.Module):
     """A base that turns autocast off and leaves the losses to its subclass."""
-
-    def prepare(self, targets: list[Targets]) -> None:
-        """Exchanges what the losses need from other processes; the model calls it first of all.
-
-        A loss must not wait for other processes: one of them may have failed by then.
-        """
 
     def forward(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]

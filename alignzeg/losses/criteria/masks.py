@@ -19,8 +19,8 @@ from alignzeg.structures import Matches, Outputs, Targets
 _ROWS_AT_ONCE = 32
 
 
-def _count_masks(targets: list[Targets]) -> Tensor:
-    """Ground-truth masks per process, at least 1; the mean over processes."""
+def count_masks(targets: list[Targets]) -> Tensor:
+    """Ground-truth masks per process, at least 1; the mean over processes, which wait for it."""
     count = targets[0].labels.new_tensor(sum(len(t.labels) for t in targets), dtype=torch.float32)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(count)
@@ -68,7 +68,6 @@ class MaskCriterion(Criterion):
         self.num_points = num_points
         self.oversample = oversample
         self.importance = importance
-        self._count: Tensor | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -81,11 +80,6 @@ class MaskCriterion(Criterion):
             "oversample": node.OVERSAMPLE_RATIO,
             "importance": node.IMPORTANCE_RATIO,
         }
-
-    @override
-    def prepare(self, targets: list[Targets]) -> None:
-        """Counts the masks of all processes."""
-        self._count = _count_masks(targets)
 
     @override
     def losses(
@@ -104,8 +98,7 @@ class MaskCriterion(Criterion):
             rows = self._rows(functional.full_precision(torch.cat(logits)), target, ids)
             parts = torch.stack(rows).split(counts, dim=1)
             sums = [total + part.sum(1) for total, part in zip(sums, parts, strict=True)]
-        count = _count_masks(targets) if self._count is None else self._count
-        self._count = None
+        count = count_masks(targets) if outputs.mask_count is None else outputs.mask_count
         losses = {}
         for layer, (bce, dice) in enumerate(sums):
             suffix = "" if layer == len(layers) - 1 else f"_{layer}"

@@ -1,12 +1,10 @@
 """Mask proposal extractors: the plain baseline, AlignZeg's mutually refined one, and ours."""
 
 from alignzeg.modeling.proposals.affinity import VLMAffinityExtractor
-from alignzeg.modeling.proposals.plain import MASK_STRIDE, REFINED_STRIDES, PlainExtractor
+from alignzeg.modeling.proposals.plain import PlainExtractor
 from alignzeg.modeling.proposals.refined import MutuallyRefinedExtractor
 
 __all__ = [
-    "MASK_STRIDE",
-    "REFINED_STRIDES",
     "MutuallyRefinedExtractor",
     "PlainExtractor",
     "VLMAffinityExtractor",

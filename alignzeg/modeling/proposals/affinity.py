@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignzeg.modeling.layers import resize, sine_position
-from alignzeg.modeling.proposals.plain import MASK_STRIDE, Pixels
+from alignzeg.modeling.layers import MASK_STRIDE, resize, sine_position
+from alignzeg.modeling.proposals.plain import Pixels
 from alignzeg.modeling.proposals.refined import MutuallyRefinedExtractor
 from alignzeg.registries import PROPOSAL_EXTRACTOR_REGISTRY
 from alignzeg.structures import Proposals

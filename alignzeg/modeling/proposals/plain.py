@@ -8,12 +8,16 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from alignzeg.modeling.layers import MLP, AttentionBlock, resize, sine_position
+from alignzeg.modeling.layers import (
+    MASK_STRIDE,
+    MLP,
+    REFINED_STRIDES,
+    AttentionBlock,
+    resize,
+    sine_position,
+)
 from alignzeg.registries import PROPOSAL_EXTRACTOR_REGISTRY
 from alignzeg.structures import Proposals
-
-MASK_STRIDE = 4
-REFINED_STRIDES = (32, 16, 8)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from alignzeg.modeling.layers import AttentionBlock, resize, sine_position
-from alignzeg.modeling.proposals.plain import MASK_STRIDE, Pixels, PlainExtractor
+from alignzeg.modeling.layers import MASK_STRIDE, AttentionBlock, resize, sine_position
+from alignzeg.modeling.proposals.plain import Pixels, PlainExtractor
 from alignzeg.registries import PROPOSAL_EXTRACTOR_REGISTRY
 
 

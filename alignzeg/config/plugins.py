@@ -1,4 +1,4 @@
-"""Python files with components of the user's own: where they are, and their import."""
+"""Plugins: Python files outside the package, which register components of their own."""
 
 from __future__ import annotations
 

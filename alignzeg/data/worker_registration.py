@@ -14,9 +14,9 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from alignzeg.config.plugins import import_plugin, imported_plugins
 from alignzeg.data.catalog import is_as_shipped
 from alignzeg.data.labels import registered_names
-from alignzeg.engine.settings.plugins import import_plugin, imported_plugins
 
 # Name, what lists its records, and metadata.
 _DataSet = tuple[str, Callable[[], Any], dict[str, Any]]

@@ -10,17 +10,18 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor
+from detectron2.structures import ImageList
+from torch import Tensor, nn
 
 from alignzeg.data.labels import get_vocabulary
+from alignzeg.generative.pixel_branch import PixelBranch
+from alignzeg.generative.pixel_segmenter import PixelSegmenter
+from alignzeg.generative.recursion import Feedback, Phase
+from alignzeg.generative.word_vectors import WordVectors
 from alignzeg.losses.functional import no_loss
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.modeling.generator import GMMNGenerator
-from alignzeg.modeling.pixel_arch import PixelSegmenter
-from alignzeg.modeling.pixel_branch import PixelBranch
 from alignzeg.modeling.prompts import build_class_texts
-from alignzeg.modeling.recursion import Feedback, Schedule
-from alignzeg.modeling.vlm.words import WordVectors
 from alignzeg.registries import build_vlm
 from alignzeg.structures import Vocabulary
 
@@ -37,8 +38,14 @@ class GenerativeSegmenter(PixelSegmenter):
     generator also learns from pseudo-features of the unseen classes, weighted by the classifier's
     confidence in them. The names of the unseen classes are used in training: that is transductive.
 
-    Source: ZS3Net (arXiv 1906.00817); recursive training and ZS-MMD (arXiv 2103.00086).
+    With a VLM, a pixel's feature is the decoder's and, behind it, the VLM's dense embedding. The
+    decoder has learned to tell seen classes apart and forgets the others; the frozen VLM does not.
+
+    Source: ZS3Net (arXiv 1906.00817); recursive training and ZS-MMD (arXiv 2103.00086). [ours: the
+    VLM's part]
     """
+
+    TRAINER = "GenerativeTrainer"
 
     @configurable
     def __init__(
@@ -46,9 +53,10 @@ class GenerativeSegmenter(PixelSegmenter):
         *,
         generator: GMMNGenerator,
         semantics: Tensor,
-        schedule: Schedule,
         feedback: Feedback,
         bandwidths: Sequence[float],
+        vlm: nn.Module | None = None,
+        vlm_norm: float = 1.0,
         **pixel: Any,
     ) -> None:
         """Takes the parts.
@@ -56,18 +64,21 @@ class GenerativeSegmenter(PixelSegmenter):
         Args:
             generator: semantic vectors -> features.
             semantics: (K, A) of all classes, the seen ones first.
-            schedule: when what is taught.
             feedback: what becomes of the features that the classifier is sure of.
             bandwidths: of the discrepancy's Gaussian kernels, in feature units.
+            vlm: the frozen model whose dense embedding a pixel's feature ends with, if any; the
+                branch's classifier reads it.
+            vlm_norm: the length that it gets, in feature units.
             pixel: as `PixelSegmenter`, with a classifier and names for all K classes.
         """
         super().__init__(**pixel)
         self.backbone.requires_grad_(False)
         self.branch.decoder.requires_grad_(False)
         self.generator = generator
-        self.schedule = schedule
         self.feedback = feedback
         self.bandwidths = tuple(bandwidths)
+        self.vlm = vlm
+        self.vlm_norm = vlm_norm
         self.register_buffer("semantics", semantics, False)
         # Pseudo-features of the round, and their weights: in sum 1 for each unseen class, or 0
         # where the classifier is sure of none.
@@ -80,7 +91,8 @@ class GenerativeSegmenter(PixelSegmenter):
         """Builds the parts that the config names.
 
         Raises:
-            ValueError: if no class is unseen, or SOLVER.MAX_ITER is not that of the rounds.
+            ValueError: if no class is unseen, or there is a skip to features that do not end with
+                the VLM's embedding.
         """
         pixel = PixelSegmenter.from_config(cfg)
         vocabulary = get_vocabulary(cfg.DATASETS.TRAIN[0], cfg.ALIGNZEG.DATA.HOLD_OUT)
@@ -91,7 +103,15 @@ class GenerativeSegmenter(PixelSegmenter):
         order = [*vocabulary.seen_ids, *vocabulary.unseen_ids]
         semantics = build_semantics(cfg, vocabulary)[order]
         node, recursion = cfg.ALIGNZEG.GENERATOR, cfg.ALIGNZEG.RECURSION
-        branch = PixelBranch(cfg, pixel["backbone"].output_shape(), len(order))
+        vlm = build_vlm(cfg) if node.VLM_NORM else None
+        width = vlm.embed_dim if vlm else 0
+        if node.SKIP and width != semantics.shape[1]:
+            raise ValueError(
+                f"ALIGNZEG.GENERATOR.SKIP is {node.SKIP}, but features do not end with an "
+                f"embedding of {semantics.shape[1]} channels, as semantic vectors have: set "
+                "ALIGNZEG.SEMANTICS.SOURCE to vlm and VLM_NORM above 0, or SKIP to 0"
+            )
+        branch = PixelBranch(cfg, pixel["backbone"].output_shape(), len(order), vlm_channels=width)
         return {
             **pixel,
             "branch": branch,
@@ -101,9 +121,11 @@ class GenerativeSegmenter(PixelSegmenter):
                 feature_dim=branch.channels,
                 hidden_dim=node.HIDDEN_DIM,
                 dropout=node.DROPOUT,
+                skip=node.SKIP,
             ),
+            "vlm": vlm,
+            "vlm_norm": node.VLM_NORM,
             "semantics": semantics,
-            "schedule": build_schedule(cfg),
             "feedback": Feedback(
                 weight=recursion.WEIGHT,
                 confidence=recursion.CONFIDENCE,
@@ -121,13 +143,38 @@ class GenerativeSegmenter(PixelSegmenter):
         self.branch.decoder.eval()
         return self
 
+    def pixels(self, images: ImageList) -> Tensor:
+        """(B, C, h, w) pixel features of a padded batch; with a VLM its embedding comes last."""
+        decoded = super().pixels(images)
+        if self.vlm is None:
+            return decoded
+        return torch.cat([decoded, self.embeds(images, decoded.shape[-2:])], dim=1)
+
+    @torch.no_grad()
+    def embeds(self, images: ImageList, size: Sequence[int]) -> Tensor:
+        """(B, D, h, w) the VLM's dense embedding of a padded batch, every vector of one length.
+
+        The VLM sees each image without its padding, beneath which the border goes on.
+        """
+        height, width = images.tensor.shape[-2:]
+        found = []
+        for image, (rows, columns) in zip(images.tensor, images.image_sizes, strict=True):
+            dense = self.vlm.embed_dense(image[None, :, :rows, :columns]).float()
+            inside = (round(rows * size[0] / height), round(columns * size[1] / width))
+            dense = F.interpolate(dense, inside, mode="bilinear", align_corners=False)
+            missing = (0, size[1] - inside[1], 0, size[0] - inside[0])
+            dense = F.pad(dense, missing, mode="replicate")
+            found.append(self.vlm_norm * F.normalize(dense, dim=1))
+        return torch.cat(found)
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Detectron2's interface; as `PixelSegmenter`, but in training one dict of features.
 
         Args:
             batched_inputs: in training one dict with "classes" (S,) the seen classes that there are
                 features of, "features" (S, N, C), "shares" (K,) of all pixels that each class has
-                in the layout, "unlabelled" (M, C) features of pixels without a label, and "step".
+                in the layout, "unlabelled" (M, C) features of pixels without a label, "step", and
+                "phase" with the fields of its `Phase`.
 
         Returns:
             In training {"loss_mmd", "loss_zs_mmd"} or {"loss_classifier"}.
@@ -138,7 +185,7 @@ class GenerativeSegmenter(PixelSegmenter):
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in batched_inputs[0].items()
         }
-        phase = self.schedule.at(batch["step"])
+        phase = Phase(**batch["phase"])
         if phase.first and phase.round:
             self.collect(batch["unlabelled"], batch["step"])
         if not phase.generator:
@@ -247,20 +294,3 @@ def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
     texts, _ = build_class_texts(cfg).texts(vocabulary, True)
     source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
     return source.embed_text(texts)
-
-
-def build_schedule(cfg: CfgNode) -> Schedule:
-    """ALIGNZEG.RECURSION's rounds.
-
-    Raises:
-        ValueError: if SOLVER.MAX_ITER is another number of steps.
-    """
-    node = cfg.ALIGNZEG.RECURSION
-    schedule = Schedule(node.ROUNDS, node.GENERATOR_STEPS, node.CLASSIFIER_STEPS)
-    if cfg.SOLVER.MAX_ITER != schedule.steps:
-        raise ValueError(
-            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, but round 0 and ALIGNZEG.RECURSION.ROUNDS "
-            f"{node.ROUNDS} of {node.GENERATOR_STEPS} + {node.CLASSIFIER_STEPS} steps take "
-            f"{schedule.steps}; set it to that"
-        )
-    return schedule

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from detectron2.config import CfgNode
+
 
 @dataclass(frozen=True)
 class Feedback:
@@ -70,3 +72,20 @@ class Schedule:
         """The phase of a step, counted from 0; steps beyond the last belong to later rounds."""
         place = step % self.round_steps
         return Phase(step // self.round_steps, place < self.generator_steps, place == 0)
+
+
+def build_schedule(cfg: CfgNode) -> Schedule:
+    """ALIGNZEG.RECURSION's rounds.
+
+    Raises:
+        ValueError: if SOLVER.MAX_ITER is another number of steps.
+    """
+    node = cfg.ALIGNZEG.RECURSION
+    schedule = Schedule(node.ROUNDS, node.GENERATOR_STEPS, node.CLASSIFIER_STEPS)
+    if cfg.SOLVER.MAX_ITER != schedule.steps:
+        raise ValueError(
+            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, but round 0 and ALIGNZEG.RECURSION.ROUNDS "
+            f"{node.ROUNDS} of {node.GENERATOR_STEPS} + {node.CLASSIFIER_STEPS} steps take "
+            f"{schedule.steps}; set it to that"
+        )
+    return schedule

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from alignzeg.engine.checkpoints.checkpoint import KEY, read_checkpoint
-from alignzeg.engine.training.features import FeatureLoader, build_feature_loader
 from alignzeg.engine.training.trainer import Trainer, training_records
-from alignzeg.modeling.generative_arch import GenerativeSegmenter
+from alignzeg.generative.feature_bank import FeatureLoader, build_feature_loader
+from alignzeg.generative.generative_segmenter import GenerativeSegmenter
+from alignzeg.generative.recursion import Phase, build_schedule
+from alignzeg.registries import TRAINER_REGISTRY
 from alignzeg.structures import spelling
 
 logger = logging.getLogger(__name__)
 
 
+@TRAINER_REGISTRY.register()
 class GenerativeTrainer(Trainer):
     """Trains a `GenerativeSegmenter` on features of its own frozen pixel network.
 
@@ -28,6 +30,20 @@ class GenerativeTrainer(Trainer):
         """Builds data, model and optimizer of a validated config."""
         super().__init__(cfg)
         self.data_loader.model = self._trainer.inner_model
+        self.schedule = build_schedule(cfg)
+
+    @property
+    def phase(self) -> Phase:
+        """What the step that is being made is for."""
+        return self.schedule.at(self.iter)
+
+    def before_step(self) -> None:
+        """Says which round begins, and who learns."""
+        super().before_step()
+        phase, before = self.phase, self.schedule.at(self.iter - 1)
+        if self.iter == self.start_iter or phase.generator != before.generator:
+            learner = "generator" if phase.generator else "classifier"
+            logger.info("round %d of %d: the %s learns", phase.round, self.schedule.rounds, learner)
 
     def resume_or_load(self, resume: bool = True, allow_rescale: bool = False) -> None:
         """As `Trainer.resume_or_load`.
@@ -92,9 +108,3 @@ def load_pixel_network(model: GenerativeSegmenter, path: str) -> None:
                 "encoder and MODEL.SEM_SEG_HEAD first"
             ) from error
     logger.info("pixel network from %s, trained on %d classes", path, len(known))
-
-
-def trainer_of(cfg: CfgNode) -> type[Trainer]:
-    """The trainer for MODEL.META_ARCHITECTURE."""
-    trainers: dict[str, Any] = {"GenerativeSegmenter": GenerativeTrainer}
-    return trainers.get(cfg.MODEL.META_ARCHITECTURE, Trainer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels, training_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper, test_augmentations
 from alignzeg.engine.checkpoints.state import isolated_rng
+from alignzeg.generative.recursion import Schedule, build_schedule
 from alignzeg.losses.functional import cell_shares
 from alignzeg.structures import Targets, Vocabulary
 
@@ -91,7 +92,13 @@ def build_feature_loader(
         samples = (mapper(record) for record in records)
         return fill_bank(model, samples, len(names), node.BANK, hidden)
 
-    return FeatureLoader(fill, samples=node.SAMPLES, **place)
+    return FeatureLoader(
+        fill,
+        build_schedule(cfg),
+        samples=node.SAMPLES,
+        accumulate=cfg.ALIGNZEG.SOLVER.ACCUMULATE,
+        **place,
+    )
 
 
 def count_pixels(records: Iterable[Mapping[str, str]], names: Sequence[str]) -> Tensor:
@@ -183,9 +190,11 @@ class FeatureLoader:
     def __init__(
         self,
         fill: Callable[[nn.Module], FeatureBank],
+        schedule: Schedule,
         *,
         samples: int,
         seed: int,
+        accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -193,13 +202,17 @@ class FeatureLoader:
 
         Args:
             fill: the model -> its features of the training images.
+            schedule: the phase of each step.
             samples: features of each class in a batch.
             seed: of what is drawn.
+            accumulate: batches of a step.
             rank: rank of this process; each draws its own.
             world_size: processes.
         """
         self.model: nn.Module | None = None
         self._fill = fill
+        self._schedule = schedule
+        self._accumulate = accumulate
         self._samples = samples
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._position = 0
@@ -224,8 +237,10 @@ class FeatureLoader:
     def _batch(self, bank: FeatureBank) -> dict[str, Any]:
         with isolated_rng(self._seed, self._rank, self._position):
             features = [rows[torch.randint(len(rows), (self._samples,))] for rows in bank.features]
+        step = self._position // self._accumulate
         return {
-            "step": self._position,
+            "step": step,
+            "phase": asdict(self._schedule.at(step)),
             "file_name": f"features {self._position}",
             "classes": bank.classes,
             "features": torch.stack(features),

@@ -6,18 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from alignzeg.data.labels import training_vocabulary
-from alignzeg.losses.pixels import pixel_cross_entropy
+from alignzeg.generative.pixel_branch import PixelBranch
+from alignzeg.generative.pixel_inference import label_map
+from alignzeg.generative.pixel_loss import pixel_cross_entropy
+from alignzeg.modeling.augmented_inference import cut_views
 from alignzeg.modeling.layers import PixelNormalizer
-from alignzeg.modeling.pixel_branch import PixelBranch
 from alignzeg.modeling.prompts import shared_vocabulary
-from alignzeg.structures import IGNORE_LABEL, Vocabulary
+from alignzeg.modeling.test_time_augmentation import (
+    PixelView,
+    TestTimeAugmentation,
+    build_test_time_augmentation,
+    merge_views,
+)
+from alignzeg.structures import Vocabulary
+
+# Score of a class that is no answer: finite, as it is interpolated.
+_NEVER = -1e30
 
 
 @META_ARCH_REGISTRY.register()
@@ -39,6 +49,8 @@ class PixelSegmenter(nn.Module):
         names: Sequence[str],
         normalizer: PixelNormalizer,
         balance: float = 0.0,
+        memory_mib: float = 512.0,
+        augmentation: TestTimeAugmentation | None = None,
     ) -> None:
         """Takes the parts.
 
@@ -49,6 +61,9 @@ class PixelSegmenter(nn.Module):
             names: what the classifier's K scores stand for, the seen ones first.
             normalizer: RGB images in 0..255 -> the image encoder's input.
             balance: of the loss, see `pixel_cross_entropy`.
+            memory_mib: what the temporaries of a label map may take, MiB.
+            augmentation: scales, flips and windows to look at in a test; None looks once, at
+                the whole image as it comes.
         """
         super().__init__()
         self.backbone = backbone
@@ -57,19 +72,12 @@ class PixelSegmenter(nn.Module):
         self.names = tuple(names)
         self.normalizer = normalizer
         self.balance = balance
+        self.memory_mib = memory_mib
+        self.augmentation = augmentation or TestTimeAugmentation()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Builds the parts that the config names.
-
-        Raises:
-            ValueError: if windows or several scales are asked for, which only proposals know.
-        """
-        if cfg.TEST.AUG.ENABLED or cfg.ALIGNZEG.TEST.WINDOW:
-            raise ValueError(
-                f"{cfg.MODEL.META_ARCHITECTURE} looks at an image once: set TEST.AUG.ENABLED to "
-                "False and ALIGNZEG.TEST.WINDOW to 0"
-            )
+        """Builds the parts that the config names."""
         backbone = build_backbone(cfg)
         seen = training_vocabulary(cfg)
         return {
@@ -81,6 +89,8 @@ class PixelSegmenter(nn.Module):
                 cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
             ),
             "balance": cfg.ALIGNZEG.LOSS.PIXEL_BALANCE,
+            "memory_mib": cfg.ALIGNZEG.TEST.MEMORY_MIB,
+            "augmentation": build_test_time_augmentation(cfg),
         }
 
     @property
@@ -104,36 +114,52 @@ class PixelSegmenter(nn.Module):
                 that the classifier knows.
         """
         vocabulary = shared_vocabulary(batched_inputs)
-        if not self.training and len(batched_inputs) > 1:
+        if not self.training:
             # The network sees padding: an answer must not depend on the sizes of other images.
-            return [self([item])[0] for item in batched_inputs]
+            asked = self.scores_of(vocabulary)
+            return [{"sem_seg": self.segment(item, asked).cpu()} for item in batched_inputs]
         images = self.pad([item["image"] for item in batched_inputs])
         logits = self.branch.classify(self.pixels(images))
-        if self.training:
-            targets = [item["targets"].to(self.device) for item in batched_inputs]
-            size = tuple(images.tensor.shape[-2:])
-            targets = [target.padded(size) for target in targets]
-            return {"loss_pixel": pixel_cross_entropy(logits, targets, self.balance)}
-        known = self.scores_of(vocabulary)
-        return [
-            {
-                "sem_seg": self.label_map(
-                    scores[known.clamp(min=0)],
-                    known < 0,
-                    images,
-                    size,
-                    (item.get("height", size[0]), item.get("width", size[1])),
-                )
-            }
-            for item, scores, size in zip(batched_inputs, logits, images.image_sizes, strict=True)
-        ]
+        size = tuple(images.tensor.shape[-2:])
+        targets = [item["targets"].to(self.device).padded(size) for item in batched_inputs]
+        return {"loss_pixel": pixel_cross_entropy(logits, targets, self.balance)}
+
+    def segment(self, item: dict[str, Any], asked: Tensor) -> Tensor:
+        """The label map of one image: of its scores or, looked at several times, mean shares.
+
+        Args:
+            item: as `forward` takes them.
+            asked: see `scores_of`.
+        """
+        never = (asked < 0)[:, None, None]
+        image = item["image"].to(self.device).float()
+        size = (image.shape[1], image.shape[2])
+        wanted = (item.get("height", size[0]), item.get("width", size[1]))
+        if self.augmentation.single:
+            images = self.pad([image])
+            scores = self.branch.classify(self.pixels(images))[0, asked.clamp(min=0)].float()
+            padded = (images.tensor.shape[2], images.tensor.shape[3])
+            scores = scores.masked_fill(never, _NEVER)
+            return label_map(scores, padded, size, wanted, self.memory_mib)
+        views = []
+        for frame, images in cut_views(self.augmentation, image, self.size_divisibility):
+            probs = self.branch.classify(self.pixels(images))[0].float().softmax(dim=0)
+            probs = probs[asked.clamp(min=0)].masked_fill(never, -1)
+            padded = (images.tensor.shape[2], images.tensor.shape[3])
+            views.append(PixelView(frame, probs, padded))
+        return merge_views(views, wanted, self.memory_mib)
+
+    @property
+    def size_divisibility(self) -> int:
+        """Pixels that both sides of a padded batch are a multiple of."""
+        # The coarsest feature, at stride 32, must divide the image.
+        return max(self.backbone.size_divisibility, 32)
 
     def pad(self, images: Sequence[Tensor]) -> ImageList:
         """A batch of padded RGB images in 0..255."""
         return ImageList.from_tensors(
             [image.to(self.device).float() for image in images],
-            # The coarsest feature, at stride 32, must divide the image.
-            max(self.backbone.size_divisibility, 32),
+            self.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
 
@@ -155,31 +181,3 @@ class PixelSegmenter(nn.Module):
                 f"for {list(self.names)}, and unlike AlignZeg it can name no other classes"
             )
         return torch.tensor(known, device=self.device)
-
-    @staticmethod
-    def label_map(
-        logits: Tensor,
-        never: Tensor,
-        images: ImageList,
-        image_size: tuple[int, int],
-        output_size: tuple[int, int],
-    ) -> Tensor:
-        """Names every pixel.
-
-        Args:
-            logits: (K, h, w) scores over a padded image.
-            never: (K,) bool, classes that are no answer.
-            images: the padded batch.
-            image_size: height and width of the image inside it.
-            output_size: height and width of the label map.
-
-        Returns:
-            output_size, uint8 or uint16.
-        """
-        padded = tuple(images.tensor.shape[-2:])
-        full = F.interpolate(logits[None].float(), padded, mode="bilinear", align_corners=False)
-        full = full[..., : image_size[0], : image_size[1]]
-        if tuple(full.shape[-2:]) != tuple(output_size):
-            full = F.interpolate(full, output_size, mode="bilinear", align_corners=False)
-        labels = full[0].masked_fill(never[:, None, None], -torch.inf).argmax(dim=0)
-        return labels.to(torch.uint8 if len(logits) <= IGNORE_LABEL else torch.uint16).cpu()

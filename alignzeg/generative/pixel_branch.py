@@ -18,24 +18,32 @@ class PixelBranch(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, decoder: nn.Module, channels: int, num_classes: int) -> None:
+    def __init__(
+        self, *, decoder: nn.Module, channels: int, num_classes: int, vlm_channels: int = 0
+    ) -> None:
         """Takes the parts.
 
         Args:
             decoder: the image encoder's features -> (B, C, h, w) pixel features.
             channels: C.
             num_classes: K.
+            vlm_channels: of a VLM's dense embedding that is appended to the decoder's features; the
+                classifier reads both.
         """
         super().__init__()
         self.decoder = decoder
-        self.channels = channels
-        self.classifier = nn.Linear(channels, num_classes)
+        self.channels = channels + vlm_channels
+        self.classifier = nn.Linear(self.channels, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], num_classes: int
+        cls,
+        cfg: CfgNode,
+        input_shape: dict[str, ShapeSpec],
+        num_classes: int,
+        vlm_channels: int = 0,
     ) -> dict[str, object]:
         """Reads MODEL.SEM_SEG_HEAD, as Detectron2's DeepLab project does.
 
@@ -52,10 +60,15 @@ class PixelBranch(nn.Module):
         # Without a number of classes Detectron2 builds the decoder alone; crops may have any size.
         parts = DeepLabV3PlusHead.from_config(cfg, input_shape)
         decoder = DeepLabV3PlusHead(**{**parts, "num_classes": None, "train_size": None})
-        return {"decoder": decoder, "channels": node.CONVS_DIM, "num_classes": num_classes}
+        return {
+            "decoder": decoder,
+            "channels": node.CONVS_DIM,
+            "num_classes": num_classes,
+            "vlm_channels": vlm_channels,
+        }
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, C, h, w) pixel features, at the stride of the finest feature that is read."""
+        """(B, C, h, w) of the decoder, at the stride of the finest feature that is read."""
         return self.decoder(features)
 
     def classify(self, pixels: Tensor) -> Tensor:
