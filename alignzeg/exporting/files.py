@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,10 +186,25 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what the exporter says about its own optimizations."""
+    exporter = logging.getLogger("onnxscript")
+    before = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        exporter.setLevel(before)
+
+
 def _onnx(program: torch.export.ExportedProgram, settings: dict[str, Any]) -> bytes:
-    made = torch.onnx.export(
-        program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False
-    )
+    with _quiet():
+        made = torch.onnx.export(
+            program, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False
+        )
     assert made is not None
     proto = made.model_proto
     entry = proto.metadata_props.add()
@@ -243,7 +260,8 @@ def check(graph: ProposalGraph, content: bytes, text: Tensor, unseen: Tensor) ->
 def _runner(content: bytes) -> Any:
     """A function from the inputs to the outputs, as tensors."""
     if content.startswith(b"PK"):
-        return torch.export.load(io.BytesIO(content)).module()
+        program = torch.export.load(io.BytesIO(content)).module()
+        return lambda given: program(*given)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
