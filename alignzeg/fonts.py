@@ -20,15 +20,15 @@ FONT_VARIABLE = "ALIGNZEG_FONT"
 class LegibleFont(ImageFont.FreeTypeFont):
     """A font that draws code points, such as U+8349, for letters that it has not."""
 
-    def getmask2(self, text: str, *args: Any, **options: Any) -> Any:
+    def getmask2(self, text: Any, *args: Any, **options: Any) -> Any:
         """As Pillow's, which drawing goes through."""
         return super().getmask2(self.spelled(text), *args, **options)
 
-    def getbbox(self, text: str, *args: Any, **options: Any) -> Any:
+    def getbbox(self, text: Any, *args: Any, **options: Any) -> Any:
         """As Pillow's."""
         return super().getbbox(self.spelled(text), *args, **options)
 
-    def getlength(self, text: str, *args: Any, **options: Any) -> float:
+    def getlength(self, text: Any, *args: Any, **options: Any) -> float:
         """As Pillow's."""
         return super().getlength(self.spelled(text), *args, **options)
 

@@ -99,7 +99,8 @@ def shown_colors(
     for label in ids:
         pixels = drawn[(labels == label) & ~lines]
         mean = pixels.mean(axis=0) if len(pixels) else np.full(3, 255.0)
-        found.append(tuple(int(value) for value in np.round(mean)))
+        red, green, blue = (int(value) for value in np.round(mean))
+        found.append((red, green, blue))
     return found
 
 

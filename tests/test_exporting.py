@@ -218,7 +218,7 @@ def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["W", "x.onnx", "ALIGNZEG.CORRECTOR.GAMA", "1"], "did you mean ALIGNZEG.CORRECTOR.GAMMA?"),
         (["W", "x.onnx", "ALIGNZEG.CORRECTOR.GAMMA"], "come in pairs KEY VALUE"),
         (["W", "--classes", "brick"], "--classes is for a graph"),
-        (["W", "SEED", "1"], "SEED is for a graph"),
+        (["W", "x.safetensors", "SEED", "1"], "SEED is for a graph"),
         (["W", "x.onnx", "--clases", "brick"], "did you mean '--classes'?"),
     ],
 )

@@ -61,6 +61,7 @@ LAYERS = {
     "alignzeg.files": (0, "files"),
     "alignzeg.structures": (0, "structures"),
     "alignzeg.contracts": (0, "structures"),
+    "alignzeg.peers": (0, "peers"),
     "alignzeg.registries": (0, "structures"),
     # Its table names the registries.
     "alignzeg.config": (1, "config"),
@@ -170,6 +171,11 @@ def test_nothing_prints_and_every_file_says_what_it_is(path: Path) -> None:
 def test_the_command_to_train_is_short() -> None:
     lines = (REPOSITORY / "tools" / "train_net.py").read_text("utf-8").splitlines()
     assert len(lines) < 80
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_no_file_is_long(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 300
 
 
 def test_the_table_names_files_that_exist() -> None:

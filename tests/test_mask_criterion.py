@@ -20,6 +20,8 @@ from criteria_cases import (
 from torch.nn import functional as F
 
 from alignzeg.losses import functional
+from alignzeg.losses.criteria import count_masks
+from alignzeg.peers import alone
 from alignzeg.structures import Matches, Outputs, Proposals, Targets
 
 
@@ -209,6 +211,10 @@ def _count_in_process(rank: int, store: str) -> None:
         batch = make_batch(3, 2) if rank == 0 else make_batch(1, 0)
         loss = mask_criterion()(*batch)["loss_mask"].item()
         bce, _ = naive_mask_losses(*batch, LAYERS - 1)
+        if rank == 0:
+            # The other process does not answer, and is not waited for.
+            with alone():
+                assert count_masks(batch[1]) == 5
     finally:
         torch.distributed.destroy_process_group()
     own = 5 if rank == 0 else 1

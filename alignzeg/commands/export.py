@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 
 from alignzeg.arguments import OneLineParser, add_opts, check_pairs, command_parser
 
 SUFFIXES = (".safetensors", ".onnx", ".pt2")
-_CONFIG_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
 def parser() -> OneLineParser:
@@ -49,11 +47,9 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         ValueError: see `write_safetensors` and `export_graph`.
     """
-    output, opts = args.output, list(args.opts)
-    if output and _CONFIG_KEY.fullmatch(output):
-        output, opts = None, [output, *opts]
+    opts = list(args.opts)
     check_pairs(opts)
-    output = output or os.path.splitext(args.weights)[0] + SUFFIXES[0]
+    output = args.output or os.path.splitext(args.weights)[0] + SUFFIXES[0]
     suffix = os.path.splitext(output)[1]
     if suffix not in SUFFIXES:
         raise ValueError(

@@ -32,9 +32,9 @@ def _section(name: str, section: Section) -> Iterator[str]:
         values = "" if entry.values is None else str(entry.values)
         cells = (f"`{key}`", f"`{entry.default!r}`", values, entry.unit, entry.source, entry.text)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-    for below, entry in section.entries.items():
-        if isinstance(entry, Section):
-            yield from _section(f"{name}.{below}", entry)
+    for below, part in section.entries.items():
+        if isinstance(part, Section):
+            yield from _section(f"{name}.{below}", part)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def relabelled(change: Relabelling, *, seen_labels: bool) -> Iterator[None]:
     with ExitStack() as stack:
         for dataset in change.datasets:
             records = change.change(dataset, seen_labels)
-            stack.enter_context(_records(dataset, lambda records=records: records))
+            stack.enter_context(_records(dataset, partial(list, records)))
         yield
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def trainer_of(cfg: CfgNode) -> type[Trainer]:
     """The trainer for MODEL.META_ARCHITECTURE; see TRAINER_REGISTRY."""
     architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    return find(TRAINER_REGISTRY, getattr(architecture, "TRAINER", Trainer.__name__))
+    return find(TRAINER_REGISTRY, str(getattr(architecture, "TRAINER", Trainer.__name__)))
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def train(
     if comm.is_main_process():
         for line in advice(cfg):
             logger.warning("%s", line)
-        validate_names(cfg, getattr(trainer.model, "module", trainer.model))
+        validate_names(cfg, trainer._trainer.inner_model)
     first = trainer.start_iter
     record_run(cfg, trainer.model, action="train", iteration=first, resumed=resume and first > 0)
     return trainer.train()

@@ -17,13 +17,11 @@ from alignzeg.data.labels import get_vocabulary
 from alignzeg.generative.pixel_branch import PixelBranch
 from alignzeg.generative.pixel_segmenter import PixelSegmenter
 from alignzeg.generative.recursion import Feedback, Phase
-from alignzeg.generative.word_vectors import WordVectors
+from alignzeg.generative.word_vectors import build_semantics
 from alignzeg.losses.functional import no_loss
 from alignzeg.losses.mmd import weighted_mmd
 from alignzeg.modeling.generator import GMMNGenerator
-from alignzeg.modeling.prompts import build_class_texts
 from alignzeg.registries import build_vlm
-from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +44,11 @@ class GenerativeSegmenter(PixelSegmenter):
     """
 
     TRAINER = "GenerativeTrainer"
+
+    generator: GMMNGenerator
+    semantics: Tensor
+    pseudo: Tensor
+    pseudo_weights: Tensor
 
     @configurable
     def __init__(
@@ -181,7 +184,7 @@ class GenerativeSegmenter(PixelSegmenter):
         """
         if not self.training:
             return super().forward(batched_inputs)
-        batch = {
+        batch: dict[str, Any] = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in batched_inputs[0].items()
         }
@@ -282,15 +285,3 @@ class GenerativeSegmenter(PixelSegmenter):
     def probs(self, features: Tensor) -> Tensor:
         """(..., K) class probabilities of (..., C) features."""
         return self.branch.classifier(features).float().softmax(dim=-1)
-
-
-def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
-    """(K, A) semantic vectors of all classes, from ALIGNZEG.SEMANTICS.
-
-    Raises:
-        ValueError: on names that the word vectors do not know.
-    """
-    node = cfg.ALIGNZEG.SEMANTICS
-    texts, _ = build_class_texts(cfg).texts(vocabulary, True)
-    source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
-    return source.embed_text(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -10,7 +11,6 @@ from detectron2.utils import comm
 from alignzeg.engine.checkpoints.checkpoint import KEY, read_checkpoint
 from alignzeg.engine.training.trainer import Trainer, training_records
 from alignzeg.generative.feature_bank import FeatureLoader, build_feature_loader
-from alignzeg.generative.generative_segmenter import GenerativeSegmenter
 from alignzeg.generative.recursion import Phase, build_schedule
 from alignzeg.registries import TRAINER_REGISTRY
 from alignzeg.structures import spelling
@@ -58,7 +58,7 @@ class GenerativeTrainer(Trainer):
             load_pixel_network(self._trainer.inner_model, self.cfg.MODEL.WEIGHTS)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> FeatureLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> FeatureLoader:  # type: ignore[override]
         """Endless batches of pixel features."""
         return build_feature_loader(
             cfg,
@@ -69,10 +69,11 @@ class GenerativeTrainer(Trainer):
         )
 
 
-def load_pixel_network(model: GenerativeSegmenter, path: str) -> None:
+def load_pixel_network(model: Any, path: str) -> None:
     """Takes image encoder and decoder from a checkpoint; its classifier is not used.
 
-    The other model may have been trained on fewer classes, but on none that is unseen here.
+    `model` is a `GenerativeSegmenter`. The other one may have been trained on fewer classes, but on
+    none that is unseen here.
 
     Raises:
         ValueError: if there is no such file, it holds other parts, or it has seen an unseen class.

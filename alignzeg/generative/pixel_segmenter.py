@@ -39,6 +39,9 @@ class PixelSegmenter(nn.Module):
     Source: ZS3Net (arXiv 1906.00817), step 0.
     """
 
+    branch: PixelBranch
+    normalizer: PixelNormalizer
+
     @configurable
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Word vectors from a text file, as semantic vectors of class names."""
+"""Semantic vectors of class names: the VLM's text prototypes, or word vectors from a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from alignzeg.structures import SYNONYM_SEPARATOR
+from alignzeg.modeling.prompts import build_class_texts
+from alignzeg.registries import build_vlm
+from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
+
+
+def build_semantics(cfg: CfgNode, vocabulary: Vocabulary) -> Tensor:
+    """(K, A) semantic vectors of all classes, from ALIGNZEG.SEMANTICS.
+
+    Raises:
+        ValueError: on names that the word vectors do not know.
+    """
+    node = cfg.ALIGNZEG.SEMANTICS
+    texts, _ = build_class_texts(cfg).texts(vocabulary, True)
+    source = build_vlm(cfg) if node.SOURCE == "vlm" else WordVectors(node.WORD_VECTORS)
+    return source.embed_text(texts)
 
 
 class WordVectors:

@@ -75,8 +75,8 @@ class CosineClassifier(nn.Module):
         self.adapter = None
         if adapter_dim and embedding != "query":
             mlp = MLP(embed_dim, adapter_dim, embed_dim)
-            nn.init.zeros_(mlp[-1].weight)
-            nn.init.zeros_(mlp[-1].bias)
+            for parameter in mlp[-1].parameters():
+                nn.init.zeros_(parameter)
             self.adapter = nn.Sequential(nn.LayerNorm(embed_dim), mlp)
         self.background_embeds = nn.Embedding(num_background, embed_dim)
         self.project = None
@@ -112,7 +112,7 @@ class CosineClassifier(nn.Module):
             (..., D) float32, unit length.
         """
         learned = None if self.project is None else self.project(query_embeds).float()
-        if self.embedding == "query":
+        if self.embedding == "query" and learned is not None:
             return F.normalize(learned, dim=-1)
         embeds = region_embeds.float()
         if self.adapter is not None:

@@ -8,6 +8,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from alignzeg.contracts import (
+    ClassifierContract,
+    CorrectorContract,
+    ExtractorContract,
+    SynthesizerContract,
+    VLMContract,
+)
 from alignzeg.modeling.layers import mask_quality, with_foreground_share
 from alignzeg.registries import (
     HEAD_REGISTRY,
@@ -30,15 +37,21 @@ class MaskProposalHead(nn.Module):
     Source: AlignZeg (arXiv 2404.05667), figure 2.
     """
 
+    vlm: VLMContract
+    extractor: ExtractorContract
+    classifier: ClassifierContract
+    synthesizer: SynthesizerContract | None
+    corrector: CorrectorContract
+
     @configurable
     def __init__(
         self,
         *,
-        vlm: nn.Module,
-        extractor: nn.Module,
-        classifier: nn.Module,
-        synthesizer: nn.Module | None,
-        corrector: nn.Module,
+        vlm: VLMContract,
+        extractor: ExtractorContract,
+        classifier: ClassifierContract,
+        synthesizer: SynthesizerContract | None,
+        corrector: CorrectorContract,
         mixed: str = "input",
     ) -> None:
         """Takes the parts, each by the contract of its registry.
@@ -67,7 +80,7 @@ class MaskProposalHead(nn.Module):
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], vlm: nn.Module
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec], vlm: VLMContract
     ) -> dict[str, object]:
         """Builds the parts that the config names.
 

@@ -26,6 +26,9 @@ class PixelNormalizer(nn.Module):
         ValueError: if it is neither.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float], input_format: str) -> None:
         super().__init__()
         if input_format not in ("RGB", "BGR"):
@@ -141,7 +144,7 @@ def sine_position(height: int, width: int, dim: int, device: torch.device | None
     return torch.cat([rows, columns], dim=-1).reshape(height * width, dim)
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Bilinear resize of (B, C, H, W) to (B, C, *size); the tensor itself if it has that size."""
     # An exported graph must not depend on the sizes that it was traced with.
     if not torch.compiler.is_exporting() and x.shape[-2:] == size:

@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from alignzeg.contracts import HeadContract, VLMContract
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.losses.criteria import count_masks, merge_losses
 from alignzeg.losses.matcher import HungarianMatcher
@@ -41,12 +42,15 @@ class AlignZeg(nn.Module):
     Source: AlignZeg (arXiv 2404.05667).
     """
 
+    head: HeadContract
+    normalizer: PixelNormalizer
+
     @configurable
     def __init__(
         self,
         *,
         backbone: Backbone,
-        head: nn.Module,
+        head: HeadContract,
         matcher: nn.Module,
         criteria: list[nn.Module],
         seen: Vocabulary,
@@ -127,7 +131,7 @@ class AlignZeg(nn.Module):
         return max(self.backbone.size_divisibility, *REFINED_STRIDES)
 
     @property
-    def vlm(self) -> nn.Module:
+    def vlm(self) -> VLMContract:
         """The frozen vision-language model."""
         return self.head.vlm
 

@@ -26,10 +26,11 @@ _HOLDERS = (
     *("model_state_dict", "model", "module"),
 )
 # Harmless things that checkpoints hold beside tensors, which `weights_only` does not know.
-_HARMLESS = (
+_HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
     np.dtype,
-    np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar,
+    # What NumPy unpickles a scalar by: in NumPy 2 its module has another name.
+    np.float64(0).__reduce__()[0],
     *(type(np.dtype(code)) for code in "fdilqB?"),
 )
 _STORAGES = {

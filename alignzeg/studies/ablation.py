@@ -132,7 +132,7 @@ def _run_all(plan: Plan, todo: Sequence[tuple[Row, int]]) -> None:
     processes: set[subprocess.Popen] = set()
     with ThreadPoolExecutor(plan.jobs) as pool:
         try:
-            list(pool.map(lambda pair: _run_one(plan, *pair, processes), todo))
+            list(pool.map(lambda pair: _run_one(plan, pair[0], pair[1], processes), todo))
         except KeyboardInterrupt:
             for process in list(processes):
                 process.terminate()

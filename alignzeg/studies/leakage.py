@@ -124,9 +124,9 @@ def first_difference(first: Trial, second: Trial) -> str:
             return f"the sample of {first.files[index]} (image {index}) became another one"
     for step, (ours, theirs) in enumerate(zip(first.losses, second.losses, strict=False)):
         for name in dict.fromkeys([*ours, *theirs]):
-            a, b = ours.get(name), theirs.get(name)
-            if a != b:
-                values = [None if v is None else float.fromhex(v) for v in (a, b)]
+            pair = ours.get(name), theirs.get(name)
+            if pair[0] != pair[1]:
+                values = [None if v is None else float.fromhex(v) for v in pair]
                 return f"{name} of step {step} was {values[0]!r} and became {values[1]!r}"
     counts = [(len(trial.samples), len(trial.losses)) for trial in (first, second)]
     return "" if counts[0] == counts[1] else f"(images, steps) {counts[0]} became {counts[1]}"

@@ -25,7 +25,8 @@ def rng_state() -> dict[str, Any]:
     Returns:
         "torch", "numpy", "python" and "cuda" (None where there is none).
     """
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    kind, keys, position, has_gauss, gauss = legacy
     version, words, spare = random.getstate()
     return {
         "torch": torch.get_rng_state(),

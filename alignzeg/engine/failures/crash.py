@@ -47,7 +47,7 @@ def to_plain(value: Any) -> Any:
         items = [to_plain(item) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
     kind = type(value).__name__
-    if _KINDS.get(kind) is type(value):
+    if dataclasses.is_dataclass(value) and _KINDS.get(kind) is type(value):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {_KIND: kind, **fields}
     return {_LOST: kind}

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from alignzeg.engine.failures.batches import images_in, names_in, tensors_in
+from alignzeg.peers import alone
 
 # Seconds in which the other processes reach the same point, if this one has something bad to say.
 AGREE_SECONDS = 20
@@ -125,17 +126,6 @@ def _done_in_time(work: dist.Work) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Lets code that asks Detectron2 believe that there is one process, and wait for no other."""
-    before = comm.get_world_size
-    comm.get_world_size = lambda: 1
-    try:
-        yield
-    finally:
-        comm.get_world_size = before
-
-
 def trace(
     model: nn.Module,
     data: Any,
@@ -145,6 +135,8 @@ def trace(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> str:
     """Computes a batch again and names the first tensor that is not finite.
+
+    A model that exchanges something in a step asks `alignzeg.peers.world_size` with how many.
 
     The model's weights and gradients stay as they are; the random generators and the running
     statistics of normalisation layers do not.

@@ -121,13 +121,13 @@ class PeerMonitor:
 
     def _loop(self) -> None:
         selector = selectors.DefaultSelector()
-        for peer in (*self._peers, *([self._listener] if self._listener else [])):
-            selector.register(peer, selectors.EVENT_READ)
+        for known in (*self._peers, *([self._listener] if self._listener else [])):
+            selector.register(known, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select(POLL_SECONDS):
                 peer: Any = key.fileobj
-                if peer is self._listener:
-                    peer, _ = peer.accept()
+                if self._listener is not None and peer is self._listener:
+                    peer, _ = self._listener.accept()
                     keep_alive(peer)
                     selector.register(peer, selectors.EVENT_READ)
                 elif not self._read(peer):

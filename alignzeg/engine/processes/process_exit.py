@@ -93,7 +93,7 @@ def force_exit_later(seconds: float = LEAVE_SECONDS) -> None:
     """Ends this process after a while, also from inside a call that never returns."""
     # Faulthandler's clock needs neither the interpreter nor its lock.
     with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
 def _exit_after(seconds: float) -> None:

@@ -87,7 +87,7 @@ def run_processes(
         SystemExit: if they ended by SystemExit, with its exit code.
         KeyboardInterrupt: if this process was interrupted.
     """
-    context = torch.multiprocessing.get_context(START_METHOD)
+    context: Any = torch.multiprocessing.get_context(START_METHOD)
     children = []
     with forwarding():
         for rank, job in enumerate(jobs, first_rank):

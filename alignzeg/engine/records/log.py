@@ -112,9 +112,10 @@ class _WithoutTraceback(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """What the other formatter makes of the record without its traceback."""
-        if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
             record = copy.copy(record)
-            record.msg = f"{record.getMessage()} {explain(record.exc_info[1])}"
+            record.msg = f"{record.getMessage()} {explain(error)}"
             record.args = record.exc_info = record.exc_text = None
         return self.inner.format(record)
 

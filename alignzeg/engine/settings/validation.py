@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -22,7 +23,7 @@ from alignzeg.modeling.vlm.classifier import check_classifier
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
 
 # Task, metric, value and tolerance of an expected result.
-_EXPECTED = (str, str, (int, float), (int, float))
+_EXPECTED: tuple[Any, ...] = (str, str, (int, float), (int, float))
 # Figures of an evaluation that a checkpoint can be chosen by; higher is better.
 FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 

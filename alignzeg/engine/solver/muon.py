@@ -80,7 +80,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return torch.optim.AdamW(copies)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Makes one step; `closure` recomputes the loss, as with any optimizer of PyTorch."""
         loss = None
         if closure is not None:

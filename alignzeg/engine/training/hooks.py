@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
+from alignzeg.data.labels import eval_vocabulary
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.state import isolated_rng
 from alignzeg.engine.processes.signals import EXIT_SAVED, StopRequest
@@ -81,17 +83,6 @@ def selects_on_the_test(metric: str, tested: Iterable[Vocabulary], hold_out: str
     return not hold_out and not metric.endswith("/sIoU") and any(v.unseen_ids for v in tested)
 
 
-def warn_of_selection(metric: str, tested: Iterable[Vocabulary], hold_out: str) -> None:
-    """Logs what choosing a checkpoint on unseen classes is; arguments as `selects_on_the_test`."""
-    if metric and selects_on_the_test(metric, tested, hold_out):
-        logger.warning(
-            "ALIGNZEG.CHECKPOINT.BEST %s chooses the checkpoint on unseen classes: that is "
-            "selection on the test. Report the last checkpoint, or choose by sem_seg/sIoU or "
-            "on classes held out by ALIGNZEG.DATA.HOLD_OUT",
-            metric,
-        )
-
-
 class KeepBest:
     """Keeps the best checkpoint by one figure of the evaluation as model_best.pth."""
 
@@ -116,6 +107,22 @@ class KeepBest:
         self._checkpointer.save(
             "model_best", point=False, iteration=step, selected={self.metric: value}
         )
+
+
+def build_keep_best(cfg: CfgNode, checkpointer: AlignZegCheckpointer) -> KeepBest | None:
+    """By ALIGNZEG.CHECKPOINT.BEST, if that is set; warns of a choice that looks at the test."""
+    best, hold_out = cfg.ALIGNZEG.CHECKPOINT.BEST, cfg.ALIGNZEG.DATA.HOLD_OUT
+    if not best:
+        return None
+    tested = [eval_vocabulary(cfg, name) for name in cfg.DATASETS.TEST]
+    if selects_on_the_test(best, tested, hold_out):
+        logger.warning(
+            "ALIGNZEG.CHECKPOINT.BEST %s chooses the checkpoint on unseen classes: that is "
+            "selection on the test. Report the last checkpoint, or choose by sem_seg/sIoU or "
+            "on classes held out by ALIGNZEG.DATA.HOLD_OUT",
+            best,
+        )
+    return KeepBest(checkpointer, best)
 
 
 class EvaluationHook(hooks.EvalHook):

@@ -91,7 +91,7 @@ class TrainLoader:
         if self._workers:
             # When this process ends, it would wait for workers that do not heed SIGTERM.
             util.Finalize(None, _kill_workers, exitpriority=0)
-        common = {
+        common: dict[str, Any] = {
             "num_workers": self._workers,
             "worker_init_fn": start_worker,
             # The loader draws a seed for its workers; the run's generators must not notice.
@@ -202,7 +202,8 @@ def _kill_workers() -> None:
 
 def start_worker(_: int) -> None:
     """What a loading worker does first: see `IGNORED_BY_WORKERS`, and `_leave`."""
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_leave)
+    queue: Any = multiprocessing.queues.Queue
+    queue._on_queue_feeder_error = staticmethod(_leave)
     for name in IGNORED_BY_WORKERS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

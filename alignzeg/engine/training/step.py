@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from alignzeg.engine.processes.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)
 
+# Normalisation over all processes.
+SYNCHRONIZED = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
 # Scale of the losses below which float16 cannot be the reason for an infinite gradient.
 SMALLEST_SCALE = 1.0
 
@@ -207,7 +210,7 @@ class StepTrainer(SimpleTrainer):
         who = f"process {comm.get_rank()}: "
         # Synchronized normalisation cannot be computed again without the others.
         modules = self.inner_model.modules()
-        if comm.get_world_size() == 1 or not any(isinstance(m, nn.SyncBatchNorm) for m in modules):
+        if comm.get_world_size() == 1 or not any(isinstance(m, SYNCHRONIZED) for m in modules):
             # Ten times as long as the step has taken so far.
             patience = 10 * (time.perf_counter() - self._start) + peer_monitor.LEAVE_SECONDS
             with peer_monitor.limited(patience):

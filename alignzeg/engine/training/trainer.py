@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.records.curve import LossCurve
 from alignzeg.engine.records.tracking import build_tracking
 from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
-from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, SaveHook, warn_of_selection
+from alignzeg.engine.training.hooks import EvaluationHook, SaveHook, build_keep_best
 from alignzeg.engine.training.resume import (
     changes_since,
     check_resumable,
@@ -50,7 +50,7 @@ from alignzeg.registries import TRAINER_REGISTRY
 logger = logging.getLogger(__name__)
 
 
-def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+def training_records(cfg: CfgNode) -> Sequence[Mapping[str, Any]]:
     """The training images of a config, one record each."""
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
     if not cfg.ALIGNZEG.DATA.SKIP_UNSEEN_IMAGES:
@@ -150,9 +150,6 @@ class Trainer(DefaultTrainer):
         first = [hook for hook in theirs if hook not in writers]
         if comm.is_main_process():
             first.append(LossCurve(self.cfg.OUTPUT_DIR))
-        best, hold_out = self.cfg.ALIGNZEG.CHECKPOINT.BEST, self.cfg.ALIGNZEG.DATA.HOLD_OUT
-        tested = [eval_vocabulary(self.cfg, name) for name in self.cfg.DATASETS.TEST]
-        warn_of_selection(best, tested, hold_out)
         return [
             *first,
             SaveHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.stop),
@@ -160,7 +157,7 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.EVAL_PERIOD,
                 self._test,
                 self.stop,
-                KeepBest(self.checkpointer, best) if best else None,
+                build_keep_best(self.cfg, self.checkpointer),
             ),
             *writers,
             *build_tracking(self.cfg),

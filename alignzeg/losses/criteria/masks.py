@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.utils import comm
 from torch import Tensor
 from typing_extensions import override
 
 from alignzeg.losses import functional
 from alignzeg.losses.criteria.base import Criterion
+from alignzeg.peers import world_size
 from alignzeg.registries import CRITERION_REGISTRY
 from alignzeg.structures import Matches, Outputs, Targets
 
@@ -22,9 +22,9 @@ _ROWS_AT_ONCE = 32
 def count_masks(targets: list[Targets]) -> Tensor:
     """Ground-truth masks per process, at least 1; the mean over processes, which wait for it."""
     count = targets[0].labels.new_tensor(sum(len(t.labels) for t in targets), dtype=torch.float32)
-    if comm.get_world_size() > 1:
+    if world_size() > 1:
         torch.distributed.all_reduce(count)
-    return (count / comm.get_world_size()).clamp(min=1)
+    return (count / world_size()).clamp(min=1)
 
 
 @CRITERION_REGISTRY.register()

@@ -118,7 +118,8 @@ class MutuallyRefinedExtractor(PlainExtractor):
             return pixels
         level = pixels.levels[stride]
         tokens = level.flatten(2).transpose(1, 2)
-        grid = sine_position(*level.shape[-2:], level.shape[1], level.device)
+        _, channels, height, width = level.shape
+        grid = sine_position(height, width, channels, level.device)
         refined = self.refiners[index](tokens, queries, position=grid, key_position=position)
         refined = refined.transpose(1, 2).reshape(level.shape)
         finest = pixels.levels[MASK_STRIDE]
