@@ -70,9 +70,23 @@ setup(
         ],
         # Forms that `Prediction.to_df` and `to_detections` give.
         "results": ["pandas", "supervision"],
+        # ONNX files, and the check of one: alignzeg export model.pth model.onnx
+        "export": [
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "onnxscript>=0.5",
+        ],
+        # Where a run may be logged: ALIGNZEG.TRACK.NAME wandb or mlflow.
+        "track": [
+            "mlflow-skinny",
+            "wandb",
+        ],
         "dev": [
             "hypothesis",
+            "ipykernel",
             "mypy",
+            "nbclient",
+            "nbformat",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

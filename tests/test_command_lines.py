@@ -41,9 +41,10 @@ WITH_KEYS = {
     "vocabulary": "grass,brick",
     "doctor": "",
     "replay": "",
+    "export": "WEIGHTS model.onnx",
 }
 # Of these, those whose keys are read only with a checkpoint, a crash bundle or photographs.
-NEEDING_FILES = ("predict", "replay", "photos")
+NEEDING_FILES = ("predict", "replay", "photos", "export")
 # Prints what a command line has made the process import, after its own output.
 WATCHED = """
 import atexit, json, sys

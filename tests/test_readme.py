@@ -25,6 +25,7 @@ PAGES = [
     *(DOCS / f"{n}.md" for n in ("getting_started", "predict", "evaluation", "reliability")),
     *(DOCS / "methods" / f"{name}.md" for name in ("alignzeg", "cel", "generative")),
     DOCS / "extend.md",
+    DOCS / "share.md",
 ]
 # Their commands have a test of their own (test_custom_data_tutorial, test_photographs), or take
 # hours; those of the last are read here, but not run.
@@ -46,6 +47,7 @@ SMALLER = {
     "alignzeg pseudo-labels": shlex.join(TINY_OPTS),
     "alignzeg calibrate": "--gammas 0,2 --thresholds 0.5 " + shlex.join(TINY_OPTS),
     "alignzeg audit": shlex.join(TINY_OPTS),
+    "python projects/onnx/predict.py": "",
     "alignzeg": "",
 }
 
@@ -67,7 +69,7 @@ def commands(*pages: Path) -> list[str]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a fresh clone: the repository's folders, and nothing made by a run."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("alignzeg", "configs", "tools"):
+    for name in ("alignzeg", "configs", "tools", "projects"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "datasets").mkdir()
     for path in (REPOSITORY / "datasets").glob("*.py"):
@@ -122,6 +124,8 @@ def test_commands_in_order(workplace):
             assert "AreaHead" in (workplace / "output" / "mine" / "config.yaml").read_text()
         done += 1
     assert done >= 16
+    for block in blocks(DOCS / "share.md", "python"):
+        run(["python", "-c", block], workplace)
     assert (workplace / "output" / "model_final.pth").is_file()
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(workplace / "image.png")
     for page in (README, DOCS / "predict.md"):

@@ -127,6 +127,29 @@ def test_plugin_is_found_beside_the_config_and_brings_its_keys(tmp_path: Path) -
         setup_config("", ["ALIGNZEG.PLUGINS", str(tmp_path / "mine2.py")])
 
 
+def test_a_plugin_below_the_current_folder_is_told_by_its_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a checkpoint can be used where the folder was moved to, and from elsewhere."""
+    work, moved = tmp_path / "work", tmp_path / "moved"
+    (work / "parts").mkdir(parents=True)
+    (work / "parts" / "mine.py").write_text("MINE = 1\n")
+    monkeypatch.chdir(work)
+    for given in ("parts/mine.py", str(work / "parts" / "mine.py")):
+        cfg = setup_config("", ["ALIGNZEG.PLUGINS", given])
+        assert cfg.ALIGNZEG.PLUGINS == ["parts/mine.py"]
+    text = cfg.dump()
+    assert str(tmp_path) not in text
+    work.rename(moved)
+    monkeypatch.chdir(moved)
+    assert config_from_yaml(text).ALIGNZEG.PLUGINS == ["parts/mine.py"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="lists 'parts/mine.py', but there is no such file"):
+        config_from_yaml(text)
+    beside = config_from_yaml(text, folder=moved / "output" / "run")
+    assert beside.ALIGNZEG.PLUGINS == ["moved/parts/mine.py"]
+
+
 def test_dump_of_the_defaults_reads_back() -> None:
     assert plain(config_from_yaml(default_config().dump())) == plain(setup_config())
     assert "ALIGNZEG.VLM.MODEL" in flat_keys(default_config())

@@ -35,7 +35,8 @@ COMMANDS = {
     "significance": "intervals and paired tests of evaluations",
     "vocabulary": "warn of duplicate, close, long or clashing class names",
     "doctor": "check versions, devices, CLIP weights and data sets",
-    "export": "write the weights of a checkpoint as safetensors",
+    "export": "write a checkpoint as ONNX, PT2 or safetensors",
+    "share": "make the folder of a model that others can use, with a model card",
     "replay": "repeat a failed training step from its crash bundle",
 }
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130

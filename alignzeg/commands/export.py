@@ -1,25 +1,26 @@
-"""`alignzeg export`: the weights of a checkpoint as a safetensors file."""
+"""`alignzeg export`: a checkpoint as a graph for other programs, or its weights alone."""
 
 from __future__ import annotations
 
 import argparse
-import errno
-import json
 import os
 import sys
-from pathlib import Path
 
-from alignzeg.arguments import OneLineParser, command_parser
+from alignzeg.arguments import OneLineParser, add_opts, check_pairs, command_parser
 
-SUFFIX = ".safetensors"
+SUFFIXES = (".safetensors", ".onnx", ".pt2")
 
 
 def parser() -> OneLineParser:
     """The command line."""
     result = command_parser(
         "export",
-        "Writes the weights of a checkpoint, and what it says about itself, as a safetensors file.",
-        "alignzeg export output/model_final.pth",
+        "Writes a checkpoint for other programs. OUTPUT ending in .onnx or .pt2: the network from "
+        "an image to mask proposals, their embeddings and class scores, as ONNX or by "
+        "torch.export, checked against PyTorch; the text of the class names is an input, and "
+        "OUTPUT_classes.npz beside it holds that of --classes. Ending in .safetensors: the weights "
+        "alone, and what the checkpoint says about itself.",
+        'alignzeg export output/model_final.pth output/model.onnx --classes "red star, brick"',
     )
     result.add_argument(
         "weights", metavar="WEIGHTS", help="a checkpoint, such as output/model_final.pth"
@@ -30,68 +31,58 @@ def parser() -> OneLineParser:
         metavar="OUTPUT",
         help="the file to write; by default beside the checkpoint, ending in .safetensors",
     )
+    result.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help='class names, such as "red star, brick, grass", or a file with one name a line; by '
+        "default the classes seen in training",
+    )
+    add_opts(result, alone=False)
     return result
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes the file, and says how large it is.
+    """Writes the files, and says how large they are.
 
     Raises:
-        ValueError: see `export`.
+        ValueError: see `write_safetensors` and `export_graph`.
     """
-    output = args.output or os.path.splitext(args.weights)[0] + SUFFIX
-    count, size = export(args.weights, output)
+    opts = list(args.opts)
+    check_pairs(opts)
+    output = args.output or os.path.splitext(args.weights)[0] + SUFFIXES[0]
+    suffix = os.path.splitext(output)[1]
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"the output is {output!r}; its name must end in one of {', '.join(SUFFIXES)}"
+        )
+    if suffix == SUFFIXES[0]:
+        _weights(args, output, opts)
+    else:
+        _graph(args, output, opts)
+
+
+def _weights(args: argparse.Namespace, output: str, opts: list[str]) -> None:
+    if args.classes is not None or opts:
+        given = "--classes" if args.classes is not None else opts[0]
+        raise ValueError(
+            f"{given} is for a graph, and {output!r} holds weights alone; give an output that ends "
+            "in .onnx or .pt2"
+        )
+    from alignzeg.sharing import write_safetensors
+
+    count, size = write_safetensors(args.weights, output)
     sys.stdout.write(f"{output}: {count} tensors, {size / 2**20:.1f} MiB\n")
 
 
-def export(weights: str, output: str) -> tuple[int, int]:
-    """Writes the model of a checkpoint, and what the checkpoint says about itself, as safetensors.
+def _graph(args: argparse.Namespace, output: str, opts: list[str]) -> None:
+    from rich.console import Console
 
-    The result can be given wherever a checkpoint can be, but for --resume: optimizer, random
-    generators and the place in the data are left out.
+    from alignzeg.data.class_names import read_class_list
+    from alignzeg.exporting import export_graph
 
-    Args:
-        weights: a checkpoint of this project, or any file with a state_dict.
-        output: the file to write; ends in .safetensors.
-
-    Returns:
-        How many tensors it holds, and bytes.
-
-    Raises:
-        ValueError: if the checkpoint cannot be read, or the output's name is wrong.
-        OSError: if the output cannot be written.
-    """
-    from safetensors.torch import save
-    from torch import Tensor
-
-    from alignzeg.engine.checkpoints.checkpoint import KEY
-    from alignzeg.engine.checkpoints.reading import read_checkpoint
-    from alignzeg.files import ATTEMPTS, atomic_write
-
-    if not output.endswith(SUFFIX):
-        raise ValueError(f"the output is {output!r}; its name must end in {SUFFIX}")
-    folder = os.path.dirname(output)
-    if folder and not os.path.isdir(folder):
-        raise ValueError(f"the output's folder {folder!r} does not exist")
-    checkpoint = read_checkpoint(weights)
-    model = checkpoint.get("model", checkpoint)
-    if not isinstance(model, dict) or not model:
-        raise ValueError(f"checkpoint {weights!r} holds no weights")
-    for name, value in model.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"checkpoint {weights!r}: {name!r} is a {type(value).__name__}, not a tensor"
-            )
-    # The format knows no shared or strided memory.
-    tensors = {name: value.detach().clone().contiguous() for name, value in model.items()}
-    about = {"format": "pt"}
-    if KEY in checkpoint:
-        about["alignzeg"] = json.dumps(checkpoint[KEY])
-    content = save(tensors, metadata=about)
-
-    def check(path: str) -> None:
-        if Path(path).read_bytes() != content:
-            raise OSError(errno.EIO, "it does not read back as it was written")
-
-    atomic_write(output, content, durable=True, check=check, attempts=ATTEMPTS)
-    return len(tensors), len(content)
+    names = None if args.classes is None else list(read_class_list(args.classes))
+    with Console(stderr=True).status(f"Exporting {args.weights}"):
+        made = export_graph(args.weights, output, names, opts)
+    apart = ", ".join(f"{name} {value:.1e}" for name, value in made.differences.items())
+    sys.stdout.write(f"{made.file}: {made.size / 2**20:.1f} MiB\n{made.classes}: class names\n")
+    sys.stdout.write(f"largest differences from PyTorch: {apart}\n")

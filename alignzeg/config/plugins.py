@@ -5,13 +5,38 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 logger = logging.getLogger(__name__)
 
+PLUGINS_KEY = "ALIGNZEG.PLUGINS"
 # What the modules of plugins are called, before their path.
 _PLUGIN = "alignzeg_plugin"
+
+
+def find_plugin(name: str, folders: Sequence[Path]) -> str:
+    """The file of a plugin, relative to the current folder where it lies below that.
+
+    So a checkpoint, which holds the config, says nothing about the machine that wrote it.
+
+    Args:
+        name: what ALIGNZEG.PLUGINS lists.
+        folders: where to look for it, in this order.
+
+    Raises:
+        ValueError: if it is in none of them; the message names the first two places.
+    """
+    places = list(dict.fromkeys(folder / name for folder in folders))
+    for place in places:
+        if place.is_file():
+            file, here = place.resolve(), Path.cwd()
+            return str(file.relative_to(here) if file.is_relative_to(here) else file)
+    raise ValueError(
+        f"{PLUGINS_KEY} lists {name!r}, but there is no such file; looked for "
+        f"{' and '.join(str(place) for place in places[:2])}"
+    )
 
 
 def imported_plugins() -> list[str]:

@@ -154,3 +154,19 @@ CHECKPOINT = Section(
         ),
     },
 )
+
+
+TRACK = Section(
+    "Where the figures of a training go beside metrics.json and TensorBoard. The packages are "
+    "those of `alignzeg[track]`; their own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI) "
+    "say where the server is.",
+    {
+        "NAME": Key(
+            "",
+            "Weights & Biases or MLflow; empty for neither.",
+            Choices(("wandb", "mlflow"), optional=True),
+        ),
+        "PROJECT": Key("alignzeg", "Project of wandb, experiment of MLflow."),
+        "RUN": Key("", "Name of the run there; empty for that of OUTPUT_DIR."),
+    },
+)

@@ -33,5 +33,6 @@ ALIGNZEG = Section(
         "TEST": run_keys.TEST,
         "SOLVER": run_keys.SOLVER,
         "CHECKPOINT": run_keys.CHECKPOINT,
+        "TRACK": run_keys.TRACK,
     },
 )

@@ -94,7 +94,7 @@ class Predictor:
         if asked:
             require_device(asked, "MODEL.DEVICE")
         device_opts = ["MODEL.DEVICE", device] if device else []
-        cfg = config_from_yaml(about["config"], [*opts, *device_opts])
+        cfg = config_from_yaml(about["config"], [*opts, *device_opts], Path(weights).parent)
         self.vocabulary = None if classes is None else _vocabulary(classes, about["seen"])
         _provide_seen(cfg, about["seen"])
         # The checkpoint has these weights too, so their package or file need not be here.
@@ -107,6 +107,35 @@ class Predictor:
         self._warned: set[Vocabulary] = set()
         if self.vocabulary is not None:
             self._warn(self.vocabulary)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        classes: Sequence[str] | None = None,
+        *,
+        opts: Sequence[str] = (),
+        revision: str | None = None,
+        trust_code: bool = False,
+        **options: Any,
+    ) -> Predictor:
+        """The model of a folder that `alignzeg share` made, or of the Hugging Face Hub.
+
+        Args:
+            source: the folder, or an id such as "user/model".
+            classes: as above.
+            opts: as above.
+            revision: branch, tag or commit on the Hub.
+            trust_code: whether Python files that the model brings may run.
+            options: further arguments of `Predictor`.
+
+        Raises:
+            ValueError: as above and as `alignzeg.sharing.locate`.
+        """
+        from alignzeg.sharing import locate
+
+        found = locate(source, revision=revision, trust_code=trust_code)
+        return cls(found.weights, classes, opts=(*found.opts, *opts), **options)
 
     @torch.inference_mode()
     def __call__(

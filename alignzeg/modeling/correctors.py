@@ -26,12 +26,10 @@ def lower_seen(class_logits: Tensor, unseen: Tensor, amount: Tensor | float) -> 
         amount: logits, a number or (..., 1).
 
     Returns:
-        (..., K+1); `class_logits` itself if no class is unseen: there is nothing to correct.
+        (..., K+1); the scores as they came if no class is unseen: there is nothing to correct.
     """
-    if not unseen.any():
-        return class_logits
-    seen = torch.cat([~unseen, unseen.new_zeros(1)])
-    return class_logits - amount * seen
+    lowered = torch.cat([~unseen & unseen.any(), unseen.new_zeros(1)])
+    return class_logits - amount * lowered
 
 
 @BIAS_CORRECTOR_REGISTRY.register()

@@ -146,7 +146,8 @@ def sine_position(height: int, width: int, dim: int, device: torch.device | None
 
 def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Bilinear resize of (B, C, H, W) to (B, C, *size); the tensor itself if it has that size."""
-    if x.shape[-2:] == size:
+    # An exported graph must not depend on the sizes that it was traced with.
+    if not torch.compiler.is_exporting() and x.shape[-2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
@@ -192,7 +193,8 @@ def proposal_weights(mask_logits: Tensor, least_iou: float) -> Tensor:
     both = masks @ masks.T
     areas = masks.sum(dim=1)
     ious = both / (areas[:, None] + areas[None] - both).clamp(min=1)
-    copies = ious.masked_fill(ious < least_iou, 0).fill_diagonal_(1)
+    index = torch.arange(len(ious), device=ious.device)
+    copies = ious.masked_fill(ious < least_iou, 0).masked_fill(index[:, None] == index, 1)
     return 1 / copies.sum(dim=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def replay_bundle(path: str, opts: Sequence[str] = ()) -> tuple[str, str]:
     facts = content.get(BUNDLE)
     if not isinstance(facts, Mapping) or "reason" not in facts:
         raise ValueError(f"{path!r} is no crash bundle, as a failed training leaves them")
-    cfg = config_from_yaml(content[KEY]["config"], opts)
+    cfg = config_from_yaml(content[KEY]["config"], opts, Path(path).parent)
     setup_custom_data(cfg)
     model = rebuild(cfg, path, content)
     return facts["reason"], replay(model, facts, cfg.MODEL.DEVICE)

@@ -16,12 +16,11 @@ from detectron2.utils.file_io import PathManager
 
 from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
-from alignzeg.config.plugins import import_plugin
+from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, import_plugin
 from alignzeg.config.values import flatten, new_name
 from alignzeg.data.custom import setup_custom_data
 from alignzeg.data.pseudo import setup_pseudo_labels
 
-PLUGINS_KEY = "ALIGNZEG.PLUGINS"
 # What Detectron2 raises on a `_BASE_` that is no file name, or a section where that has a value.
 _BAD_BASE = (TypeError, AttributeError, AssertionError)
 # Whole numbers from here on are no floating-point numbers any more.
@@ -47,22 +46,31 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
     """
     pairs = [*_read_file(config_file), *_read_opts(opts)]
     folder = Path(config_file).parent if config_file else Path()
-    cfg = _build(pairs, folder)
+    cfg = _build(pairs, (folder, Path()))
     setup_custom_data(cfg)
     setup_pseudo_labels(cfg)
     return cfg
 
 
-def config_from_yaml(text: str, opts: Sequence[str] = ()) -> CfgNode:
+def config_from_yaml(
+    text: str, opts: Sequence[str] = (), folder: str | Path | None = None
+) -> CfgNode:
     """Builds a config from the YAML text that a checkpoint carries, then the KEY VALUE pairs.
 
     A key of the text may have an old name, so that older checkpoints stay of use.
+
+    Args:
+        text: the config.
+        opts: keys and values in turn.
+        folder: where the checkpoint lies. Plugins are looked for in the current folder, then in
+            this one and those around it, since OUTPUT_DIR mostly lies below where they are.
 
     Raises:
         ValueError: as `setup_config`.
     """
     pairs = [(new_name(key), value) for key, value in flatten(_safe_load(text, "the config text"))]
-    return _build([*pairs, *_read_opts(opts)], Path())
+    around = () if folder is None else (Path(folder).resolve(), *Path(folder).resolve().parents)
+    return _build([*pairs, *_read_opts(opts)], (Path(), *around))
 
 
 def default_config() -> CfgNode:
@@ -78,7 +86,7 @@ def flat_keys(cfg: Mapping[str, Any]) -> list[str]:
     return [key for key, _ in flatten(cfg)]
 
 
-def _build(pairs: list[tuple[str, Any]], folder: Path) -> CfgNode:
+def _build(pairs: list[tuple[str, Any]], folders: Sequence[Path]) -> CfgNode:
     cfg = default_config()
     for key, value in pairs:
         if key == PLUGINS_KEY:
@@ -86,7 +94,7 @@ def _build(pairs: list[tuple[str, Any]], folder: Path) -> CfgNode:
     wrong = [name for name in cfg.ALIGNZEG.PLUGINS if not isinstance(name, str)]
     if wrong:
         raise ValueError(f"{PLUGINS_KEY} lists {wrong[0]!r}; it lists Python files")
-    cfg.ALIGNZEG.PLUGINS = [_find_plugin(name, folder) for name in cfg.ALIGNZEG.PLUGINS]
+    cfg.ALIGNZEG.PLUGINS = [find_plugin(name, folders) for name in cfg.ALIGNZEG.PLUGINS]
     for file in cfg.ALIGNZEG.PLUGINS:
         plugin = import_plugin(file)
         if hasattr(plugin, "add_config"):
@@ -234,14 +242,3 @@ def _fits(item: Any, default: Sequence[Any]) -> bool:
     kinds = ((int, float), (str,), (list, tuple))
     known = [kind for kind in kinds if default and isinstance(default[0], kind)]
     return isinstance(item, known[0] if known else sum(kinds, ()))
-
-
-def _find_plugin(name: str, folder: Path) -> str:
-    places = [folder / name, Path(name)]
-    for place in places:
-        if place.is_file():
-            return str(place.resolve())
-    raise ValueError(
-        f"{PLUGINS_KEY} lists {name!r}, but there is no such file; looked for "
-        f"{' and '.join(str(place) for place in dict.fromkeys(places))}"
-    )

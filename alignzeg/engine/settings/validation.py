@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
@@ -56,6 +57,7 @@ def validate(
     if training:
         validate_solver(cfg, world_size)
         validate_saving(cfg)
+        validate_tracking(cfg)
     validate_datasets(cfg, training)
 
 
@@ -116,6 +118,18 @@ def validate_saving(cfg: CfgNode) -> None:
         names = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{n}/" for n in cfg.DATASETS.TEST]
         known = [f"{name}sem_seg/{figure}" for name in names for figure in FIGURES]
         Choices(tuple(known)).check("ALIGNZEG.CHECKPOINT.BEST", best)
+
+
+def validate_tracking(cfg: CfgNode) -> None:
+    """Refuses a tracker whose package is missing."""
+    name = cfg.ALIGNZEG.TRACK.NAME
+    if name and importlib.util.find_spec(name) is None:
+        raise ValueError(
+            f"ALIGNZEG.TRACK.NAME is {name!r}, but the package {name} is not installed; "
+            "pip install 'alignzeg[track]', or leave the key empty"
+        )
+    if name and not cfg.ALIGNZEG.TRACK.PROJECT.strip():
+        raise ValueError("ALIGNZEG.TRACK.PROJECT is empty; give the name of a project")
 
 
 def validate_datasets(cfg: CfgNode, training: bool) -> None:

@@ -31,6 +31,7 @@ from alignzeg.engine.failures.crash import CrashWriter
 from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.signals import StopRequest
 from alignzeg.engine.records.curve import LossCurve
+from alignzeg.engine.records.tracking import build_tracking
 from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
 from alignzeg.engine.training.hooks import EvaluationHook, SaveHook, build_keep_best
 from alignzeg.engine.training.resume import (
@@ -159,6 +160,7 @@ class Trainer(DefaultTrainer):
                 build_keep_best(self.cfg, self.checkpointer),
             ),
             *writers,
+            *build_tracking(self.cfg),
         ]
 
     def _test(self) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class PlaceClassifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    cell = (_UNIT, _UNIT)
 
     def __init__(self, model_name: str, weights: str, output_stride: int) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class PlaceClassifier(nn.Module):
         Raises:
             ValueError: if the shape is not (B, 3, H, W).
         """
-        pixels = resized(image, side, (_UNIT, _UNIT)).to(self.mean.dtype)
+        pixels = resized(image, side, self.cell).to(self.mean.dtype)
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         maps = self.network.forward_features(pixels)
         places = maps.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]

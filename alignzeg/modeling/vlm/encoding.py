@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -9,6 +12,17 @@ from torch import Tensor
 
 # A strip costs a network no more than this many squares.
 _MOST_SQUARES = 4
+_KEPT: ContextVar[bool] = ContextVar("kept", default=False)
+
+
+@contextmanager
+def keeping_size() -> Iterator[None]:
+    """Inside it `resized` leaves images as they are: the caller has resized them."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 @dataclass(frozen=True)
@@ -45,21 +59,28 @@ def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
     """
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W) RGB in 0..255; got {tuple(image.shape)}")
-    short, long = sorted(image.shape[-2:])
+    if _KEPT.get():
+        return image.float()
+    size = resized_to((image.shape[2], image.shape[3]), side, unit)
+    image = image.float()
+    if size == tuple(image.shape[-2:]):
+        return image
+    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
+    return image.clamp(0, 255)
+
+
+def resized_to(size: tuple[int, int], side: int, unit: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that `resized` makes of an image of `size`; arguments as there."""
+    short, long = sorted(size)
     scale = min(
         side / short,
         side * (_MOST_SQUARES / (short * long)) ** 0.5,
         side * _MOST_SQUARES**2 / long,
     )
-    size = [
-        max(1, round(length * scale / step)) * step
-        for length, step in zip(image.shape[-2:], unit, strict=True)
-    ]
-    image = image.float()
-    if size == list(image.shape[-2:]):
-        return image
-    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
-    return image.clamp(0, 255)
+    rows, columns = (
+        max(1, round(length * scale / step)) * step for length, step in zip(size, unit, strict=True)
+    )
+    return rows, columns
 
 
 def check_masks(mask_logits: Tensor, dense: Tensor) -> None:

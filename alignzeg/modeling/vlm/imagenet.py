@@ -156,6 +156,11 @@ class ImageNetVLM(nn.Module):
         return self._hash
 
     @property
+    def cell(self) -> tuple[int, int]:
+        """Rows and columns of pixels that the sides of the image it sees are multiples of."""
+        return self.classifier.cell
+
+    @property
     def embed_dim(self) -> int:
         """D, the channels of the text space."""
         return self._sentences.embed_dim

@@ -143,6 +143,11 @@ class OpenClipVLM(nn.Module):
         return self._hash
 
     @property
+    def cell(self) -> tuple[int, int]:
+        """Rows and columns of pixels that the sides of the image it sees are multiples of."""
+        return cell_size(self.clip.visual)
+
+    @property
     def embed_dim(self) -> int:
         """D, the channels of the text space."""
         return text_channels(self.clip)
@@ -198,7 +203,7 @@ class OpenClipVLM(nn.Module):
     # ------------------------------------------------------------------------------------- images
     def _prepared(self, image: Tensor) -> Tensor:
         """Resize to the model's resolution (aspect kept, sides in whole patches) and normalise."""
-        image = resized(image, self.image_size, cell_size(self.clip.visual))
+        image = resized(image, self.image_size, self.cell)
         mean = image.new_tensor(self._preprocess["mean"]).view(1, 3, 1, 1)
         std = image.new_tensor(self._preprocess["std"]).view(1, 3, 1, 1)
         return ((image / 255 - mean) / std).to(self.clip.logit_scale.dtype)

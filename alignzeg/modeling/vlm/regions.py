@@ -36,7 +36,7 @@ def patch_grid(visual: VisionTransformer, height: int, width: int) -> tuple[int,
 def interpolated_positions(visual: VisionTransformer, grid: tuple[int, int]) -> Tensor:
     """(1+P, W) positional embedding for a grid of patches, bicubic if it is not the trained one."""
     positions = visual.positional_embedding
-    if tuple(visual.grid_size) == tuple(grid):
+    if not torch.compiler.is_exporting() and tuple(visual.grid_size) == tuple(grid):
         return positions
     spatial = positions[1:].float().reshape(1, *visual.grid_size, -1).permute(0, 3, 1, 2)
     spatial = F.interpolate(spatial, size=grid, mode="bicubic", align_corners=False, antialias=True)
@@ -151,7 +151,7 @@ def patches_inside(mask_logits: Tensor, grid: tuple[int, int]) -> Tensor:
     best = F.adaptive_max_pool2d(mask_logits.detach().float(), grid).flatten(2)
     inside = best > 0
     peak = torch.zeros_like(inside).scatter_(2, best.argmax(dim=2, keepdim=True), True)
-    return torch.where(inside.any(dim=2, keepdim=True), inside, peak)
+    return inside | (peak & ~inside.any(dim=2, keepdim=True))
 
 
 def mask_pooled(dense: Tensor, mask_logits: Tensor, normalize: bool = True) -> Tensor:

@@ -1,0 +1,200 @@
+"""The model card, a README.md: from a checkpoint's config and the JSON of its evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# Figures of the table, in this order, where an evaluation has them.
+_FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
+_BIAS = ("unseen_to_seen", "unseen→seen")
+_PROTOCOL = ("setting", "background", "denominator")
+_TAGS = ("zero-shot", "semantic-segmentation", "alignzeg", "detectron2")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation, as its JSON has it.
+
+    Attributes:
+        dataset: registered name of the test set.
+        metrics: figures in percent; None where a group of classes has no pixel.
+        classes: rows with "name", "seen" and "IoU".
+        protocol: what was evaluated.
+    """
+
+    dataset: str
+    metrics: Mapping[str, float | None]
+    classes: Sequence[Mapping[str, Any]]
+    protocol: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The classes that were asked for."""
+        return [str(row["name"]) for row in self.classes]
+
+
+def read_evaluation(path: str | Path, seen: Sequence[str]) -> Evaluation:
+    """Reads an `evaluation_<data set>.json`.
+
+    Args:
+        path: the file.
+        seen: the classes that the model was trained on.
+
+    Raises:
+        ValueError: if the file is missing or no evaluation, or is that of a model trained on other
+            classes.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = Evaluation(
+            str(content["protocol"]["dataset"]),
+            dict(content["metrics"]),
+            [
+                {"name": row["name"], "seen": row["seen"], "IoU": row["IoU"]}
+                for row in content["classes"]
+            ],
+            dict(content["protocol"]),
+        )
+    except OSError as error:
+        raise ValueError(
+            f"the evaluation {str(path)!r} cannot be read: {error.strerror or error}"
+        ) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no evaluation of alignzeg; give an evaluation_<data set>.json of "
+            "OUTPUT_DIR/inference"
+        ) from error
+    strange = {row["name"] for row in result.classes if row["seen"]} - set(seen)
+    if strange:
+        raise ValueError(
+            f"the evaluation {str(path)!r} is of another model: it counts {sorted(strange)} as "
+            "seen, which this model was not trained on"
+        )
+    return result
+
+
+def model_card(
+    about: Mapping[str, Any],
+    config: Mapping[str, Any],
+    names: Sequence[str],
+    results: Sequence[Evaluation],
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        about: what the checkpoint says about itself.
+        config: its config.
+        names: the classes of vocabulary.txt.
+        results: evaluations of the model, may be none.
+    """
+    node = config.get("ALIGNZEG", {})
+    parts = {
+        "Meta-architecture": config.get("MODEL", {}).get("META_ARCHITECTURE"),
+        "Image encoder": config.get("MODEL", {}).get("BACKBONE", {}).get("NAME"),
+        **{
+            word: node.get(section, {}).get("NAME")
+            for word, section in (
+                ("Head", "HEAD"),
+                ("Proposals", "EXTRACTOR"),
+                ("Synthetic features", "SYNTHESIZER"),
+                ("Bias correction", "CORRECTOR"),
+            )
+        },
+    }
+    seen = list(about["seen"])
+    lines = [
+        "---",
+        yaml.safe_dump(_front(results), sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        "# Zero-shot semantic segmentation",
+        "",
+        f"A mask-proposal model trained on masks of {len(seen)} classes with alignzeg.",
+        "It names pixels among any class names, of seen and unseen classes.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from alignzeg.inference import Predictor",
+        "",
+        f'predictor = Predictor.from_pretrained("FOLDER_OR_ID", classes={list(names[:3])!r})',
+        'predictor("image.png").save("predictions", "image")',
+        "```",
+        "",
+        "## Model",
+        "",
+        "| part | |",
+        "|--|--|",
+        *(f"| {word} | `{value}` |" for word, value in parts.items() if value),
+        f"| Frozen VLM | `{about['vlm_id']}` |",
+        f"| SHA-256 of its weights | `{about['vlm_hash']}` |",
+        "",
+        "The VLM's weights are not in this folder; other ones than these are refused.",
+        "",
+        f"Seen classes: {', '.join(seen)}.",
+        "",
+        *_results(results),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _front(results: Sequence[Evaluation]) -> dict[str, Any]:
+    """The card's YAML header, as the Hub reads it."""
+    front: dict[str, Any] = {
+        "library_name": "alignzeg",
+        "pipeline_tag": "image-segmentation",
+        "tags": list(_TAGS),
+    }
+    if results:
+        entries = [
+            {
+                "task": {"type": "image-segmentation"},
+                "dataset": {"name": result.dataset, "type": result.dataset},
+                "metrics": [
+                    {"type": name, "value": round(value, 2)}
+                    for name in _FIGURES
+                    if (value := result.metrics.get(name)) is not None
+                ],
+            }
+            for result in results
+        ]
+        front["model-index"] = [{"name": "alignzeg", "results": entries}]
+    return front
+
+
+def _results(results: Sequence[Evaluation]) -> list[str]:
+    lines = ["## Results", ""]
+    if not results:
+        return [*lines, "Not measured."]
+    heads = (*_FIGURES, _BIAS[1])
+    keys = (*_FIGURES, _BIAS[0])
+    lines += [
+        "Percent.",
+        "",
+        f"| data set | images | {' | '.join(heads)} |",
+        "|" + "--|" * (2 + len(heads)),
+    ]
+    for result in results:
+        cells = (_percent(result.metrics.get(key)) for key in keys)
+        images = result.protocol.get("images", "")
+        lines.append(f"| {result.dataset} | {images} | {' | '.join(cells)} |")
+    for result in results:
+        lines += ["", f"### {result.dataset}", ""]
+        said = (result.protocol.get(key) for key in _PROTOCOL)
+        lines += [f"- {text}" for text in said if text]
+        lines += ["", "| class | | IoU |", "|--|--|--|"]
+        lines += [
+            f"| {row['name']} | {'seen' if row['seen'] else 'unseen'} | {_percent(row['IoU'])} |"
+            for row in result.classes
+        ]
+    return lines
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, (int, float)) else "-"

@@ -1,0 +1,251 @@
+"""A shared model: a folder or a repository of a hub, with all that `Predictor` needs.
+
+model.safetensors   the weights, with the config and the VLM's hash in the header
+alignzeg.json       format, seen classes, VLM id and hash, SHA-256 of every other file
+config.yaml         the config, without paths of the machine that trained it
+vocabulary.txt      the class names, one a line, as `--classes` takes them
+README.md           the model card
+plugins/            Python files of ALIGNZEG.PLUGINS, if the model needs any
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignzeg import __version__
+from alignzeg.arguments import require_folder
+from alignzeg.config.plugins import PLUGINS_KEY, find_plugin
+from alignzeg.engine.checkpoints.checkpoint import KEY
+from alignzeg.engine.checkpoints.reading import read_checkpoint
+from alignzeg.engine.records.provenance import hash_file
+from alignzeg.files import atomic_write
+from alignzeg.sharing.card import model_card, read_evaluation
+from alignzeg.sharing.weights import write_safetensors
+
+FORMAT = 1
+WEIGHTS, ABOUT, CONFIG, NAMES, CARD = (
+    *("model.safetensors", "alignzeg.json", "config.yaml", "vocabulary.txt", "README.md"),
+)
+PLUGINS = "plugins"
+# Keys that name a place of the machine that trained the model, and what they are in a shared one.
+# A weight file of the VLM keeps its name, by which the user knows which one to get.
+_PLACES = {
+    "OUTPUT_DIR": "./output",
+    "MODEL.WEIGHTS": "",
+    "ALIGNZEG.VLM.CACHE_DIR": "",
+    "ALIGNZEG.DATA.OWN.ROOT": "",
+    "ALIGNZEG.DATA.PSEUDO.ROOT": "",
+}
+_FILES = (
+    "ALIGNZEG.VLM.WEIGHTS",
+    "ALIGNZEG.VLM.TEXT_WEIGHTS",
+    "ALIGNZEG.ENCODER.TIMM_WEIGHTS",
+    "ALIGNZEG.SEMANTICS.WORD_VECTORS",
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A shared model that was found and checked.
+
+    Attributes:
+        weights: its weight file, as `Predictor` takes it.
+        opts: KEY VALUE pairs that go with it.
+    """
+
+    weights: Path
+    opts: tuple[str, ...] = ()
+
+
+def save_pretrained(
+    weights: str | Path, folder: str | Path, evaluations: Sequence[str | Path] = ()
+) -> list[Path]:
+    """Makes the folder of a model from its checkpoint.
+
+    Args:
+        weights: a checkpoint written by this package.
+        folder: made if it is missing; the files of an earlier call in it are replaced.
+        evaluations: `evaluation_<data set>.json` files of the same model, for the model card.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: if the checkpoint or an evaluation cannot be read, a plugin is missing, or the
+            folder holds something else; nothing is written then.
+        OSError: if a file cannot be written.
+    """
+    weights, folder = str(weights), require_folder(folder, "the folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
+        raise ValueError(
+            f"the folder {str(folder)!r} holds other files; give one that is empty or not there"
+        )
+    about = _about(weights)
+    results = [read_evaluation(path, about["seen"]) for path in evaluations]
+    config = yaml.safe_load(about["config"])
+    around = Path(weights).resolve().parents
+    listed = _get(config, PLUGINS_KEY) or ()
+    plugins = [Path(find_plugin(name, (Path(), *around))) for name in listed]
+    names = list(dict.fromkeys([*about["seen"], *(n for result in results for n in result.names)]))
+    about = {**about, "config": yaml.safe_dump(_portable(config, plugins), sort_keys=True)}
+    about.pop("data", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / PLUGINS, ignore_errors=True)
+    write_safetensors(weights, str(folder / WEIGHTS), about)
+    texts = {CONFIG: about["config"], NAMES: "\n".join(names) + "\n"}
+    texts[CARD] = model_card(about, _portable(config, plugins), names, results)
+    texts |= {f"{PLUGINS}/{path.name}": path.read_text(encoding="utf-8") for path in plugins}
+    for name, text in texts.items():
+        atomic_write(folder / name, text)
+    said = {key: about[key] for key in ("seen", "vlm_id", "vlm_hash")}
+    said |= {"format": FORMAT, "library": f"alignzeg {__version__}"}
+    # The card may be written on.
+    hashed = (WEIGHTS, *(name for name in texts if name not in (CARD, NAMES)))
+    said["sha256"] = {name: hash_file(folder / name) for name in hashed}
+    atomic_write(folder / ABOUT, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+    return [folder / name for name in (WEIGHTS, *texts, ABOUT)]
+
+
+def locate(
+    source: str | Path, *, revision: str | None = None, trust_code: bool = False
+) -> Pretrained:
+    """Finds a shared model and checks that it is whole.
+
+    Args:
+        source: a folder of `save_pretrained`, or the id of a repository on the Hugging Face Hub,
+            such as "user/model", which is downloaded.
+        revision: branch, tag or commit on the Hub.
+        trust_code: whether the Python files that the model brings may run.
+
+    Raises:
+        ValueError: if it is neither, a file is missing or another than was saved, or it brings
+            code that is not trusted; the message names it.
+    """
+    folder = _folder(str(source), revision)
+    said = _read_about(folder)
+    hashes = said["sha256"]
+    for name, wanted in hashes.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"the model in {str(folder)!r} has no {name}; get it again, whole")
+        if hash_file(folder / name) != wanted:
+            raise ValueError(
+                f"{str(folder / name)!r} is not the file that {ABOUT} was written for: its SHA-256 "
+                "differs; get the model again, whole"
+            )
+    inside = _about(str(folder / WEIGHTS))
+    for key, what in (("vlm_hash", "VLM hash"), ("vlm_id", "VLM"), ("seen", "seen classes")):
+        if inside[key] != said[key]:
+            raise ValueError(
+                f"{str(folder / ABOUT)!r} gives the {what} as {said[key]!r}, its weights were "
+                f"trained with {inside[key]!r}; get the model again, whole"
+            )
+    plugins = [str(folder / name) for name in hashes if name.startswith(f"{PLUGINS}/")]
+    if plugins and not trust_code:
+        raise ValueError(
+            f"the model in {str(folder)!r} brings Python code, {', '.join(plugins)}, which would "
+            "run; read it, then give trust_code=True"
+        )
+    return Pretrained(folder / WEIGHTS, (PLUGINS_KEY, repr(plugins)) if plugins else ())
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not _HUB_ID.fullmatch(source):
+        raise ValueError(
+            f"{source!r} is neither a folder that `alignzeg share` made nor an id on the Hugging "
+            "Face Hub, such as user/model"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = [WEIGHTS, ABOUT, CONFIG, NAMES, CARD, f"{PLUGINS}/*.py"]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+    # Of its own errors some are OSError, some ValueError, and those of the network neither.
+    except (OSError, HFValidationError, RuntimeError) as error:
+        raise ValueError(
+            f"there is no folder {source!r}, and it could not be downloaded from the Hugging Face "
+            f"Hub ({type(error).__name__}); check the id, the network and, if it is private, your "
+            "token"
+        ) from error
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    file = folder / ABOUT
+    if not file.is_file():
+        raise ValueError(
+            f"the folder {str(folder)!r} has no {ABOUT}; give one that `alignzeg share` made"
+        )
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        version, hashes = said["format"], said["sha256"]
+        fits = isinstance(version, int) and isinstance(hashes, dict) and WEIGHTS in hashes
+        fits = fits and {"seen", "vlm_id", "vlm_hash"} <= said.keys()
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {error}; get the model again") from error
+    if not fits or any(".." in Path(name).parts or os.path.isabs(name) for name in hashes):
+        raise ValueError(f"{str(file)!r} is not what `alignzeg share` writes; get the model again")
+    if version > FORMAT:
+        raise ValueError(
+            f"{str(file)!r} has format {version}; this version of alignzeg reads up to {FORMAT}: "
+            "upgrade it"
+        )
+    return said
+
+
+def _about(weights: str) -> dict[str, Any]:
+    """What a checkpoint says about itself."""
+    about = read_checkpoint(weights).get(KEY)
+    wanted = ("version", "config", "seen", "vlm_id", "vlm_hash")
+    if (
+        not isinstance(about, dict)
+        or any(key not in about for key in wanted)
+        or not isinstance(about["config"], str)
+        or not isinstance(about["seen"], list)
+    ):
+        raise ValueError(
+            f"{weights!r} is not a checkpoint of alignzeg: it does not say which config and "
+            "classes it was trained with"
+        )
+    return about
+
+
+def _portable(config: Mapping[str, Any], plugins: Iterable[Path]) -> dict[str, Any]:
+    """A config without places of this machine."""
+    result = json.loads(json.dumps(config))
+    for key, value in _PLACES.items():
+        _set(result, key, value)
+    for key in _FILES:
+        value = _get(result, key)
+        if value and os.path.exists(os.path.expanduser(value)):
+            _set(result, key, Path(value).name)
+    _set(result, PLUGINS_KEY, [f"{PLUGINS}/{path.name}" for path in plugins])
+    return result
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    node: Any = config
+    for part in sections:
+        node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, dict) and leaf in node:
+        node[leaf] = value
