@@ -31,6 +31,7 @@ WITH_KEYS = {
     "train": "",
     "evaluate": "",
     "predict": "IMAGE --weights WEIGHTS --classes grass,brick",
+    "web": "--weights WEIGHTS",
     "demo": "",
     "photos": "",
     "ablate": "--configs CONFIG",
@@ -43,7 +44,7 @@ WITH_KEYS = {
     "replay": "",
 }
 # Of these, those whose keys are read only with a checkpoint, a crash bundle or photographs.
-NEEDING_FILES = ("predict", "replay", "photos")
+NEEDING_FILES = ("predict", "web", "replay", "photos")
 # Prints what a command line has made the process import, after its own output.
 WATCHED = """
 import atexit, json, sys
