@@ -68,9 +68,12 @@ setup(
             "tokenizers",
             "transformers>=4.40",
         ],
+        # The page of `alignzeg web`.
+        "web": ["gradio>=6"],
         "dev": [
             "hypothesis",
             "mypy",
+            "playwright",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
