@@ -100,7 +100,7 @@ check: lint typecheck test
 # Writes requirements.lock anew, for every supported Python, keeping the versions that still fit.
 lock: setup
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
-		--extra demo --extra dev --extra imagenet --extra export setup.py -o requirements.lock
+		--extra demo --extra dev --extra imagenet --extra export --extra results --extra web setup.py -o requirements.lock
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -81,12 +81,15 @@ setup(
             "mlflow-skinny",
             "wandb",
         ],
+        # The page of `alignzeg web`.
+        "web": ["gradio>=6"],
         "dev": [
             "hypothesis",
             "ipykernel",
             "mypy",
             "nbclient",
             "nbformat",
+            "playwright",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

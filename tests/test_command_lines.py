@@ -31,6 +31,7 @@ WITH_KEYS = {
     "train": "",
     "evaluate": "",
     "predict": "IMAGE --weights WEIGHTS --classes grass,brick",
+    "web": "--weights WEIGHTS",
     "demo": "",
     "photos": "",
     "ablate": "--configs CONFIG",
@@ -44,7 +45,7 @@ WITH_KEYS = {
     "export": "WEIGHTS model.onnx",
 }
 # Of these, those whose keys are read only with a checkpoint, a crash bundle or photographs.
-NEEDING_FILES = ("predict", "replay", "photos", "export")
+NEEDING_FILES = ("predict", "web", "replay", "photos", "export")
 # Prints what a command line has made the process import, after its own output.
 WATCHED = """
 import atexit, json, sys

@@ -31,6 +31,7 @@ LAYERS = {
     "alignzeg.modeling.pretrained": (1, "weights"),
     "alignzeg.modeling.tensor_files": (1, "weights"),
     "alignzeg.modeling.semantic_inference": (1, "fold"),
+    "alignzeg.modeling.label_counts": (1, "fold"),
     "alignzeg.modeling.test_time_augmentation": (1, "fold"),
     "alignzeg.modeling.augmented_inference": (3, "viewing"),
     "alignzeg.modeling.proposals": (2, "proposals"),

@@ -54,7 +54,8 @@ def test_the_lock_pins_every_requirement() -> None:
     assert all("==" in line for line in lock.splitlines())
     text = (REPOSITORY / "setup.py").read_text("utf-8")
     blocks = re.findall(
-        r"(?:DETECTRON2_NEEDS = |install_requires=|\"dev\": |\"imagenet\": |\"export\": )\[(.*?)\]",
+        r"(?:DETECTRON2_NEEDS = |install_requires="
+        r"|\"dev\": |\"imagenet\": |\"export\": |\"results\": |\"web\": )\[(.*?)\]",
         text,
         re.DOTALL,
     )

@@ -31,8 +31,9 @@ PAGES = [
 # hours; those of the last are read here, but not run.
 OTHERS = {DOCS / f"{name}.md" for name in ("custom_data", "photographs", "results")}
 # Run elsewhere: `make test` is this suite; `make demo`, `make photos`, ablation and K-splits are
-# long and have tests of their own; the installation made the environment this runs in.
-ELSEWHERE = ("make ", "pip install", "alignzeg ablate", "alignzeg ksplits")
+# long and have tests of their own, as has `alignzeg web`, which ends when it is told to; the
+# installation made the environment this runs in.
+ELSEWHERE = ("make ", "pip install", "alignzeg ablate", "alignzeg ksplits", "alignzeg web")
 GENERATIVE = (
     *("ALIGNZEG.RECURSION.ROUNDS", "0", "ALIGNZEG.RECURSION.GENERATOR_STEPS", "1"),
     *("ALIGNZEG.RECURSION.CLASSIFIER_STEPS", "1", "ALIGNZEG.GENERATOR.BANK", "32"),

@@ -8,15 +8,21 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from alignzeg.colors import palette
-from alignzeg.report import About, RunResult, Sample, read_run, write_report
+from alignzeg.data.labels import get_vocabulary
+from alignzeg.evaluation.per_image import PerImage, sparse
+from alignzeg.report import About, RunResult, Sample, choose_worst, read_run, write_report
 from alignzeg.report.charts import Series, line_chart, ticks
-from alignzeg.report.sections import delta, thinned
+from alignzeg.report.confusions import pair_table, worst_pairs
+from alignzeg.report.page import render
+from alignzeg.report.runs import accuracies
+from alignzeg.report.sections import delta, harmonic_chart, thinned
 from alignzeg.structures import Vocabulary
 from alignzeg.visualize import blend, boundaries, colorize, with_legend
 
@@ -162,6 +168,78 @@ def test_a_run_with_nothing_but_a_metric(tmp_path: Path) -> None:
     checker.feed(path.read_text(encoding="utf-8"))
     assert checker.open == []
     assert "–" in checker.text
+
+
+def confused(matrix: list[list[int]], names: str = "abc", label: str = "one") -> RunResult:
+    """A run with a confusion matrix; the last class is unseen."""
+    classes = [{"name": name, "seen": name != names[-1], "IoU": None} for name in names]
+    return RunResult(label, label, {}, classes=classes, confusion=matrix)
+
+
+def test_the_worst_pairs_come_first() -> None:
+    first = confused([[50, 30, 0, 20], [1, 9, 0, 0], [40, 0, 60, 0]])
+    last = confused([[90, 10, 0, 0], [0, 10, 0, 0], [0, 25, 25, 0]], label="two")
+    pairs = worst_pairs([first, last])
+    assert [(pair.true, pair.named, pair.shares, pair.seen) for pair in pairs] == [
+        ("c", "a", (40.0, 0.0), (False, True)),
+        ("a", "b", (30.0, 10.0), (True, True)),
+        ("c", "b", (0.0, 50.0), (False, True)),
+        ("a", "", (20.0, 0.0), (True, True)),
+        ("b", "a", (10.0, 0.0), (True, True)),
+    ]
+    assert [pair.true for pair in worst_pairs([first, last], 2)] == ["c", "a"]
+
+
+def test_pairs_of_runs_that_do_not_fit_are_left_out() -> None:
+    last = confused([[3, 1], [0, 0]], "ab")
+    others = [confused([[3, 1, 0], [0, 4, 0]], "xb"), RunResult("b", "B", {})]
+    (pair,) = worst_pairs([*others, last])
+    assert (pair.true, pair.named, pair.shares) == ("a", "b", (None, None, 25.0))
+    assert worst_pairs(others) == []
+    assert pair_table([confused([[3, 0], [0, 4]], "ab")]) == ""
+    table = pair_table([confused([[3, 1], [0, 0]], ["<i>", "b"])])
+    assert "“&lt;i&gt;” called “b”" in table and "25.0" in table and "<i>" not in table
+
+
+def test_images_are_ordered_by_the_share_that_is_right() -> None:
+    matrices = {"good": [[9, 1, 0], [0, 10, 0]], "bad": [[1, 2, 1], [0, 0, 0]]}
+    matrices |= {"middle": [[1, 0, 0], [1, 0, 0]], "empty": [[0, 0, 0], [0, 0, 0]]}
+    rows = [(f"/d/{name}.png", *sparse(np.array(m))) for name, m in matrices.items()]
+    kept = PerImage.collect(["a", "b"], [True, False], rows)
+    assert list(accuracies(kept).items()) == [
+        ("bad.png", 25.0),
+        ("middle.png", 50.0),
+        ("good.png", 95.0),
+    ]
+
+
+def test_the_worst_images_are_found_in_the_data_set(zeroshapes: Path) -> None:
+    vocabulary = get_vocabulary("zeroshapes_val")
+    asked = []
+
+    def predict(name: str) -> SimpleNamespace:
+        asked.append(Path(name).name)
+        return SimpleNamespace(labels=np.zeros((64, 64), np.uint8))
+
+    right = {"val/00003.png": 12.5, "nowhere.png": 20.0, "00001.png": 31.0, "00002.png": 40.0}
+    found = choose_worst("zeroshapes_val", vocabulary, {"one": predict}, right, 2)
+    assert [sample.note for sample in found] == [
+        "00003.png: 12.5 % right",
+        "00001.png: 31.0 % right",
+    ]
+    assert asked == ["00003.png", "00001.png"]
+    truth = np.asarray(Image.open(zeroshapes / "zeroshapes/annotations/val/00003.png"))
+    assert np.array_equal(found[0].truth, truth)
+    assert choose_worst("zeroshapes_val", vocabulary, {}, right) == []
+    page = render([RunResult("one", "One", {})], [], vocabulary, About("T", "L"), found)
+    assert "Worst images" in page and "00003.png: 12.5 % right" in page
+
+
+def test_the_harmonic_mean_over_training() -> None:
+    points = [(49, 10.0), (99, 30.0)]
+    run = RunResult("a", "A", {}, evaluations={"hIoU": points})
+    assert "hIoU over training" in harmonic_chart([run, RunResult("b", "B", {})])
+    assert harmonic_chart([RunResult("a", "A", {}, evaluations={"hIoU": points[:1]})]) == ""
 
 
 def test_refuses(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a config",
     "evaluate": "evaluate a checkpoint on the test sets of a config",
     "predict": "segment images into any classes",
+    "web": "open a page in the browser: images, class names, bias correction",
     "demo": "train the baseline and AlignZeg on the embedded data set, and compare them",
     "photos": "the same on photographs, MSRC-21",
     "report": "compare runs in one HTML file",

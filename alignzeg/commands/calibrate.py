@@ -6,8 +6,12 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from alignzeg.arguments import (
     OneLineParser,
@@ -18,10 +22,37 @@ from alignzeg.arguments import (
 )
 from alignzeg.files import atomic_write
 
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from rich.table import Table
+
+    from alignzeg.evaluation.calibration import Setting
+
+# Rows of the table, beside that of no correction.
+_SHOWN = 5
+_PICTURES = (".png", ".svg", ".pdf")
+
 
 def numbers(text: str) -> list[float]:
     """Numbers separated by commas, so that KEY VALUE pairs may follow."""
-    return [float(part) for part in text.split(",")]
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of numbers separated by commas, such as 0,0.5,1"
+        )
+    return values
+
+
+def shares(text: str) -> list[float]:
+    """Numbers from 0 to 1 separated by commas."""
+    values = numbers(text)
+    wrong = [value for value in values if not 0 <= value <= 1]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{wrong[0]:g} in {text!r} is not a number from 0 to 1")
+    return values
 
 
 def parser() -> OneLineParser:
@@ -30,8 +61,9 @@ def parser() -> OneLineParser:
         "calibrate",
         "Chooses the bias correction on pseudo-unseen classes. It trains nothing: give it the "
         "weights of a model that was trained with ALIGNZEG.DATA.HOLD_OUT pseudo_unseen, and it "
-        "prints the scores of every strength of the correction and, with --seen-exponents and "
-        "--unseen-exponents, of every share of the frozen VLM.",
+        "scores every strength of the correction and, with --seen-exponents and "
+        "--unseen-exponents, every share of the frozen VLM. The network runs once per image; its "
+        "proposals are kept in a file, so that another sweep takes seconds.",
         "alignzeg calibrate --config-file configs/zeroshapes/alignzeg.yaml "
         "--weights output/pseudo/model_final.pth",
     )
@@ -54,6 +86,23 @@ def parser() -> OneLineParser:
         help="the file of the results; by default calibration.json beside the weights",
     )
     result.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="the trade-off of seen and unseen classes as a PNG, SVG or PDF file; by default that "
+        "of the results with the end .png",
+    )
+    result.add_argument(
+        "--cache",
+        metavar="FILE",
+        help="the file of the proposals, which is used again as long as nothing has changed that "
+        "they follow from; by default that of the results with the end .proposals",
+    )
+    result.add_argument(
+        "--write-config",
+        metavar="FILE",
+        help="also write a YAML file that is the config with the best setting",
+    )
+    result.add_argument(
         "--gammas",
         type=numbers,
         default="0,0.25,0.5,1,1.5,2,3,4,6,8,10,15",
@@ -62,7 +111,7 @@ def parser() -> OneLineParser:
     )
     result.add_argument(
         "--thresholds",
-        type=numbers,
+        type=shares,
         default="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
         metavar="LIST",
         help="thresholds of the unseen indicator, 0 to 1; %(default)s by default",
@@ -70,7 +119,7 @@ def parser() -> OneLineParser:
     for group in ("seen", "unseen"):
         result.add_argument(
             f"--{group}-exponents",
-            type=numbers,
+            type=shares,
             default=[],
             metavar="LIST",
             help=f"exponents of the frozen VLM for {group} classes, 0 to 1; by default that of "
@@ -81,44 +130,159 @@ def parser() -> OneLineParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Runs the sweep and writes its result.
+    """Runs the sweep and writes its results.
 
     Raises:
-        ValueError: on input that cannot work.
+        ValueError: on input that cannot work, before the model is built.
     """
-    path = Path(args.output or Path(args.weights).with_name("calibration.json"))
-    require_file_place(path, "--output" if args.output else "--weights")
+    path, picture, cache = _places(args)
     logging.basicConfig(level=logging.WARNING)
     from alignzeg.data.labels import get_vocabulary
     from alignzeg.engine import AlignZegCheckpointer, Trainer, setup_config
-    from alignzeg.evaluation.calibration import Grid, best, cache_proposals, sweep
+    from alignzeg.evaluation.calibration import Grid, best, config_text, sweep
+    from alignzeg.evaluation.tradeoff import save_tradeoff
 
     opts = [
-        "DATASETS.TEST",
-        args.dataset,
-        "ALIGNZEG.DATA.HOLD_OUT",
-        "pseudo_unseen",
-        "ALIGNZEG.TEST.RECALL",
-        "False",
-        *args.opts,
+        *("DATASETS.TEST", args.dataset, "ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen"),
+        *("ALIGNZEG.TEST.RECALL", "False", *args.opts),
     ]
     grid = Grid(args.gammas, args.thresholds, args.seen_exponents, args.unseen_exponents)
     cfg = setup_config(args.config_file, opts)
     vocabulary = get_vocabulary(args.dataset, cfg.ALIGNZEG.DATA.HOLD_OUT)
     model = Trainer.build_model(cfg).eval()
     AlignZegCheckpointer(model).load(args.weights)
-    cached = cache_proposals(model, Trainer.build_test_loader(cfg, args.dataset), args.dataset)
-    settings = sweep(model, cached, vocabulary, grid)
-    for setting in settings:
-        sys.stdout.write(json.dumps(dataclasses.asdict(setting)) + "\n")
-    chosen = best(settings)
-    sys.stdout.write(f"best: {chosen.opts()}\n")
+    images = _proposals(model, cfg, args, cache)
+    start = time.monotonic()
+    plain = (args.thresholds[0], 0.0, model.ensemble)
+    found = sweep(model, _track(images, "Sweeping", len(images)), vocabulary, grid, also=[plain])
+    *settings, uncorrected = found
+    seconds = time.monotonic() - start
+    # Of equals the first: what changes nothing.
+    chosen = max(uncorrected, best(settings), key=harmonic)
     result = {
         "weights": args.weights,
         "dataset": args.dataset,
-        "images": len(cached),
+        "images": len(images),
         "pseudo_unseen": [vocabulary.names[i] for i in vocabulary.unseen_ids],
+        "seconds": round(seconds, 1),
         "best": dataclasses.asdict(chosen),
+        "uncorrected": dataclasses.asdict(uncorrected),
         "settings": [dataclasses.asdict(setting) for setting in settings],
     }
     atomic_write(path, json.dumps(result, indent=1))
+    save_tradeoff(picture, settings, uncorrected, chosen)
+    if args.write_config:
+        text = config_text(args.config_file, args.write_config, args.dataset, chosen)
+        atomic_write(args.write_config, text)
+    _report(settings, uncorrected, chosen)
+    written = [path, picture, *([args.write_config] if args.write_config else [])]
+    sys.stdout.write(
+        f"{len(settings)} settings on {len(images)} images in {seconds:.1f} s: "
+        f"{', '.join(map(str, written))}\n"
+    )
+    said = "no correction helps" if chosen is uncorrected else "best"
+    sys.stdout.write(f"{said}: {chosen.opts()}\n")
+
+
+def _places(args: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """The files of results, picture and proposals.
+
+    Raises:
+        ValueError: if the weights are missing, or a file cannot be written.
+    """
+    if not Path(args.weights).is_file():
+        raise ValueError(
+            f"--weights is {args.weights!r}, which is no file; train with "
+            "ALIGNZEG.DATA.HOLD_OUT pseudo_unseen and give its model_final.pth"
+        )
+    path = Path(args.output or Path(args.weights).with_name("calibration.json"))
+    require_file_place(path, "--output" if args.output else "--weights")
+    picture = Path(args.picture or path.with_suffix(".png"))
+    if picture.suffix.lower() not in _PICTURES:
+        raise ValueError(f"--picture is {str(picture)!r}; its end must be one of {_PICTURES}")
+    cache = Path(args.cache or path.with_suffix(".proposals"))
+    places = {"--output": path, "--picture": picture, "--cache": cache}
+    if args.write_config:
+        places["--write-config"] = Path(args.write_config)
+        if places["--write-config"].suffix not in (".yaml", ".yml"):
+            raise ValueError(f"--write-config is {args.write_config!r}; its end must be .yaml")
+    inputs = {"--weights": Path(args.weights), "--config-file": Path(args.config_file)}
+    taken: dict[Path, str] = {file.resolve(): name for name, file in inputs.items()}
+    for name, file in places.items():
+        require_file_place(file, name)
+        if file.resolve() in taken:
+            raise ValueError(
+                f"{name} is {str(file)!r}, the file of {taken[file.resolve()]}; give another"
+            )
+        taken[file.resolve()] = name
+    return path, picture, cache
+
+
+def _proposals(model: Any, cfg: CfgNode, args: argparse.Namespace, cache: Path) -> Any:
+    """The cached proposals of the data set, made first if they are not there.
+
+    Raises:
+        ValueError: if the file of `--cache` is there and holds something else.
+    """
+    from alignzeg.engine import Trainer
+    from alignzeg.evaluation.cached_proposals import (
+        ProposalFile,
+        iterate_proposals,
+        origin,
+        save_proposals,
+    )
+
+    made_of = origin(cfg, args.weights, args.dataset)
+    if cache.exists():
+        images = ProposalFile(cache, model.device)
+        if images.made_of == made_of:
+            return images
+        sys.stderr.write(f"{cache} is of other weights, data or keys; it is made anew\n")
+    loader = Trainer.build_test_loader(cfg, args.dataset)
+    found = iterate_proposals(model, _track(loader, "Looking at images", len(loader)), args.dataset)
+    save_proposals(cache, found, made_of)
+    return ProposalFile(cache, model.device)
+
+
+def _track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """The items, with their progress on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return items
+    return track(items, what, total=total, console=console, transient=True)
+
+
+def table(settings: Iterable[Setting], uncorrected: Setting) -> Table:
+    """No correction and the best settings; of those that score alike, the mildest."""
+    from rich.table import Table
+
+    from alignzeg.evaluation.calibration import best
+
+    shown = Table("percent", *("gamma", "theta", "a seen", "a unseen", "sIoU", "uIoU", "hIoU"))
+    rows = [("no correction", uncorrected)]
+    left = list(settings)
+    while left and len(rows) <= _SHOWN:
+        chosen = best(left)
+        rows.append((f"{len(rows)}.", chosen))
+        left = [other for other in left if other.scores != chosen.scores]
+    for name, row in rows:
+        values = (row.gamma, row.threshold, row.seen_exponent, row.unseen_exponent)
+        scores = ("–" if score is None else f"{score:.2f}" for score in row.scores)
+        shown.add_row(name, *(f"{value:g}" for value in values), *scores)
+    return shown
+
+
+def harmonic(setting: Setting) -> float:
+    """The hIoU of a setting in percent; -1 where it is not defined."""
+    return -1.0 if setting.harmonic_iou is None else setting.harmonic_iou
+
+
+def _report(settings: list[Setting], uncorrected: Setting, chosen: Setting) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(table(settings, uncorrected))
+    if chosen.harmonic_iou is None:
+        sys.stdout.write("hIoU is not defined: the data set shows no pseudo-unseen class\n")

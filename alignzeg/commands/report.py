@@ -45,6 +45,14 @@ def parser() -> OneLineParser:
         help=f"images to segment with the {_FINAL} of every run; %(default)s by default",
     )
     result.add_argument(
+        "--worst",
+        type=number(int, 0),
+        default=4,
+        metavar="N",
+        help="images to show that the last run names worst; %(default)s by default. They are known "
+        "where it was evaluated with ALIGNZEG.TEST.SAVE_PER_IMAGE True",
+    )
+    result.add_argument(
         "--device", default=None, help='the device, such as "cpu" or "cuda:0"; a GPU by default'
     )
     return result
@@ -68,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     from alignzeg.data.labels import eval_vocabulary
     from alignzeg.engine import setup_config
     from alignzeg.inference import Predictor
-    from alignzeg.report import About, choose_samples, read_run, write_report
+    from alignzeg.report import About, choose_samples, choose_worst, read_run, write_report
 
     runs = [
         read_run(label, label, folder, dataset, command_of(folder))
@@ -81,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
     predictors = {
         name: Predictor(file, vocabulary.names, args.device)
         for name, file in weights.items()
-        if args.images and file.is_file()
+        if (args.images or args.worst) and file.is_file()
     }
     images = args.images if predictors else 0
     seen, unseen = len(vocabulary.seen_ids), len(vocabulary.unseen_ids)
@@ -93,7 +101,8 @@ def main(args: argparse.Namespace) -> None:
         kind="image",
     )
     samples = choose_samples(dataset, vocabulary, predictors, images)
-    write_report(path, runs, samples, vocabulary, about)
+    worst = choose_worst(dataset, vocabulary, predictors, runs[-1].images, args.worst)
+    write_report(path, runs, samples, vocabulary, about, worst)
     sys.stdout.write(f"{path}\n")
 
 

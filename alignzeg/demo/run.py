@@ -22,7 +22,14 @@ from alignzeg.demo.training import DONE, train_all
 from alignzeg.engine import setup_config
 from alignzeg.engine.settings.validation import validate_pretrained
 from alignzeg.inference import Predictor
-from alignzeg.report import About, RunResult, choose_samples, read_run, write_report
+from alignzeg.report import (
+    About,
+    RunResult,
+    choose_samples,
+    choose_worst,
+    read_run,
+    write_report,
+)
 from alignzeg.structures import Vocabulary
 
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
@@ -135,7 +142,8 @@ def _write_report(
         kind=plan.data.kind,
     )
     samples = choose_samples(plan.dataset, vocabulary, predictors)
-    return write_report(plan.output / "report.html", runs, samples, vocabulary, about)
+    worst = choose_worst(plan.dataset, vocabulary, predictors, runs[-1].images)
+    return write_report(plan.output / "report.html", runs, samples, vocabulary, about, worst)
 
 
 def _lead(plan: Plan, vocabulary: Vocabulary, cfgs: Mapping[str, CfgNode]) -> str:

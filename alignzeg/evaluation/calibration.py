@@ -8,40 +8,21 @@ once per image; every setting is scored from the cached proposals.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from detectron2.structures import ImageList
+import yaml
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from alignzeg.data.labels import label_lookup, read_labels
-from alignzeg.evaluation import confusion, metrics_from_confusion
-from alignzeg.modeling.semantic_inference import label_stripes
-from alignzeg.structures import Outputs, Vocabulary
-
-
-@dataclass(frozen=True)
-class CachedImage:
-    """The scored proposals of one image, and its truth.
-
-    Attributes:
-        outputs: batch of one, final proposals only, on the model's device.
-        truth: (H, W) vocabulary ids, ignore label where nothing counts.
-        padded_size: height and width that the mask logits cover, in pixels.
-        image_size: height and width of the network's input.
-    """
-
-    outputs: Outputs
-    truth: np.ndarray
-    padded_size: tuple[int, int]
-    image_size: tuple[int, int]
+from alignzeg.evaluation.cached_proposals import CachedImage
+from alignzeg.evaluation.metrics import harmonic_mean
+from alignzeg.evaluation.settings_counts import Values, count_settings
+from alignzeg.structures import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -87,6 +68,11 @@ class Setting:
     unseen_iou: float | None
     harmonic_iou: float | None
 
+    @property
+    def scores(self) -> tuple[float | None, float | None, float | None]:
+        """sIoU, uIoU and hIoU."""
+        return self.seen_iou, self.unseen_iou, self.harmonic_iou
+
     def opts(self) -> str:
         """The setting as KEY VALUE pairs of the command line."""
         return (
@@ -97,45 +83,12 @@ class Setting:
         )
 
 
-@torch.no_grad()
-def cache_proposals(
-    model: nn.Module, loader: Iterable[list[dict[str, Any]]], dataset_name: str
-) -> list[CachedImage]:
-    """Runs an `AlignZeg` model over a test loader and keeps what the correction needs.
-
-    Args:
-        model: in eval mode.
-        loader: batches of one image.
-        dataset_name: the registered data set that the loader reads.
-
-    Raises:
-        ValueError: if the model looks at an image more than once (scales, flips, windows).
-    """
-    if not model.augmentation.single:
-        raise ValueError(
-            "a calibration looks at each image once; set TEST.AUG.ENABLED False and "
-            "ALIGNZEG.TEST.WINDOW 0"
-        )
-    cached = []
-    for batch in loader:
-        (item,) = batch
-        lookup = label_lookup(dataset_name, item["vocabulary"])
-        truth = lookup[read_labels(item["sem_seg_file_name"], dataset_name)]
-        images = ImageList.from_tensors(
-            [item["image"].to(model.device).float()],
-            model.size_divisibility,
-            padding_constraints=model.backbone.padding_constraints,
-        )
-        outputs = model.outputs(images, item["vocabulary"])
-        keep = dataclasses.replace(outputs, proposals=outputs.proposals[-1:])
-        size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        cached.append(CachedImage(keep, truth, size, images.image_sizes[0]))
-    return cached
-
-
-@torch.no_grad()
 def sweep(
-    model: nn.Module, cached: Iterable[CachedImage], vocabulary: Vocabulary, grid: Grid
+    model: Any,
+    cached: Iterable[CachedImage],
+    vocabulary: Vocabulary,
+    grid: Grid,
+    also: Sequence[Values] = (),
 ) -> list[Setting]:
     """Scores every combination of a grid; the model's own values are restored.
 
@@ -144,37 +97,25 @@ def sweep(
         cached: from `cache_proposals`.
         vocabulary: classes with the pseudo-unseen ones as unseen.
         grid: what to try.
+        also: what to try beside it: threshold, gamma and the exponents for seen and unseen classes.
 
     Returns:
         One entry for each combination; thresholds vary slowest, then gammas, then the exponents.
+        Those of `also` follow.
 
     Raises:
         ValueError: if the corrector has no gamma to choose and the grid no exponents.
     """
-    settings = _settings(model, grid)
-    classes = len(vocabulary)
-    matrices = np.zeros((len(settings), classes, classes + 1), np.int64)
-    with _restored(model):
-        for image in cached:
-            weighted_probs = _weighted_probs(model, image, vocabulary, settings)
-            # Where nothing comes near a threshold it does not matter: the same scores.
-            places: dict[bytes, int] = {}
-            numbers = [
-                places.setdefault(v.cpu().numpy().tobytes(), len(places)) for v in weighted_probs
-            ]
-            different = {number: v for number, v in zip(numbers, weighted_probs, strict=True)}
-            matrices += _matrices(model, image, list(different.values()), classes)[numbers]
-    scores = [metrics_from_confusion(matrix, vocabulary.seen) for matrix in matrices]
+    settings = [*_settings(model, grid), *also]
+    right, named, true = count_settings(model, cached, vocabulary, settings)
+    scores = [_scores(*rows, true, vocabulary) for rows in zip(right, named, strict=True)]
     return [
-        Setting(gamma, threshold, *exponents, score["sIoU"], score["uIoU"], score["hIoU"])
+        Setting(gamma, threshold, *exponents, *score)
         for (threshold, gamma, exponents), score in zip(settings, scores, strict=True)
     ]
 
 
-_Values = tuple[float, float, tuple[float, float]]
-
-
-def _settings(model: nn.Module, grid: Grid) -> list[_Values]:
+def _settings(model: Any, grid: Grid) -> list[Values]:
     """Threshold, gamma and exponents of every combination that means something for this model."""
     corrector = model.head.corrector
     seen = grid.seen_exponents or (model.ensemble[0],)
@@ -190,62 +131,20 @@ def _settings(model: nn.Module, grid: Grid) -> list[_Values]:
     return list(product(thresholds, gammas, product(seen, unseen)))
 
 
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Gives the model its correction and its ensemble back at the end."""
-    corrector, ensemble = model.head.corrector, model.ensemble
-    names = [name for name in ("gamma", "threshold") if hasattr(corrector, name)]
-    before = {name: getattr(corrector, name) for name in names}
-    try:
-        yield
-    finally:
-        model.ensemble = ensemble
-        for name, value in before.items():
-            setattr(corrector, name, value)
-
-
-def _weighted_probs(
-    model: nn.Module, image: CachedImage, vocabulary: Vocabulary, settings: Sequence[_Values]
-) -> list[Tensor]:
-    """(Q, K) weighted probabilities of an image without the background, one for each setting.
-
-    They equal `model.weighted_probs(model.class_probs(...))` to the bit; what settings share is
-    done once.
-    """
-    corrector, outputs = model.head.corrector, image.outputs
-    masks = outputs.proposals[-1].mask_logits[0].float()
-    shares = model.weighted_probs(masks.new_ones(len(masks), 1), masks)
-    frozen = None
-    if any(any(exponents) for *_, exponents in settings):
-        frozen = model.frozen_probs(outputs, vocabulary)
-    weighted_probs, previous = [], None
-    for threshold, gamma, exponents in settings:
-        if (threshold, gamma) != previous:
-            for name, value in (("threshold", threshold), ("gamma", gamma)):
-                if hasattr(corrector, name):
-                    setattr(corrector, name, value)
-            corrected = model.corrected_probs(outputs, vocabulary)
-            previous = (threshold, gamma)
-        probs = corrected
-        if any(exponents):
-            model.ensemble = exponents
-            probs = model.ensembled(corrected, frozen, vocabulary)
-        weighted_probs.append((probs[0] * shares)[:, :-1])
-    return weighted_probs
-
-
-def _matrices(
-    model: nn.Module, image: CachedImage, weighted_probs: Sequence[Tensor], classes: int
-) -> NDArray[np.int64]:
-    """(n, K, K + 1) confusion matrices of n label maps, at the size of the truth."""
-    matrices = np.zeros((len(weighted_probs), classes, classes + 1), np.int64)
-    masks = image.outputs.proposals[-1].mask_logits[0]
-    sizes = (image.padded_size, image.image_size, image.truth.shape)
-    for rows, answers in label_stripes(weighted_probs, masks, *sizes, **model.inference_opts):
-        truth = image.truth[rows]
-        for matrix, labels in zip(matrices, answers, strict=True):
-            matrix += confusion(truth, labels.cpu().numpy(), classes)
-    return matrices
+def _scores(
+    right: NDArray, named: NDArray, true: NDArray, vocabulary: Vocabulary
+) -> tuple[float | None, float | None, float | None]:
+    """sIoU, uIoU and hIoU in percent, as `metrics_from_confusion` has them."""
+    seen = np.asarray(vocabulary.seen)
+    iou = np.array(
+        [
+            100.0 * int(r) / max(1, int(t + n - r))
+            for r, n, t in zip(right, named, true, strict=True)
+        ]
+    )
+    groups = [iou[group & (true > 0)] for group in (seen, ~seen)]
+    first, second = (float(values.mean()) if len(values) else None for values in groups)
+    return first, second, harmonic_mean(first, second)
 
 
 def best(settings: Sequence[Setting]) -> Setting:
@@ -258,3 +157,18 @@ def best(settings: Sequence[Setting]) -> Setting:
             -s.seen_exponent - s.unseen_exponent,
         ),
     )
+
+
+def config_text(config_file: str | Path, place: str | Path, dataset: str, chosen: Setting) -> str:
+    """A YAML file at a place that is the config with a setting; it names the config relatively."""
+    base = os.path.relpath(Path(config_file).absolute(), Path(place).absolute().parent)
+    tree: dict[str, Any] = {"_BASE_": base}
+    words = chosen.opts().split()
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        *path, last = key.split(".")
+        node = tree
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = float(value)
+    about = f"# Chosen on pseudo-unseen classes of {dataset} by alignzeg calibrate.\n"
+    return about + yaml.safe_dump(tree, sort_keys=False)

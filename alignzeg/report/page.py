@@ -11,6 +11,7 @@ from typing import Any
 
 from alignzeg.files import atomic_write
 from alignzeg.report import sections
+from alignzeg.report.confusions import pair_table
 from alignzeg.report.runs import RunResult, Sample
 from alignzeg.structures import Vocabulary
 
@@ -40,6 +41,7 @@ def write_report(
     samples: Sequence[Sample],
     vocabulary: Vocabulary,
     about: About,
+    worst: Sequence[Sample] = (),
 ) -> Path:
     """Writes one HTML file that needs nothing else: no network, no script, no other file.
 
@@ -49,6 +51,7 @@ def write_report(
         samples: validation images, shown in this order.
         vocabulary: names and seen flags of the label maps.
         about: headline and settings.
+        worst: the images that the last run names worst, the worst first.
 
     Raises:
         ValueError: if there is no run, or there are more than four.
@@ -56,12 +59,16 @@ def write_report(
     if not 1 <= len(runs) <= 4:
         raise ValueError(f"a report shows one to four runs; got {len(runs)}")
     path = Path(path)
-    atomic_write(path, render(runs, samples, vocabulary, about))
+    atomic_write(path, render(runs, samples, vocabulary, about, worst))
     return path
 
 
 def render(
-    runs: Sequence[RunResult], samples: Sequence[Sample], vocabulary: Vocabulary, about: About
+    runs: Sequence[RunResult],
+    samples: Sequence[Sample],
+    vocabulary: Vocabulary,
+    about: About,
+    worst: Sequence[Sample] = (),
 ) -> str:
     """The page as text."""
     style = (resources.files("alignzeg") / "assets" / "report.css").read_text(encoding="utf-8")
@@ -81,6 +88,17 @@ def render(
                 sections.samples_grid(samples, runs, vocabulary, about.kind),
             ),
             sections.section(
+                "Worst images",
+                f"Where {escape(runs[-1].label)} names the smallest share of the labelled pixels "
+                "right.",
+                sections.samples_grid(worst, runs, vocabulary, about.kind),
+            ),
+            sections.section(
+                "Over training",
+                "hIoU of the periodic evaluations, in percent.",
+                sections.harmonic_chart(runs),
+            ),
+            sections.section(
                 "Does the model still find what it was not taught?",
                 "Share of segments, whatever their class, that some proposed mask covers with an "
                 "IoU of at least 0.5, over training, in percent. Training rewards masks of seen "
@@ -91,6 +109,11 @@ def render(
                 "Seen and unseen mixed up",
                 "Of the pixels of each kind of class, the share that was called either kind.",
                 sections.confusions(runs),
+            ),
+            sections.section(
+                "What is taken for what",
+                "The pairs of classes that cost most pixels; percent of the true class's pixels.",
+                _with_keys(runs, pair_table(runs)),
             ),
             sections.section(
                 "Bias audit",
@@ -111,7 +134,7 @@ def render(
             sections.section(
                 "How to do it again",
                 "Settings, durations and commands.",
-                sections.settings(runs, about.commands, about.facts),
+                _settings(runs, about),
             ),
         ]
     )
@@ -123,6 +146,10 @@ def render(
         f"{sections.heroes(runs)}</header><main>{body}</main>"
         "<footer>Written by alignzeg. This file is complete in itself.</footer></body></html>\n"
     )
+
+
+def _with_keys(runs: Sequence[RunResult], body: str) -> str:
+    return sections.keys(runs) + body if body else ""
 
 
 def _protocol_note(protocol: Mapping[str, Any], kind: str) -> str:
@@ -158,3 +185,21 @@ def _chance_note(runs: Sequence[RunResult]) -> str:
         "on drawn scenes and by several points on few photographs; other processors by about a "
         f"point. A smaller difference says nothing. {over_images}</p>"
     )
+
+
+def _settings(runs: Sequence[RunResult], about: About) -> str:
+    """What was run and how, to do it again."""
+    rows = "".join(
+        f"<dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd>"
+        for key, value in about.facts.items()
+    )
+    lines = "\n".join([*about.commands, *(run.command for run in runs if run.command)])
+    block = f"<h3>Commands</h3><pre>{escape(lines)}</pre>" if lines else ""
+    details = "".join(
+        f"<details><summary>Whole config: {escape(run.label)}</summary>"
+        f"<pre>{escape(run.config)}</pre></details>"
+        for run in runs
+        if run.config
+    )
+    facts_list = f'<dl style="margin-bottom:18px">{rows}</dl>' if rows else ""
+    return facts_list + block + details

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignzeg.evaluation.per_image import FILE_PATTERN, load_per_image
+from alignzeg.evaluation.per_image import FILE_PATTERN, PerImage, load_per_image
 from alignzeg.evaluation.uncertainty import intervals
 from alignzeg.files import files_below
 
@@ -42,6 +42,9 @@ class RunResult:
         command: what trains it again.
         config: its whole config as YAML text.
         intervals: low and high end of the 95 % interval over images of some figures, in percent.
+        confusion: (K, K + 1) pixels by true and named class, the last column "none of these".
+        images: percent of the labelled pixels that were named right, by label file; empty where
+            the evaluation kept no counts of single images.
     """
 
     name: str
@@ -55,6 +58,8 @@ class RunResult:
     command: str = ""
     config: str = ""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    confusion: list[list[int]] = field(default_factory=list)
+    images: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,14 @@ class Sample:
         image: (H, W, 3) uint8 RGB.
         truth: (H, W) class ids; ids without a class are unlabelled.
         predictions: (H, W) class ids by run name.
+        note: what is said of it.
     """
 
     name: str
     image: NDArray[np.uint8]
     truth: NDArray
     predictions: Mapping[str, NDArray]
+    note: str = ""
 
 
 def read_run(
@@ -98,7 +105,7 @@ def read_run(
     evaluation = json.loads(found[-1].read_text(encoding="utf-8"))
     losses, evaluations = read_log(folder / "metrics.json")
     config = folder / "config.yaml"
-    per_image = found[-1].with_name(FILE_PATTERN.format(dataset))
+    kept = read_images(found[-1].with_name(FILE_PATTERN.format(dataset)))
     return RunResult(
         name=name,
         label=label,
@@ -110,20 +117,38 @@ def read_run(
         evaluations=evaluations,
         command=command,
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
-        intervals=read_intervals(per_image),
+        intervals={} if kept is None else _spans(kept),
+        confusion=evaluation.get("confusion", []),
+        images={} if kept is None else accuracies(kept),
     )
 
 
-def read_intervals(path: Path) -> dict[str, tuple[float, float]]:
-    """Low and high end of the 95 % interval of each figure; none where images were not kept."""
+def read_images(path: Path) -> PerImage | None:
+    """Counts of single images; None where they were not kept or cannot be read."""
     if not path.is_file():
-        return {}
+        return None
     try:
-        spans = intervals(load_per_image(path))
+        return load_per_image(path)
+    except ValueError as error:
+        logger.warning("no intervals and no worst images: %s", error)
+        return None
+
+
+def _spans(kept: PerImage) -> dict[str, tuple[float, float]]:
+    """Low and high end of the 95 % interval of each figure."""
+    try:
+        spans = intervals(kept)
     except ValueError as error:
         logger.warning("no intervals: %s", error)
         return {}
     return {key: (span.low, span.high) for key, span in spans.items()}
+
+
+def accuracies(kept: PerImage) -> dict[str, float]:
+    """Percent of the labelled pixels of each image that were named right, the lowest first."""
+    right, true = kept.class_counts()[:, :2].sum(2).T
+    order = np.argsort(np.where(true > 0, right / np.maximum(true, 1), np.inf), kind="stable")
+    return {kept.images[i]: float(100 * right[i] / true[i]) for i in order if true[i]}
 
 
 def read_log(path: Path) -> tuple[dict[str, Points], dict[str, Points]]:

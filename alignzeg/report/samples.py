@@ -14,7 +14,7 @@ from alignzeg.data.pictures import read_rgb
 from alignzeg.report.runs import Sample
 from alignzeg.structures import Vocabulary
 
-SAMPLES = 8
+SAMPLES, WORST = 8, 4
 
 
 def choose_samples(
@@ -41,6 +41,44 @@ def choose_samples(
         name = record["file_name"]
         answers = {key: predict(name).labels for key, predict in predictors.items()}
         samples.append(Sample(Path(name).stem, read_rgb(name), truth, answers))
+        if len(samples) == most:
+            break
+    return samples
+
+
+def choose_worst(
+    dataset: str,
+    vocabulary: Vocabulary,
+    predictors: Mapping[str, Callable[[str], Any]],
+    accuracies: Mapping[str, float],
+    most: int = WORST,
+) -> list[Sample]:
+    """The images that were named worst, with the answer of every run.
+
+    Args:
+        dataset: a registered data set.
+        vocabulary: its classes.
+        predictors: as in `choose_samples`.
+        accuracies: `RunResult.images`, the lowest first; names are ends of label file names.
+        most: images to show.
+    """
+    if not most or not accuracies or not predictors:
+        return []
+    lookup = label_lookup(dataset, vocabulary)
+    records = {Path(record["sem_seg_file_name"]): record for record in DatasetCatalog.get(dataset)}
+    samples: list[Sample] = []
+    for place, percent in accuracies.items():
+        parts = Path(place).parts
+        record = next(
+            (r for path, r in records.items() if path.parts[-len(parts) :] == parts), None
+        )
+        if record is None:
+            continue
+        name = record["file_name"]
+        truth = lookup[read_labels(record["sem_seg_file_name"], dataset)]
+        answers = {key: predict(name).labels for key, predict in predictors.items()}
+        note = f"{Path(name).name}: {percent:.1f} % right"
+        samples.append(Sample(Path(name).stem, read_rgb(name), truth, answers, note))
         if len(samples) == most:
             break
     return samples

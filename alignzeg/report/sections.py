@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -133,6 +132,17 @@ def recall_chart(runs: Sequence[RunResult]) -> str:
     )
 
 
+def harmonic_chart(runs: Sequence[RunResult]) -> str:
+    """The hIoU of the periodic evaluations; nothing where no run has two of them."""
+    lines = [
+        Series(run.label, f"run{i}", run.evaluations.get("hIoU", [])) for i, run in enumerate(runs)
+    ]
+    if max((len(line.points) for line in lines), default=0) < 2:
+        return ""
+    chart = line_chart(lines, "hIoU over training", marks=True)
+    return keys(runs) + f'<div class="charts wide"><figure>{chart}</figure></div>'
+
+
 def loss_charts(runs: Sequence[RunResult]) -> str:
     """One small chart per loss term."""
     names = list(dict.fromkeys(name for run in runs for name in run.losses))
@@ -259,7 +269,8 @@ def samples_grid(
             for title, pixels in tiles
         )
         chips = _chips(maps, vocabulary)
-        parts.append(f'<div class="sample"><div class="tiles">{figures}</div>{chips}</div>')
+        note = f'<p class="note">{escape(sample.note)}</p>' if sample.note else ""
+        parts.append(f'<div class="sample">{note}<div class="tiles">{figures}</div>{chips}</div>')
     return "".join(parts)
 
 
@@ -275,20 +286,3 @@ def _chips(maps: Sequence[np.ndarray], vocabulary: Vocabulary) -> str:
         swatch = "#{:02x}{:02x}{:02x}".format(*UNNAMED_COLOR)
         chips.append(f'<b style="--swatch:{swatch}">unlabelled</b>')
     return f'<div class="chips">{"".join(chips)}</div>'
-
-
-def settings(runs: Sequence[RunResult], commands: Sequence[str], facts: Mapping[str, Any]) -> str:
-    """What was run and how, to do it again."""
-    rows = "".join(
-        f"<dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items()
-    )
-    lines = "\n".join([*commands, *(run.command for run in runs if run.command)])
-    block = f"<h3>Commands</h3><pre>{escape(lines)}</pre>" if lines else ""
-    details = "".join(
-        f"<details><summary>Whole config: {escape(run.label)}</summary>"
-        f"<pre>{escape(run.config)}</pre></details>"
-        for run in runs
-        if run.config
-    )
-    facts_list = f'<dl style="margin-bottom:18px">{rows}</dl>' if rows else ""
-    return facts_list + block + details

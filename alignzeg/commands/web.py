@@ -1,0 +1,129 @@
+"""`alignzeg web`: a page in the browser for one checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from alignzeg.arguments import OneLineParser, add_opts, command_parser, number
+
+# Only this machine can reach it.
+HOST = "127.0.0.1"
+
+
+def parser() -> OneLineParser:
+    """The command line."""
+    result = command_parser(
+        "web",
+        "Opens a page for the browser on this machine: drop an image, type class names, mark which "
+        "were seen in training, and see what the bias correction changes. Moving its sliders does "
+        "not run the network again. Ctrl-C ends it.",
+        "alignzeg web --weights output/model_final.pth --port 7860",
+    )
+    result.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="a checkpoint, which holds its config; nothing else is needed",
+    )
+    result.add_argument(
+        "--classes",
+        default="",
+        metavar="NAMES",
+        help='class names to begin with, such as "red star, brick", or a file with one name a line',
+    )
+    result.add_argument(
+        "--port",
+        type=number(int, 1, 65535),
+        default=7860,
+        metavar="N",
+        help="the port of the page; %(default)s by default",
+    )
+    result.add_argument(
+        "--share",
+        action="store_true",
+        help="also make a public link through Gradio's servers; anyone who has it can send images",
+    )
+    result.add_argument(
+        "--device", default=None, help='the device, such as "cpu" or "cuda:0"; a GPU by default'
+    )
+    add_opts(result)
+    return result
+
+
+def main(args: argparse.Namespace) -> None:
+    """Serves the page until it is interrupted.
+
+    Raises:
+        ValueError: if Gradio is missing, the port is taken, or something is wrong with the input.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("alignzeg web needs Gradio, which is not installed: pip install gradio")
+    require_port(args.port)
+    if not Path(args.weights).is_file():
+        raise ValueError(
+            f"--weights is {args.weights!r}, which is no file; give a checkpoint such as "
+            "output/model_final.pth"
+        )
+    from alignzeg.data.class_names import read_class_list
+    from alignzeg.engine.settings.reading import require_device
+
+    classes = ", ".join(read_class_list(args.classes)) if args.classes else ""
+    if args.device:
+        require_device(args.device)
+    # Gradio reads these at its import: it is not to report home.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from alignzeg.inference.predictor import Predictor
+    from alignzeg.web import Session
+    from alignzeg.web.page import build, look
+    from alignzeg.web.samples import write_examples
+
+    session = Session(Predictor(args.weights, None, args.device, args.opts))
+    with tempfile.TemporaryDirectory(prefix="alignzeg_web_") as folder:
+        page = build(session, write_examples(Path(folder), session), classes)
+        page.launch(
+            server_name=HOST,
+            server_port=args.port,
+            share=args.share,
+            quiet=True,
+            prevent_thread_lock=True,
+            state_session_capacity=16,
+            max_file_size="64mb",
+            footer_links=[],
+            allowed_paths=[folder],
+            **look(),
+        )
+        sys.stdout.write(f"http://{HOST}:{args.port}\n")
+        if page.share_url:
+            sys.stdout.write(f"{page.share_url}\n")
+        sys.stdout.flush()
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            sys.stdout.write("closed\n")
+        finally:
+            page.close(verbose=False)
+
+
+def require_port(port: int) -> None:
+    """Refuses a port that something else listens on, or that this user may not have.
+
+    Raises:
+        ValueError: naming the port.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do: a connection that has just ended does not keep the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ValueError(
+                f"--port is {port}, which cannot be used ({error.strerror or error}); give another"
+            ) from error
