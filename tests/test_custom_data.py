@@ -19,7 +19,7 @@ from alignzeg.data.labels import get_vocabulary, training_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.data.pictures import picture_size, read_rgb
 from alignzeg.engine import setup_config, validate
-from alignzeg.inference.predictor import _provide_seen
+from alignzeg.inference.checkpoint_classes import provide_seen
 
 OWN = "ALIGNZEG.DATA.OWN."
 ALIGNZEG = CONFIGS / "own" / "alignzeg.yaml"
@@ -117,11 +117,11 @@ def test_a_shipped_name_is_not_replaced(folder: Path) -> None:
 
 def test_a_checkpoint_keeps_its_classes_though_the_folder_has_others(folder: Path) -> None:
     cfg = config(folder)
-    _provide_seen(cfg, ["sky", "red car"])
+    provide_seen(cfg, ["sky", "red car"])
     assert tuple(cfg.DATASETS.TRAIN) == ("mine_train",)
     (folder / "classes.txt").write_text("sky\nred car\nold dog\ncow\n")
     cfg = config(folder)
-    _provide_seen(cfg, ["sky", "red car"])
+    provide_seen(cfg, ["sky", "red car"])
     assert training_vocabulary(cfg).names == ("sky", "red car")
 
 

@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> None:
     grid = Grid(args.gammas, args.thresholds, args.seen_exponents, args.unseen_exponents)
     cfg = setup_config(args.config_file, opts)
     vocabulary = get_vocabulary(args.dataset, cfg.ALIGNZEG.DATA.HOLD_OUT)
-    model = Trainer.build_model(cfg).eval()
+    model: Any = Trainer.build_model(cfg).eval()
     AlignZegCheckpointer(model).load(args.weights)
     images = _proposals(model, cfg, args, cache)
     start = time.monotonic()
@@ -238,7 +238,7 @@ def _proposals(model: Any, cfg: CfgNode, args: argparse.Namespace, cache: Path) 
         if images.made_of == made_of:
             return images
         sys.stderr.write(f"{cache} is of other weights, data or keys; it is made anew\n")
-    loader = Trainer.build_test_loader(cfg, args.dataset)
+    loader: Any = Trainer.build_test_loader(cfg, args.dataset)
     found = iterate_proposals(model, _track(loader, "Looking at images", len(loader)), args.dataset)
     save_proposals(cache, found, made_of)
     return ProposalFile(cache, model.device)

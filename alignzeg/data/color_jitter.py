@@ -38,7 +38,8 @@ class ColorJitter(ColorAugSSDTransform):
         self, img: NDArray[np.uint8], alpha: float = 1, beta: float = 0
     ) -> NDArray[np.uint8]:
         """Values times alpha plus beta, in 0 to 255."""
-        return cv2.LUT(np.ascontiguousarray(img), super().convert(_VALUES, alpha, beta))
+        table = super().convert(_VALUES, alpha, beta)
+        return cv2.LUT(np.ascontiguousarray(img), table).astype(np.uint8, copy=False)
 
     def saturation(self, img: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Scales the saturation, in half of the cases."""
@@ -62,4 +63,4 @@ def _by_channel(
     tables = np.stack([_VALUES] * 3, axis=-1)[:, None]
     tables[:, 0, channel] = table
     parts = cv2.LUT(cv2.cvtColor(np.ascontiguousarray(img), cv2.COLOR_RGB2HSV), tables)
-    return cv2.cvtColor(parts, cv2.COLOR_HSV2RGB)
+    return cv2.cvtColor(parts, cv2.COLOR_HSV2RGB).astype(np.uint8, copy=False)

@@ -43,8 +43,9 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             return np.array(to_rgb(image))
     except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ValueError(
-            f"cannot read image file {path}: it has more than {2 * Image.MAX_IMAGE_PIXELS:,} "
+            f"cannot read image file {path}: it has more than {limit:,} "
             "pixels; make it smaller, or cut it into parts"
         ) from error
     except READ_ERRORS as error:

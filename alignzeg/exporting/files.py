@@ -87,14 +87,15 @@ def export_graph(
         raise ValueError(f"the output is {str(output)!r}; its name must end in .onnx or .pt2")
     require_packages(file.suffix)
     predictor = Predictor(weights, classes, "cpu", opts)
+    model: Any = predictor.model
     vocabulary = predictor.vocabulary
     if vocabulary is None:
         vocabulary = Vocabulary(predictor.seen, (True,) * len(predictor.seen))
-    graph = ProposalGraph(predictor.model).eval()
+    graph = ProposalGraph(model).eval()
     about = read_checkpoint(weights)[KEY]
     settings = describe(graph, about, config_from_yaml(about["config"], opts))
     with torch.no_grad():
-        text, _ = predictor.model.text(vocabulary, single=True)
+        text, _ = model.text(vocabulary, single=True)
     unseen = vocabulary.unseen_mask()
     program = trace(graph, text, unseen)
     content = _onnx(program, settings) if file.suffix == ".onnx" else _pt2(program, settings)

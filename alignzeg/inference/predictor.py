@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import nn
 
 from alignzeg.arguments import check_pairs
-from alignzeg.data.class_names import class_names, read_class_list
+from alignzeg.data.class_names import read_class_list
 from alignzeg.data.input_images import as_rgb
-from alignzeg.data.labels import training_vocabulary
 from alignzeg.data.lint import pitfalls, prompt_words
 from alignzeg.data.mapper import test_augmentations
-from alignzeg.engine.checkpoints.checkpoint import KEY, AlignZegCheckpointer
-from alignzeg.engine.checkpoints.reading import read_checkpoint
+from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.settings.reading import config_from_yaml, require_device
+from alignzeg.inference.checkpoint_classes import (
+    asked_vocabulary,
+    describe_checkpoint,
+    provide_seen,
+)
 from alignzeg.inference.prediction import Prediction, ProposalSet
-from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary, spelling
+from alignzeg.structures import Vocabulary
 from alignzeg.visualize import resized, shrunk
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Predictor:
         _require_count(max_pixels, "max_pixels")
         _require_pairs(opts)
         weights = os.fspath(weights)
-        about = _describe(weights)
+        about = describe_checkpoint(weights)
         device = str(device or "")
         if device:
             require_device(device)
@@ -95,8 +95,8 @@ class Predictor:
             require_device(asked, "MODEL.DEVICE")
         device_opts = ["MODEL.DEVICE", device] if device else []
         cfg = config_from_yaml(about["config"], [*opts, *device_opts], Path(weights).parent)
-        self.vocabulary = None if classes is None else _vocabulary(classes, about["seen"])
-        _provide_seen(cfg, about["seen"])
+        self.vocabulary = None if classes is None else asked_vocabulary(classes, about["seen"])
+        provide_seen(cfg, about["seen"])
         # The checkpoint has these weights too, so their package or file need not be here.
         cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS = ""
         self.model: nn.Module = build_model(cfg).eval()
@@ -166,7 +166,7 @@ class Predictor:
         _require_count(proposals, "proposals")
         vocabulary = self.vocabulary
         if classes is not None:
-            vocabulary = _vocabulary(classes, self.seen)
+            vocabulary = asked_vocabulary(classes, self.seen)
             self._warn(vocabulary)
         if vocabulary is None:
             raise ValueError("no class names; give them to Predictor(...) or to this call")
@@ -255,57 +255,6 @@ def _require_pairs(opts: Any) -> None:
     if isinstance(opts, str) or not all(isinstance(word, str) for word in opts):
         raise ValueError(f"opts is {opts!r}; it must be a list of texts, KEY VALUE in turn")
     check_pairs(opts)
-
-
-def _describe(weights: str) -> dict[str, Any]:
-    checkpoint = read_checkpoint(weights)
-    about = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    about = about if isinstance(about, dict) else {}
-    config = about.get("config")
-    if not config or not isinstance(config, str) or not about.get("seen"):
-        raise ValueError(
-            f"{weights!r} is not a checkpoint of alignzeg: it does not say which config and "
-            "classes it was trained with"
-        )
-    return about
-
-
-def _vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:
-    prompts = class_names(classes, "classes")
-    words = [prompt.split(SYNONYM_SEPARATOR) for prompt in prompts]
-    known = {spelling(name) for name in seen}
-    flags = tuple(any(spelling(word) in known for word in several) for several in words)
-    return Vocabulary(tuple(several[0] for several in words), flags, prompts)
-
-
-def _provide_seen(cfg: CfgNode, seen: Sequence[str]) -> None:
-    """Lets the config name a training set that has the checkpoint's seen classes.
-
-    The set that a user trained on need not be registered where the weights are used.
-    """
-    if _knows(cfg, seen):
-        return
-    name = f"classes_of_a_checkpoint_{zlib.crc32(repr(tuple(seen)).encode()):08x}"
-    if name not in DatasetCatalog:
-        DatasetCatalog.register(name, list)
-        MetadataCatalog.get(name).set(
-            vocabulary=Vocabulary(tuple(seen), (True,) * len(seen)),
-            stuff_classes=list(seen),
-            pseudo_unseen=(),
-        )
-    cfg.DATASETS.TRAIN = (name,)
-    cfg.ALIGNZEG.DATA.HOLD_OUT = ""
-
-
-def _knows(cfg: CfgNode, seen: Sequence[str]) -> bool:
-    """Whether the training sets of the config are here, with these seen classes."""
-    names = cfg.DATASETS.TRAIN
-    if not names or any(name not in DatasetCatalog for name in names):
-        return False
-    try:
-        return training_vocabulary(cfg).names == tuple(seen)
-    except ValueError:
-        return False
 
 
 def _surest(answer: dict[str, Any], count: int) -> ProposalSet:

@@ -77,7 +77,9 @@ def count_labels(
     size, _, classes = candidates.shape
     counter = _Counter(size, classes, truth)
     columns = torch.arange(classes, device=truth.device)
-    geometry = Geometry(mask_logits.shape[-2:], padded_size, image_size, tuple(truth.shape))
+    rows_columns = (mask_logits.shape[-2], mask_logits.shape[-1])
+    output = (truth.shape[0], truth.shape[1])
+    geometry = Geometry(rows_columns, padded_size, image_size, output)
     for rows, masks in _stripes(mask_logits.float(), geometry):
         ids = counter.ids[rows].flatten()
         labelled = ids < len(counter.present)

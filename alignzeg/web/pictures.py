@@ -57,7 +57,8 @@ def overlay(image: NDArray[np.uint8], labels: NDArray, vocabulary: Vocabulary) -
 
 def _drawn(image: NDArray[np.uint8], labels: NDArray, vocabulary: Vocabulary) -> NDArray[np.uint8]:
     """The image under its label map; small ones are enlarged, so that lines are thin."""
-    size = display_size(*labels.shape, _SIDE)
+    height, width = labels.shape
+    size = display_size(height, width, _SIDE)
     return blend(shrunk(image, size), resized(labels, size), class_colors(vocabulary.names))
 
 

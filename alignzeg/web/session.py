@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignzeg.data.class_names import class_names
 from alignzeg.data.input_images import as_rgb
 from alignzeg.data.lint import pitfalls
 from alignzeg.evaluation.cached_proposals import propose
 from alignzeg.evaluation.settings_counts import restored
+from alignzeg.inference.checkpoint_classes import asked_vocabulary
 from alignzeg.inference.predictor import Predictor, limited
 from alignzeg.modeling.correctors import ConstantShift
 from alignzeg.modeling.layers import MASK_STRIDE
-from alignzeg.structures import SYNONYM_SEPARATOR, Outputs, Vocabulary, spelling
+from alignzeg.structures import Outputs, Vocabulary
 from alignzeg.visualize import shrunk
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Session:
         Raises:
             ValueError: if the model makes no mask proposals, or looks at an image more than once.
         """
-        model = predictor.model
+        model: Any = predictor.model
         if not hasattr(model, "head") or not hasattr(model.head, "corrector"):
             raise ValueError(
                 f"the page shows mask proposals, but the checkpoint is a {type(model).__name__}, "
@@ -117,14 +117,10 @@ class Session:
         parts = [part for part in text.replace("\n", ",").split(",") if part.strip()]
         if not parts:
             raise ValueError('type class names between commas, such as "cat, grass, sky"')
-        prompts = class_names(parts, "class names")
-        words = [prompt.split(SYNONYM_SEPARATOR) for prompt in prompts]
-        names = tuple(several[0] for several in words)
-        known = {spelling(name) for name in self.seen}
-        seen = tuple(any(spelling(word) in known for word in several) for several in words)
-        if marked is not None:
-            seen = tuple(name in marked for name in names)
-        return Vocabulary(names, seen, prompts)
+        asked = asked_vocabulary(parts, self.seen)
+        if marked is None:
+            return asked
+        return dataclasses.replace(asked, seen=tuple(name in marked for name in asked.names))
 
     def knows(self, text: str) -> bool:
         """Whether the frozen VLM has read the words of a line of class names."""
@@ -152,9 +148,9 @@ class Session:
         notes = tuple(pitfalls(vocabulary, getattr(self._model, "vlm", None)))
         with self._lock:
             logger.info("looking at an image of %d x %d", rgb.shape[1], rgb.shape[0])
-            outputs, *sizes = propose(self._model, self._predictor._input(rgb), vocabulary)
+            outputs, covered, size = propose(self._model, self._predictor._input(rgb), vocabulary)
         shown = shrunk(rgb, limited(rgb.shape[:2], _SHOWN_PIXELS))
-        return Scene(key, shown, vocabulary, notes, outputs, tuple(sizes))
+        return Scene(key, shown, vocabulary, notes, outputs, (covered, size))
 
     @torch.no_grad()
     def answer(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import logging
@@ -168,7 +169,7 @@ class TrackingWriter(EventWriter):
         if session is None:
             return
         for step in sorted(steps):
-            self._try(lambda step=step: session.send(steps[step], step))
+            self._try(functools.partial(session.send, steps[step], step))
 
     def close(self) -> None:
         """Ends the run."""

@@ -1,0 +1,81 @@
+"""What a checkpoint says of its classes, and the classes that it is asked for."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from alignzeg.data.class_names import class_names
+from alignzeg.data.labels import training_vocabulary
+from alignzeg.engine.checkpoints.checkpoint import KEY
+from alignzeg.engine.checkpoints.reading import read_checkpoint
+from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary, spelling
+
+
+def describe_checkpoint(weights: str) -> dict[str, Any]:
+    """What a checkpoint says of itself: "config", "seen" and more.
+
+    Raises:
+        ValueError: if the file is no checkpoint of this package.
+    """
+    checkpoint = read_checkpoint(weights)
+    about = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    about = about if isinstance(about, dict) else {}
+    config = about.get("config")
+    if not config or not isinstance(config, str) or not about.get("seen"):
+        raise ValueError(
+            f"{weights!r} is not a checkpoint of alignzeg: it does not say which config and "
+            "classes it was trained with"
+        )
+    return about
+
+
+def asked_vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:
+    """The classes that somebody asks for.
+
+    Args:
+        classes: names; "sofa; couch" is sofa, which may also be called a couch.
+        seen: names of the classes that the model was trained on.
+
+    Raises:
+        ValueError: if a name is empty, or there are none or repeated ones.
+    """
+    prompts = class_names(classes, "classes")
+    words = [prompt.split(SYNONYM_SEPARATOR) for prompt in prompts]
+    known = {spelling(name) for name in seen}
+    flags = tuple(any(spelling(word) in known for word in several) for several in words)
+    return Vocabulary(tuple(several[0] for several in words), flags, prompts)
+
+
+def provide_seen(cfg: CfgNode, seen: Sequence[str]) -> None:
+    """Lets the config name a training set that has the checkpoint's seen classes.
+
+    The set that a user trained on need not be registered where the weights are used.
+    """
+    if _knows(cfg, seen):
+        return
+    name = f"classes_of_a_checkpoint_{zlib.crc32(repr(tuple(seen)).encode()):08x}"
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(
+            vocabulary=Vocabulary(tuple(seen), (True,) * len(seen)),
+            stuff_classes=list(seen),
+            pseudo_unseen=(),
+        )
+    cfg.DATASETS.TRAIN = (name,)
+    cfg.ALIGNZEG.DATA.HOLD_OUT = ""
+
+
+def _knows(cfg: CfgNode, seen: Sequence[str]) -> bool:
+    """Whether the training sets of the config are here, with these seen classes."""
+    names = cfg.DATASETS.TRAIN
+    if not names or any(name not in DatasetCatalog for name in names):
+        return False
+    try:
+        return training_vocabulary(cfg).names == tuple(seen)
+    except ValueError:
+        return False
