@@ -186,12 +186,14 @@ def test_a_pt2_file_has_free_sizes_too(weights, predictor, tmp_path, capsys) -> 
     given = (torch.rand(1, 3, side, 2 * side) * 255, torch.rand(1, 3, 6 * rows, 9 * columns) * 255)
     text = torch.from_numpy(stored["text"])
     run = program.module()
-    plain, marked = (run(*given, text, torch.arange(count) < unseen) for unseen in (0, 3))
+    with torch.no_grad():
+        plain, marked = (run(*given, text, torch.arange(count) < unseen) for unseen in (0, 3))
     masks, embeds, scores, weights_of = plain
     assert masks.shape == (9, side // 4, side // 2) and embeds.shape[0] == len(weights_of) == 9
     assert scores.shape == (9, count + 1)
-    # Without a correction, what is unseen changes the ensemble alone, which this model has.
-    assert not torch.allclose(scores, marked[2])
+    # Without a correction nothing depends on what is unseen: an untrained classifier answers as the
+    # VLM does, in whatever shares the two are mixed.
+    torch.testing.assert_close(scores, marked[2])
 
 
 def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -246,8 +246,8 @@ def check(graph: ProposalGraph, content: bytes, text: Tensor, unseen: Tensor) ->
         scene = render_scene(scene_rng(index, "val", 0), max(height, width)).image
         given = (*inputs(graph, scene[:height, :width]), text, unseen)
         with torch.no_grad():
-            wanted = graph(*given)
-        for name, ours, theirs in zip(OUTPUTS, wanted, run(given), strict=True):
+            wanted, answered = graph(*given), run(given)
+        for name, ours, theirs in zip(OUTPUTS, wanted, answered, strict=True):
             found[name] = max(found[name], float((ours - theirs).abs().max()))
     worst = max(found, key=lambda name: found[name])
     if not found[worst] <= TOLERANCE:
