@@ -11,6 +11,7 @@ import yaml
 from conftest import CONFIGS
 from detectron2.config import CfgNode
 
+from alignzeg.config.plugins import import_plugin
 from alignzeg.config.values import RENAMED
 from alignzeg.engine import (
     config_from_yaml,
@@ -220,3 +221,14 @@ def test_missing_data_is_found_early(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"nowhere.* does not exist.*prepare_zeroshapes"):
         validate(tiny_cfg)
+
+
+def test_a_copy_of_an_imported_plugin_is_that_plugin(tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+    text = "COUNT = []\nCOUNT.append(1)\nNAME = 'a copy of an imported plugin'\n"
+    for place in (tmp_path / "first.py", tmp_path / "copies" / "second.py"):
+        place.write_text(text)
+    first = import_plugin(tmp_path / "first.py")
+    assert import_plugin(tmp_path / "copies" / "second.py") is first and first.COUNT == [1]
+    (tmp_path / "third.py").write_text(text + "OTHER = 1\n")
+    assert import_plugin(tmp_path / "third.py") is not first

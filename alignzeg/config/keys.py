@@ -84,8 +84,12 @@ class Choices:
         return list(self.names)
 
     def __str__(self) -> str:
-        """For the documentation."""
-        names = ", ".join(f"`{name}`" for name in self.known)
+        """For the documentation: the names of this package, without those of plugins."""
+        known = self.known
+        if isinstance(self.names, Registry):
+            own = ("alignzeg.", "detectron2.")
+            known = sorted(n for n, part in self.names if part.__module__.startswith(own))
+        names = ", ".join(f"`{name}`" for name in known)
         return f"{names} or empty" if self.optional else names
 
     def check(self, key: str, value: Any) -> None:

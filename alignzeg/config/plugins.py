@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 PLUGINS_KEY = "ALIGNZEG.PLUGINS"
 # What the modules of plugins are called, before their path.
 _PLUGIN = "alignzeg_plugin"
+# The modules of imported plugins by what their files hold.
+_CONTENTS: dict[bytes, ModuleType] = {}
 
 
 def find_plugin(name: str, folders: Sequence[Path]) -> str:
@@ -47,6 +49,9 @@ def imported_plugins() -> list[str]:
 def import_plugin(file: str | Path) -> ModuleType:
     """Imports a Python file once per process, which registers the components in it.
 
+    A copy of a file that was imported is that file, as a shared folder brings one of a plugin that
+    the process has trained with: a name can be registered only once.
+
     Raises:
         ValueError: if the import fails; the message names the file and the reason.
     """
@@ -54,6 +59,9 @@ def import_plugin(file: str | Path) -> ModuleType:
     name = _PLUGIN + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
     if name in sys.modules:
         return sys.modules[name]
+    content = path.read_bytes() if path.is_file() else b""
+    if content and content in _CONTENTS:
+        return _CONTENTS[content]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"plugin {file} is not a Python file")
@@ -64,5 +72,6 @@ def import_plugin(file: str | Path) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise ValueError(f"plugin {file}: {type(error).__name__}: {error}") from error
+    _CONTENTS[content] = module
     logger.info("imported plugin %s", path)
     return module
