@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alignzeg.__main__ import main
+from alignzeg.config.plugins import import_plugin
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.engine.records.provenance import hash_file
@@ -127,6 +128,8 @@ def test_a_plugin_comes_along_and_runs_only_if_trusted(
 ) -> None:
     work = tmp_path / "work"
     (work / "output").mkdir(parents=True)
+    # Its copies are this module, which other tests of this process may have to find again.
+    import_plugin(TOY_PLUGIN)
     shutil.copy(TOY_PLUGIN, work / "toy_of_mine.py")
     monkeypatch.chdir(work)
     opts = [*TINY_OPTS, "ALIGNZEG.PLUGINS", "toy_of_mine.py"]

@@ -150,7 +150,8 @@ def count(page: Any, selector: str, number: int) -> None:
 def shows(page: Any, place: str, picture: str) -> None:
     """Waits until a place has this picture."""
     page.wait_for_function(
-        "([place, wanted]) => document.querySelector(`#${place} svg.overlay`)?.outerHTML === wanted",
+        "([place, wanted]) =>"
+        " document.querySelector(`#${place} svg.overlay`)?.outerHTML === wanted",
         arg=[place, picture],
         timeout=PATIENCE,
     )
