@@ -42,8 +42,12 @@ def find_plugin(name: str, folders: Sequence[Path]) -> str:
 
 
 def imported_plugins() -> list[str]:
-    """The files that `import_plugin` has imported in this process, in this order."""
-    return [str(m.__file__) for name, m in sys.modules.items() if name.startswith(_PLUGIN)]
+    """The files that `import_plugin` has imported in this process, in this order.
+
+    Those that have been moved since are left out: another process cannot import them.
+    """
+    files = [str(m.__file__) for name, m in sys.modules.items() if name.startswith(_PLUGIN)]
+    return [file for file in files if Path(file).is_file()]
 
 
 def import_plugin(file: str | Path) -> ModuleType:
