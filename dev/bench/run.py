@@ -136,6 +136,9 @@ def main() -> int:
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick and args.output == OUTPUT:
+        # Toy figures do not take the place of real ones.
+        args.output = OUTPUT / "quick"
     known = rows()
     if args.peak:
         name, side = args.peak
@@ -160,20 +163,22 @@ def main() -> int:
         report = {"rows": measure(names, True), "machine": machine(), "disturbance": {}}
     else:
         report = everything(names, False)
-    return write(report, args, complete=len(names) == len(known) and not args.quick)
+    return write(report, args)
 
 
-def write(report: dict[str, Any], args: argparse.Namespace, complete: bool) -> int:
-    """Writes results.json, and the page if every row was measured at its real size."""
+def write(report: dict[str, Any], args: argparse.Namespace) -> int:
+    """Writes results.json, and the page once every row was measured at its real size."""
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "results.json"
     found = report["rows"]
     # A part that is measured anew takes its place among the other rows.
-    kept = json.loads(path.read_text()) if path.is_file() and not complete else {}
-    atomic_write(path, json.dumps(kept | found, indent=1) + "\n")
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    both = kept | found
+    atomic_write(path, json.dumps(both, indent=1) + "\n")
     atomic_write(args.output / "about.json", json.dumps(report, indent=1) + "\n")
-    if complete and args.output == OUTPUT:
-        atomic_write(PAGE, render(report, {name: row for name, (_, row) in rows().items()}))
+    known = {name: row for name, (_, row) in rows().items()}
+    if not args.quick and args.output == OUTPUT and known.keys() <= both.keys():
+        atomic_write(PAGE, render({**report, "rows": both}, known))
     failed = [name for name, result in found.items() if "error" in result]
     below = [
         name
