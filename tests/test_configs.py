@@ -118,14 +118,15 @@ def setup(case: Case, cache_dir: Path) -> CfgNode:
     opts = [*SMALLER, "ALIGNZEG.VLM.CACHE_DIR", str(cache_dir / "text")]
     path = case.path(cache_dir)
     cfg = setup_config(path, [*opts, *case.opts])
+    if cfg.ALIGNZEG.VLM.NAME == "ImageNetVLM":
+        opts += tiny_imagenet(cache_dir)
+        cfg = setup_config(path, [*opts, *case.opts])
     if cfg.ALIGNZEG.DATA.PSEUDO.ROOT:
         source = cfg.DATASETS.TRAIN[0].removesuffix("_pseudo")
         folder = str(cache_dir / source)
         everything = Thresholds(confidence=0, margin=0)
         make_pseudo_labels(Job(str(path), source, folder, tuple(opts), thresholds=everything))
         cfg = setup_config(path, [*opts, *case.opts, "ALIGNZEG.DATA.PSEUDO.ROOT", folder])
-    if cfg.ALIGNZEG.VLM.NAME == "ImageNetVLM":
-        cfg = setup_config(path, [*opts, *case.opts, *tiny_imagenet(cache_dir)])
     if cfg.ALIGNZEG.DATA.CROP_SIZE:
         cfg.ALIGNZEG.DATA.CROP_SIZE = 32
     if not cfg.DATASETS.TRAIN:
