@@ -34,7 +34,7 @@ def describe_checkpoint(weights: str) -> dict[str, Any]:
     return about
 
 
-def asked_vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:
+def eval_vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:
     """The classes that somebody asks for.
 
     Args:

@@ -23,8 +23,8 @@ from alignzeg.data.mapper import test_augmentations
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.settings.reading import config_from_yaml, require_device
 from alignzeg.inference.checkpoint_classes import (
-    asked_vocabulary,
     describe_checkpoint,
+    eval_vocabulary,
     provide_seen,
 )
 from alignzeg.inference.prediction import Prediction, ProposalSet
@@ -95,7 +95,7 @@ class Predictor:
             require_device(asked, "MODEL.DEVICE")
         device_opts = ["MODEL.DEVICE", device] if device else []
         cfg = config_from_yaml(about["config"], [*opts, *device_opts], Path(weights).parent)
-        self.vocabulary = None if classes is None else asked_vocabulary(classes, about["seen"])
+        self.vocabulary = None if classes is None else eval_vocabulary(classes, about["seen"])
         provide_seen(cfg, about["seen"])
         # The checkpoint has these weights too, so their package or file need not be here.
         cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS = ""
@@ -166,7 +166,7 @@ class Predictor:
         _require_count(proposals, "proposals")
         vocabulary = self.vocabulary
         if classes is not None:
-            vocabulary = asked_vocabulary(classes, self.seen)
+            vocabulary = eval_vocabulary(classes, self.seen)
             self._warn(vocabulary)
         if vocabulary is None:
             raise ValueError("no class names; give them to Predictor(...) or to this call")

@@ -18,7 +18,7 @@ from alignzeg.data.input_images import as_rgb
 from alignzeg.data.lint import pitfalls
 from alignzeg.evaluation.cached_proposals import propose
 from alignzeg.evaluation.settings_counts import restored
-from alignzeg.inference.checkpoint_classes import asked_vocabulary
+from alignzeg.inference.checkpoint_classes import eval_vocabulary
 from alignzeg.inference.predictor import Predictor, limited
 from alignzeg.modeling.correctors import ConstantShift
 from alignzeg.modeling.layers import MASK_STRIDE
@@ -117,7 +117,7 @@ class Session:
         parts = [part for part in text.replace("\n", ",").split(",") if part.strip()]
         if not parts:
             raise ValueError('type class names between commas, such as "cat, grass, sky"')
-        asked = asked_vocabulary(parts, self.seen)
+        asked = eval_vocabulary(parts, self.seen)
         if marked is None:
             return asked
         return dataclasses.replace(asked, seen=tuple(name in marked for name in asked.names))
