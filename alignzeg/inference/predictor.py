@@ -182,7 +182,7 @@ class Predictor:
     ) -> Prediction:
         height, width = limited(rgb.shape[:2], self._max_pixels)
         sample = {
-            "image": self._input(rgb),
+            "image": self.network_input(rgb),
             "vocabulary": vocabulary,
             "height": height,
             "width": width,
@@ -218,7 +218,7 @@ class Predictor:
         for warning in pitfalls(vocabulary, getattr(self.model, "vlm", None)):
             logger.warning("%s", warning)
 
-    def _input(self, rgb: NDArray[np.uint8]) -> torch.Tensor:
+    def network_input(self, rgb: NDArray[np.uint8]) -> torch.Tensor:
         """(3, H, W) what the network sees of an image."""
         inputs = T.AugInput(rgb)
         self._resize(inputs)

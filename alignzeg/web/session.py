@@ -148,7 +148,9 @@ class Session:
         notes = tuple(pitfalls(vocabulary, getattr(self._model, "vlm", None)))
         with self._lock:
             logger.info("looking at an image of %d x %d", rgb.shape[1], rgb.shape[0])
-            outputs, covered, size = propose(self._model, self._predictor._input(rgb), vocabulary)
+            outputs, covered, size = propose(
+                self._model, self._predictor.network_input(rgb), vocabulary
+            )
         shown = shrunk(rgb, limited(rgb.shape[:2], _SHOWN_PIXELS))
         return Scene(key, shown, vocabulary, notes, outputs, (covered, size))
 
