@@ -9,33 +9,11 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from helpers import CONFIGS, TINY_OPTS, TOY_PLUGIN
 
-from alignzeg.commands.ksplits import split_opts
 from alignzeg.data.zeroshapes import write_dataset
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.engine.records.log import LOGGERS
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-CONFIGS = REPOSITORY / "configs"
-TOY_PLUGIN = Path(__file__).parent / "toy_plugin.py"
-# KEY VALUE pairs: zeroshapes with four unseen classes.
-K4 = split_opts("zeroshapes", 4)
-TINY_OPTS = [
-    "MODEL.DEVICE",
-    "cpu",
-    "SOLVER.IMS_PER_BATCH",
-    "2",
-    "SOLVER.MAX_ITER",
-    "2",
-    "SOLVER.WARMUP_ITERS",
-    "0",
-    "ALIGNZEG.EXTRACTOR.NUM_QUERIES",
-    "9",
-    "ALIGNZEG.EXTRACTOR.HIDDEN_DIM",
-    "32",
-    "ALIGNZEG.EXTRACTOR.FFN_DIM",
-    "32",
-]
 
 
 @pytest.fixture(autouse=True)

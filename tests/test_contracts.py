@@ -7,8 +7,8 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS
 from detectron2.data import DatasetCatalog
+from helpers import CONFIGS
 from torch import Tensor, nn
 
 from alignzeg import contracts, registries
