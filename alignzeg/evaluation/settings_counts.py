@@ -18,7 +18,7 @@ from torch import Tensor
 from alignzeg.evaluation.cached_proposals import CachedImage
 from alignzeg.evaluation.metrics import confusion
 from alignzeg.modeling.label_counts import LabelCounts, count_labels
-from alignzeg.modeling.semantic_inference import label_stripes
+from alignzeg.modeling.semantic_inference import semantic_inference
 from alignzeg.structures import Outputs, Vocabulary
 
 # Threshold, gamma, and the exponents for seen and for unseen classes.
@@ -215,9 +215,9 @@ def _counts(model: Any, image: CachedImage, probs: Tensor) -> LabelCounts:
     classes = probs.shape[2]
     matrices = np.zeros((len(probs), classes, classes + 1), np.int64)
     sizes = (image.padded_size, image.image_size, image.truth.shape)
-    for rows, answers in label_stripes(list(probs), masks, *sizes, **opts):
-        for matrix, labels in zip(matrices, answers, strict=True):
-            matrix += confusion(image.truth[rows], labels.cpu().numpy(), classes)
+    for matrix, setting in zip(matrices, probs, strict=True):
+        labels = semantic_inference(setting, masks, *sizes, **opts)
+        matrix += confusion(image.truth, labels.cpu().numpy(), classes)
     found = torch.from_numpy(matrices)
     right, named = found.diagonal(dim1=1, dim2=2), found[:, :, :classes].sum(1)
     return LabelCounts(right, named, found[0].sum(1))

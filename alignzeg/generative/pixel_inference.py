@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alignzeg.modeling.semantic_inference import Geometry, Size, name_pixels, output_rows
+from alignzeg.modeling.interpolation import Geometry, Size, output_rows
+from alignzeg.modeling.semantic_inference import name_pixels
 
 
 def label_map(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignzeg.modeling.semantic_inference import Geometry, Size, output_rows
+from alignzeg.modeling.interpolation import Geometry, Size, output_rows
 
 # Settings that are named one by one, and how many parts a larger group is divided into.
 _LEAF, _PARTS = 16, 8

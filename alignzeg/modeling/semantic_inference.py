@@ -1,29 +1,34 @@
-"""Proposals to a label map: class probabilities times masks, in stripes with the argmax inside.
+"""Proposals to a label map: class probabilities times masks, in tiles with the argmax inside.
 
 The usual order upsamples all Q masks, multiplies by all K classes and takes the argmax of a
-(K, H, W) map, which at 1024 x 1024 pixels and 847 classes needs 7 GB. Here a stripe of output rows
+(K, H, W) map, which at 1024 x 1024 pixels and 847 classes needs 7 GB. Here a tile of the answer
 goes all the way to labels before the next one starts, so that memory depends neither on K nor on
-the size of the image. Per pixel the classes are contiguous: an argmax over the last axis is
-several times faster than one over the first.
+the size of the image.
+
+In most tiles few classes can win. A mask inside a tile lies between the sigmoid of the lowest and
+of the highest logit around it, because interpolation is a weighted mean; so the score of each
+class has a lower and an upper bound there, from two small products. Classes whose upper bound is
+below the best lower bound are left out, and a tile with one class left needs no upsampling.
+
+Source: branch and bound [ours].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Size = tuple[int, int]
-Taps = tuple[Tensor, Tensor, Tensor]
-# Rows of the output and, for each candidate, its scores of the stripe's pixels, (p, K) each.
-_Stripe = tuple[slice, Iterator[Iterator[Tensor]]]
+from alignzeg.modeling.interpolation import Geometry, Size, Taps, interpolate, interpolation_taps
 
+# Side of a tile in pixels: about four cells of the usual grid, at which bounds are tight.
+_TILE = 16
+# What the bounds allow for rounding: a part of the score.
+_ROUNDING = 1e-4
 # On a CPU, temporaries that stay in the cache are up to twice as fast as larger ones.
-_CPU_BYTES = 4 * 2**20
+_CPU_BYTES = 2 * 2**20
 
 
 def semantic_inference(
@@ -45,12 +50,12 @@ def semantic_inference(
     the same scores up to rounding, without a map of K channels.
 
     Args:
-        class_probs: (Q, K) in [0, 1], without the background.
-        mask_logits: (Q, h, w) of the padded image, usually at stride 4.
+        class_probs: (Q, K) 0 or more, without the background.
+        mask_logits: (Q, h, w) of the padded image, usually at stride 4; finite.
         padded_size: height and width in pixels that (h, w) covers.
         image_size: height and width of the image inside the padding, at its top left.
         output_size: height and width of the answer.
-        memory_mib: what the temporaries of one stripe may take, MiB. At least one row is done at
+        memory_mib: what the temporaries of the tiles may take, MiB. At least one tile is done at
             a time, also where that needs more.
         mode: "exact", or "fast": the product at the size of the logits, then the classes
             interpolated straight to the output. It differs in 1 to 2 % of the pixels, at edges.
@@ -60,76 +65,30 @@ def semantic_inference(
     Returns:
         (Ho, Wo) label map on the device of the logits, uint8, or uint16 where K > 255. In "exact"
         mode it equals the plain formula except where the best two scores of a pixel differ by
-        less than 1e-6, where rounding decides. Equal scores: the lower class.
+        less than 1e-6, where rounding decides. Scores that are equal to the bit: the lower class.
 
     Raises:
         ValueError: if shapes do not fit, a size is not positive, or the mode is unknown.
     """
     sizes = (padded_size, image_size, output_size)
-    options = (memory_mib, mode, reject_below, confidence)
-    stripes = label_stripes([class_probs], mask_logits, *sizes, *options)
+    _check(class_probs, mask_logits, *sizes, memory_mib, mode)
     dtype = torch.uint16 if class_probs.shape[1] > 255 else torch.uint8
     labels = torch.empty(output_size, dtype=dtype, device=mask_logits.device)
-    for rows, (answer,) in stripes:
-        labels[rows] = answer.to(dtype)
+    geometry = Geometry((mask_logits.shape[1], mask_logits.shape[2]), *sizes)
+    columns = _tile_columns(geometry, mode, mask_logits.device)
+    scored = reject_below > 0 or confidence is not None
+    tiles = _Tiles(class_probs.float(), columns, _tile_bytes(memory_mib, mask_logits), scored)
+    for start in range(0, output_size[0], _TILE):
+        rows = torch.arange(start, min(start + _TILE, output_size[0]), device=labels.device)
+        top, bottom, steps = _row_steps(rows, geometry, mode)
+        names, best = tiles.name(mask_logits[:, top:bottom].float(), steps)
+        width = output_size[1]
+        if reject_below > 0:
+            names.masked_fill_(best < reject_below, torch.iinfo(dtype).max)
+        labels[start : start + len(rows)] = names.flatten(0, 1)[:width].T.to(dtype)
+        if confidence is not None:
+            confidence[start : start + len(rows)] = best.flatten(0, 1)[:width].T
     return labels
-
-
-def label_stripes(
-    candidates: Sequence[Tensor],
-    mask_logits: Tensor,
-    padded_size: Size,
-    image_size: Size,
-    output_size: Size,
-    memory_mib: float,
-    mode: str = "exact",
-    reject_below: float = 0.0,
-    confidence: Tensor | None = None,
-) -> Iterator[tuple[slice, Iterator[Tensor]]]:
-    """`semantic_inference` for several class probabilities of the same masks, stripe by stripe.
-
-    The masks of a stripe are upsampled once, whatever the number of candidates.
-
-    Args:
-        candidates: n times (Q, K), at least one; all others as in `semantic_inference`.
-        mask_logits: see there.
-        padded_size: see there.
-        image_size: see there.
-        output_size: see there.
-        memory_mib: see there.
-        mode: see there.
-        reject_below: see there.
-        confidence: see there; of the last candidate.
-
-    Returns:
-        Rows and, one for each candidate, their labels (rows, Wo) int32, to the bit those of
-        `semantic_inference`; to be used up before the next rows are asked for.
-
-    Raises:
-        ValueError: as `semantic_inference`, or if the candidates differ in shape.
-    """
-    if len({probs.shape for probs in candidates}) != 1:
-        shapes = [tuple(probs.shape) for probs in candidates]
-        raise ValueError(f"expected class_probs of one shape (Q, K); got {shapes}")
-    _check(candidates[0], mask_logits, padded_size, image_size, output_size, memory_mib, mode)
-    geometry = Geometry(mask_logits.shape[-2:], padded_size, image_size, output_size)
-    # Half of the memory for the masks of a stripe, half for the scores of some of its pixels.
-    half = int(memory_mib * 2**20 / 2)
-    half = min(half, _CPU_BYTES) if mask_logits.device.type == "cpu" else half
-    reject_as = 65535 if candidates[0].shape[1] > 255 else 255
-
-    def named(rows: slice, parts: Iterator[Tensor]) -> Tensor:
-        labels, place = [], rows.start * output_size[1]
-        for part in parts:
-            labels.append(name_pixels(part, reject_below, reject_as))
-            if confidence is not None:
-                confidence.view(-1)[place : place + len(part)] = part.amax(-1)
-            place += len(part)
-        return torch.cat(labels).view(-1, output_size[1])
-
-    stripes = _exact_stripes if mode == "exact" else _fast_stripes
-    found = stripes([c.float() for c in candidates], mask_logits.float(), geometry, half)
-    return ((rows, map(partial(named, rows), scored)) for rows, scored in found)
 
 
 def background_wins(class_probs: Tensor, mask_logits: Tensor, memory_mib: float) -> Tensor:
@@ -170,126 +129,157 @@ def _check(
         raise ValueError(f'mode must be "exact" or "fast"; got {mode!r}')
 
 
+def _tile_bytes(memory_mib: float, logits: Tensor) -> int:
+    """What the masks, and what the scores of the tiles of one turn may take."""
+    half = int(memory_mib * 2**20 / 2)
+    return min(half, _CPU_BYTES) if logits.device.type == "cpu" else half
+
+
 @dataclass(frozen=True)
-class Geometry:
-    """Sizes: of the grid, of the padded image that it covers, of the image in it, of the answer."""
+class _Columns:
+    """How the n tiles of a stripe get their columns, the same for all stripes.
 
-    low: Size
-    padded: Size
-    image: Size
-    output: Size
+    Attributes:
+        low: (n, L) columns of the grid around each tile.
+        steps: (n, S, L), and in "exact" mode with a second resize also (n, T, S): weights of the
+            interpolation from one set of columns to the next; the last has T.
+        fast: whether the product is done at the columns of the grid.
+    """
 
-    @property
-    def resized(self) -> bool:
-        """Whether the answer has another size than the image."""
-        return self.image != self.output
-
-
-def _source(index: Tensor, size_in: int, size_out: int) -> Tensor:
-    """Where output positions lie in the input (align_corners=False), not below 0."""
-    return ((index + 0.5) * (size_in / size_out) - 0.5).clamp_(min=0)
+    low: Tensor
+    steps: list[Tensor]
+    fast: bool
 
 
-def interpolation_taps(position: Tensor, size: int) -> Taps:
-    """The two neighbours of each position and the weight of the second."""
-    first = position.floor().long().clamp_(max=size - 1)
-    second = (first + 1).clamp_(max=size - 1)
-    return first, second, (position - first).clamp_(0, 1).float()
+def _tile_columns(geometry: Geometry, mode: str, device: torch.device) -> _Columns:
+    width = geometry.output[1]
+    # The last tile repeats the last column.
+    columns = torch.arange(-(-width // _TILE) * _TILE, device=device).clamp(max=width - 1)
+    columns, steps = columns.view(-1, _TILE), []
+    if geometry.resized and mode == "exact":
+        position = geometry.image_positions(columns, 1)
+        columns, weights = _gather(interpolation_taps(position, geometry.image[1]))
+        steps.append(weights)
+    low, weights = _gather(interpolation_taps(_low(columns, geometry, mode, 1), geometry.low[1]))
+    return _Columns(low, [weights, *steps], mode == "fast")
 
 
-def interpolate(values: Tensor, taps: Taps, dim: int) -> Tensor:
-    """Interpolates along one dimension at the given taps."""
-    first, second, weight = taps
-    shape = [1] * values.dim()
-    shape[dim] = -1
-    start = values.index_select(dim, first)
-    return start.lerp_(values.index_select(dim, second), weight.view(shape))
+def _low(index: Tensor, geometry: Geometry, mode: str, axis: int) -> Tensor:
+    """Where output (fast) or image positions (exact) lie in the grid."""
+    if mode == "fast":
+        index = geometry.image_positions(index, axis).clamp_(max=geometry.image[axis] - 1)
+    return geometry.low_positions(index, axis)
 
 
-def _widen(values: Tensor, width: int) -> Tensor:
-    """(Q, n, w) -> (Q, n, width), interpolated along the rows."""
-    if values.shape[-1] == width:
-        return values
-    size = (values.shape[-2], width)
-    return F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+def _gather(taps: Taps) -> tuple[Tensor, Tensor]:
+    """The (n, S) positions that the taps (n, T) of each tile need, and weights (n, T, S)."""
+    both = torch.cat(taps[:2], dim=1)
+    ordered, order = both.sort(dim=1)
+    rank = torch.zeros_like(ordered)
+    rank[:, 1:] = (ordered.diff(dim=1) > 0).cumsum(1)
+    needed = ordered[:, -1:].repeat(1, int(rank.max()) + 1).scatter_(1, rank, ordered)
+    first, second = torch.empty_like(rank).scatter_(1, order, rank).chunk(2, dim=1)
+    weights = taps[2].new_zeros(*first.shape, needed.shape[1])
+    weights.scatter_add_(2, first[..., None], 1 - taps[2][..., None])
+    weights.scatter_add_(2, second[..., None], taps[2][..., None])
+    return needed, weights
 
 
-def _image_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool) -> Tensor:
-    """See `output_rows`, at some rows of the image: (Q, len(rows), W)."""
-    height, padded = values.shape[-2], geometry.padded
-    narrow = interpolate(values, interpolation_taps(_source(rows, height, padded[0]), height), 1)
-    wide = _widen(narrow, padded[1])
-    return (wide.sigmoid_() if masks else wide)[..., : geometry.image[1]]
+def _row_steps(rows: Tensor, geometry: Geometry, mode: str) -> tuple[int, int, list[Taps]]:
+    """Rows of the grid from, to, and the taps that lead from them to the rows of the output."""
+    steps = []
+    if geometry.resized and mode == "exact":
+        taps = interpolation_taps(geometry.image_positions(rows, 0), geometry.image[0])
+        # Strong reduction skips rows, so only those that count are upsampled.
+        rows, places = torch.unique(torch.stack(taps[:2]), return_inverse=True)
+        steps.append((places[0], places[1], taps[2]))
+    first, second, weight = interpolation_taps(_low(rows, geometry, mode, 0), geometry.low[0])
+    top, bottom = int(first[0]), int(second[-1]) + 1
+    return top, bottom, [(first - top, second - top, weight), *steps]
 
 
-def _exact_stripes(
-    candidates: Sequence[Tensor], logits: Tensor, geometry: Geometry, memory: int
-) -> Iterator[_Stripe]:
-    queries, classes = candidates[0].shape
-    height, width = geometry.output
-    # Bytes of one row's temporaries: logits and probabilities, and both again where resized.
-    row_bytes = 4 * queries * (2 * geometry.padded[1] + (3 * width if geometry.resized else 0))
-    if geometry.resized and geometry.image[0] > height:
-        row_bytes *= 2
-    step = max(1, min(height, memory // row_bytes))
-    pixels = max(1, min(step * width, memory // (4 * classes)))
-    buffer = candidates[0].new_empty(pixels, classes)
+@dataclass(frozen=True)
+class _Tiles:
+    """Names the pixels of the tiles of one stripe after the other.
 
-    def scores(masks: Tensor, probs: Tensor) -> Iterator[Tensor]:
-        for part in masks.split(pixels, dim=1):
-            yield torch.mm(part.t(), probs, out=buffer[: part.shape[1]])
+    Attributes:
+        probs: (Q, K).
+        columns: where tiles lie.
+        memory: bytes for the masks, and for the scores, of the tiles of one turn.
+        scored: whether the best score of each pixel is wanted.
+    """
 
-    for start in range(0, height, step):
-        stop = min(height, start + step)
-        rows = torch.arange(start, stop, dtype=torch.float64, device=logits.device)
-        masks = output_rows(logits, rows, geometry).reshape(queries, -1)
-        yield slice(start, stop), map(partial(scores, masks), candidates)
+    probs: Tensor
+    columns: _Columns
+    memory: int
+    scored: bool
+
+    def name(self, logits: Tensor, rows: list[Taps]) -> tuple[Tensor, Tensor]:
+        """(Q, l, w) logits around the stripe to (n, T, R) int64 names and scores of its tiles."""
+        # (w, l, Q): what follows is done for many masks at a time.
+        logits = logits.permute(2, 1, 0).contiguous()
+        possible = self._possible(logits)
+        counts = possible.sum(1)
+        size = (len(counts), _TILE, len(rows[-1][2]))
+        names = possible.int().argmax(1).view(-1, 1, 1).repeat(1, *size[1:])
+        best = self.probs.new_empty(size if self.scored else (1, 1, 1))
+        for tiles, chosen in self._turns(possible, counts, len(rows[0][2])):
+            scores = self._scores(logits, tiles, rows, self.probs.T[chosen].transpose(1, 2))
+            highest, place = scores.max(-1) if self.scored else (None, scores.argmax(-1))
+            names[tiles] = chosen.gather(1, place).view(-1, *size[1:])
+            if highest is not None:
+                best[tiles] = highest.view(-1, *size[1:])
+        return names, best
+
+    def _possible(self, logits: Tensor) -> Tensor:
+        """(n, K) whether a class can win in a tile."""
+        least = logits.amin(1)[self.columns.low].amin(1).sigmoid_()
+        most = logits.amax(1)[self.columns.low].amax(1).sigmoid_()
+        lower = torch.mm(least, self.probs).amax(1, keepdim=True)
+        return torch.mm(most, self.probs) * (1 + _ROUNDING) >= lower
+
+    def _turns(
+        self, possible: Tensor, counts: Tensor, rows: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tiles that are done together, (m,), and the classes that they choose from, (m, c)."""
+        classes = torch.arange(possible.shape[1], device=possible.device)
+        # Classes that can win come first, each group in ascending order.
+        keys = classes.where(possible, classes + possible.shape[1])
+        order = counts.argsort(descending=True)
+        ordered = counts[order].tolist()
+        if not self.scored:
+            ordered = [count for count in ordered if count > 1]
+        queries, width = len(self.probs), max(step.shape[1] for step in self.columns.steps)
+        start = 0
+        while start < len(ordered):
+            most = ordered[start]
+            pixel_bytes = 4 * max(2 * queries, most)
+            stop = start + max(1, self.memory // (pixel_bytes * rows * width))
+            tiles = order[start : min(stop, len(ordered))]
+            chosen = keys[tiles].topk(most, dim=1, largest=False).values % possible.shape[1]
+            yield tiles, chosen
+            start = stop
+
+    def _scores(self, logits: Tensor, tiles: Tensor, rows: list[Taps], probs: Tensor) -> Tensor:
+        """(m, P, c) scores of the pixels of m tiles; `probs` is (m, Q, c)."""
+        low = self.columns.low[tiles]
+        values = logits.index_select(0, low.flatten()).view(*low.shape, *logits.shape[1:])
+        if self.columns.fast:
+            values = _product(values.sigmoid_(), probs)
+        for taps, weights in zip(rows, self.columns.steps, strict=True):
+            values = interpolate(values, taps, 2)
+            flat = torch.bmm(weights[tiles], values.flatten(2))
+            values = flat.view(*flat.shape[:2], *values.shape[2:])
+            if not self.columns.fast and weights is self.columns.steps[0]:
+                values.sigmoid_()
+        values = values if self.columns.fast else _product(values, probs)
+        return values.flatten(1, 2)
 
 
-def output_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool = True) -> Tensor:
-    """(Q, h, w) values at some rows of the output, (Q, len(rows), Wo); of masks, probabilities."""
-    if not geometry.resized:
-        return _image_rows(values, rows, geometry, masks)
-    height = geometry.image[0]
-    first, second, weight = interpolation_taps(_source(rows, height, geometry.output[0]), height)
-    # Strong reduction skips rows, so only those that count are upsampled.
-    needed, place = torch.unique(torch.cat([first, second]), return_inverse=True)
-    found = _image_rows(values, needed.double(), geometry, masks)
-    found = interpolate(found, (place[: len(rows)], place[len(rows) :], weight), 1)
-    return _widen(found, geometry.output[1])
-
-
-def _fast_stripes(
-    candidates: Sequence[Tensor], logits: Tensor, geometry: Geometry, memory: int
-) -> Iterator[_Stripe]:
-    queries, classes = candidates[0].shape
-    height, width = geometry.output
-    low_height, low_width = geometry.low
-    step = max(1, min(height, memory // (4 * classes * (width + low_width))))
-    device = logits.device
-    columns = interpolation_taps(
-        _low_positions(torch.arange(width, device=device), geometry, 1), low_width
-    )
-
-    def scores(masks: Tensor, taps: Taps, probs: Tensor) -> Iterator[Tensor]:
-        low = torch.mm(masks.t(), probs).view(-1, low_width, classes)
-        yield interpolate(interpolate(low, taps, 0), columns, 1).view(-1, classes)
-
-    for start in range(0, height, step):
-        stop = min(height, start + step)
-        rows = torch.arange(start, stop, device=device)
-        first, second, weight = interpolation_taps(_low_positions(rows, geometry, 0), low_height)
-        top, bottom = int(first[0]), int(second[-1]) + 1
-        masks = logits[:, top:bottom].sigmoid().reshape(queries, -1)
-        taps = (first - top, second - top, weight)
-        yield slice(start, stop), map(partial(scores, masks, taps), candidates)
-
-
-def _low_positions(index: Tensor, geometry: Geometry, axis: int) -> Tensor:
-    """Where output rows (axis 0) or columns (axis 1) lie in the logits."""
-    image = geometry.image[axis]
-    position = _source(index.double(), image, geometry.output[axis]).clamp_(max=image - 1)
-    return _source(position, geometry.low[axis], geometry.padded[axis])
+def _product(masks: Tensor, probs: Tensor) -> Tensor:
+    """(m, T, R, Q) masks times (m, Q, c) probabilities: (m, T, R, c)."""
+    found = torch.bmm(masks.flatten(1, 2), probs)
+    return found.view(*masks.shape[:3], probs.shape[2])
 
 
 def name_pixels(scores: Tensor, below: float, reject_as: int) -> Tensor:

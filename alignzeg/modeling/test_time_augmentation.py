@@ -16,7 +16,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from alignzeg.modeling.semantic_inference import Size, interpolate, interpolation_taps, name_pixels
+from alignzeg.modeling.interpolation import Size, interpolate, interpolation_taps
+from alignzeg.modeling.semantic_inference import name_pixels
 
 # A mask's logit where its view does not reach.
 _OUTSIDE = -20.0

@@ -1,4 +1,4 @@
-"""The fold against the plain formula: upsample all masks, multiply by all classes, argmax."""
+"""Label maps against the plain formula: upsample all masks, multiply by all classes, argmax."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignzeg.modeling.semantic_inference import label_stripes, semantic_inference
+from alignzeg.modeling.semantic_inference import background_wins, semantic_inference
 
 
 def plain_scores(
@@ -151,27 +151,42 @@ def test_fast_is_near_exact_on_smooth_masks() -> None:
     assert differing.float().mean() < 0.02
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-@pytest.mark.parametrize("classes", [5, 300])
-def test_several_candidates_are_each_named_as_if_alone(mode: str, classes: int) -> None:
-    _, logits = random_case(9, classes, (16, 20))
-    candidates = [random_case(9, classes, (16, 20), seed)[0] for seed in range(3)]
-    arguments = (logits, (64, 80), (60, 75), (51, 90), 0.05, mode, 0.3)
-    found: list[list[Tensor]] = [[], [], []]
-    for rows, answers in label_stripes(candidates, *arguments):
-        for stripes, labels in zip(found, answers, strict=True):
-            assert labels.shape == (rows.stop - rows.start, 90)
-            stripes.append(labels)
-    for probs, stripes in zip(candidates, found, strict=True):
-        assert len(stripes) > 2
-        assert torch.equal(torch.cat(stripes), semantic_inference(probs, *arguments).int())
+def test_classes_that_are_left_out_never_win() -> None:
+    # Blobs and peaked classes: most tiles are decided by their bounds, edges are not.
+    probs, logits = random_case(30, 200, (8, 8))
+    logits = F.interpolate(2 * logits[None], (32, 32), mode="bicubic")[0]
+    sizes = ((128, 128), (120, 111), (120, 111))
+    labels = semantic_inference(probs, logits, *sizes, 0.5)
+    assert unexplained(labels, plain_scores(probs, logits, *sizes)) == 0
+    best = torch.zeros(120, 111)
+    scored = semantic_inference(probs, logits, *sizes, 0.5, confidence=best)
+    assert torch.equal(labels, scored)
 
 
-def test_candidates_have_one_shape() -> None:
-    logits = torch.rand(2, 4, 4)
-    for candidates in ([torch.rand(2, 3), torch.rand(2, 4)], []):
-        with pytest.raises(ValueError, match=r"of one shape \(Q, K\)"):
-            label_stripes(candidates, logits, (16, 16), (16, 16), (16, 16), 1)
+def test_classes_that_differ_by_less_than_the_bounds_allow_are_all_compared() -> None:
+    # Two classes with almost equal scores, and a third that is behind everywhere.
+    probs = torch.tensor([[0.3, 0.300001, 0.1], [0.300001, 0.3, 0.1]])
+    _, logits = random_case(2, 3, (16, 16))
+    sizes = ((64, 64), (64, 64), (64, 64))
+    labels = semantic_inference(probs, logits, *sizes, 1.0)
+    wanted = plain_scores(probs, logits, *sizes).argmax(0)
+    assert set(labels.unique().tolist()) == {0, 1}
+    assert float((labels.long() == wanted).float().mean()) > 0.95
+
+
+@pytest.mark.parametrize("output", [(1, 1), (16, 16), (17, 33), (15, 250)])
+def test_sizes_around_those_of_a_tile(output: tuple[int, int]) -> None:
+    probs, logits = random_case(5, 9, (12, 20))
+    sizes = ((48, 80), (40, 77), output)
+    labels = semantic_inference(probs, logits, *sizes, 0.1)
+    assert unexplained(labels, plain_scores(probs, logits, *sizes)) == 0
+
+
+def test_where_the_background_wins() -> None:
+    probs = torch.tensor([[0.6, 0.1, 0.3], [0.1, 0.1, 0.8]])
+    logits = torch.full((2, 5, 6), -8.0)
+    logits[0, :, :3] = logits[1, :, 3:] = 8
+    assert background_wins(probs, logits, 1.0).tolist() == [[False] * 3 + [True] * 3] * 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""From the grid of the mask logits to the pixels of an answer, bilinearly, in Detectron2's order.
+
+The grid covers the padded image; the image lies at its top left; the answer may have another size
+than the image, which is a second resize.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]
+Taps = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes: of the grid, of the padded image that it covers, of the image in it, of the answer."""
+
+    low: Size
+    padded: Size
+    image: Size
+    output: Size
+
+    @property
+    def resized(self) -> bool:
+        """Whether the answer has another size than the image."""
+        return self.image != self.output
+
+    def image_positions(self, index: Tensor, axis: int) -> Tensor:
+        """Where output rows (axis 0) or columns (axis 1) lie in the image."""
+        return _source(index.double(), self.image[axis], self.output[axis])
+
+    def low_positions(self, index: Tensor, axis: int) -> Tensor:
+        """Where rows (axis 0) or columns (axis 1) of the image lie in the grid."""
+        return _source(index.double(), self.low[axis], self.padded[axis])
+
+
+def _source(index: Tensor, size_in: int, size_out: int) -> Tensor:
+    """Where output positions lie in the input (align_corners=False), not below 0."""
+    return ((index + 0.5) * (size_in / size_out) - 0.5).clamp_(min=0)
+
+
+def interpolation_taps(position: Tensor, size: int) -> Taps:
+    """The two neighbours of each position and the weight of the second."""
+    first = position.floor().long().clamp_(max=size - 1)
+    second = (first + 1).clamp_(max=size - 1)
+    return first, second, (position - first).clamp_(0, 1).float()
+
+
+def interpolate(values: Tensor, taps: Taps, dim: int) -> Tensor:
+    """Interpolates along one dimension at the given taps."""
+    first, second, weight = taps
+    shape = [1] * values.dim()
+    shape[dim] = -1
+    start = values.index_select(dim, first)
+    return start.lerp_(values.index_select(dim, second), weight.view(shape))
+
+
+def output_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool = True) -> Tensor:
+    """(Q, h, w) values at some rows of the output, (Q, len(rows), Wo); of masks, probabilities."""
+    if not geometry.resized:
+        return _image_rows(values, rows, geometry, masks)
+    height = geometry.image[0]
+    first, second, weight = interpolation_taps(geometry.image_positions(rows, 0), height)
+    # Strong reduction skips rows, so only those that count are upsampled.
+    needed, place = torch.unique(torch.cat([first, second]), return_inverse=True)
+    found = _image_rows(values, needed, geometry, masks)
+    found = interpolate(found, (place[: len(rows)], place[len(rows) :], weight), 1)
+    return _widen(found, geometry.output[1])
+
+
+def _image_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool) -> Tensor:
+    """See `output_rows`, at some rows of the image: (Q, len(rows), W)."""
+    taps = interpolation_taps(geometry.low_positions(rows, 0), values.shape[-2])
+    wide = _widen(interpolate(values, taps, 1), geometry.padded[1])
+    return (wide.sigmoid_() if masks else wide)[..., : geometry.image[1]]
+
+
+def _widen(values: Tensor, width: int) -> Tensor:
+    """(Q, n, w) -> (Q, n, width), interpolated along the rows."""
+    if values.shape[-1] == width:
+        return values
+    size = (values.shape[-2], width)
+    return F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
