@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from alignzeg.generative.pixel_branch import PixelBranch
 from alignzeg.generative.pixel_inference import label_map
 from alignzeg.generative.pixel_loss import pixel_cross_entropy
 from alignzeg.modeling.augmented_inference import cut_views
-from alignzeg.modeling.layers import PixelNormalizer
+from alignzeg.modeling.layers import PixelNormalizer, pointwise_by_onednn
 from alignzeg.modeling.prompts import shared_vocabulary
 from alignzeg.modeling.test_time_augmentation import (
     PixelView,
@@ -100,6 +100,11 @@ class PixelSegmenter(nn.Module):
     def device(self) -> torch.device:
         """Where the model lives."""
         return self.normalizer.mean.device
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> PixelSegmenter:
+        super()._apply(fn, recurse)
+        pointwise_by_onednn(self, self.device)
+        return self
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Detectron2's interface.

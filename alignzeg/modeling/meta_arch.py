@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from alignzeg.modeling.layers import (
     REFINED_STRIDES,
     PixelNormalizer,
     geometric_ensemble,
+    pointwise_by_onednn,
     proposal_weights,
 )
 from alignzeg.modeling.prompts import ClassTexts, build_class_texts, group_max, shared_vocabulary
@@ -124,6 +126,11 @@ class AlignZeg(nn.Module):
     def device(self) -> torch.device:
         """Where the model lives."""
         return self.normalizer.mean.device
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> AlignZeg:
+        super()._apply(fn, recurse)
+        pointwise_by_onednn(self, self.device)
+        return self
 
     @property
     def size_divisibility(self) -> int:

@@ -211,3 +211,12 @@ def test_checkpoint_holds_no_vlm(cfg):
     clip = model.vlm.clip
     assert not any(p.requires_grad or id(p) in trained for p in clip.parameters())
     assert not any(module.training for module in clip.modules())
+
+
+def test_kernels_of_one_place_are_computed_by_onednn_where_channels_come_last(cfg):
+    model = build_model(cfg)
+    kernels = [part for part in model.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert {part.dilation for part in kernels} == {(1, 1)}
+    model.to(memory_format=torch.channels_last)
+    for part in kernels:
+        assert part.dilation == ((2, 2) if part.kernel_size == (1, 1) else (1, 1))

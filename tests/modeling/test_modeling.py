@@ -15,6 +15,7 @@ from alignzeg.modeling.layers import (
     AttentionBlock,
     geometric_ensemble,
     mask_quality,
+    pointwise_by_onednn,
     proposal_weights,
     sine_position,
     with_foreground_share,
@@ -55,6 +56,29 @@ def test_attention_block_equals_a_loop_over_queries():
         )
         want = x[0, i] + attention.out_proj(mixed)
         torch.testing.assert_close(got[0, i], want)
+
+
+def test_kernels_of_one_place_give_the_same_by_another_algorithm():
+    torch.manual_seed(0)
+    for stride, padding, groups in ((1, 0, 1), (2, 0, 1), (1, 1, 1), (1, 0, 4)):
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(8, 12, 1, stride, padding, groups=groups), torch.nn.Conv2d(12, 4, 3)
+        )
+        image = torch.randn(2, 8, 9, 11, requires_grad=True)
+        expected = model(image)
+        inputs = (image, *model.parameters())
+        gradients = torch.autograd.grad(expected.square().sum(), inputs)
+        pointwise_by_onednn(model, torch.device("cpu"))
+        assert [part.dilation for part in model] == [(1, 1), (1, 1)]
+        model.to(memory_format=torch.channels_last)
+        pointwise_by_onednn(model, torch.device("cpu"))
+        assert [part.dilation for part in model] == [(2, 2), (1, 1)]
+        found = model(image)
+        torch.testing.assert_close(found, expected)
+        for a, b in zip(torch.autograd.grad(found.square().sum(), inputs), gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        pointwise_by_onednn(model, torch.device("cuda"))
+        assert model[0].dilation == (1, 1)
 
 
 def test_sine_position_tells_every_cell_apart():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from alignzeg.modeling.layers import pointwise_by_onednn
 from alignzeg.modeling.pretrained import PACKAGE_PREFIX, spec_name
 from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES, MODEL, WEIGHTS, PlaceClassifier
 from alignzeg.modeling.vlm.encoding import EncodedImage, check_masks
@@ -138,7 +139,9 @@ class ImageNetVLM(nn.Module):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> ImageNetVLM:
         self.classifier._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        pointwise_by_onednn(self.classifier, self.device)
+        return self
 
     @property
     def device(self) -> torch.device:
