@@ -9,14 +9,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.generative.pixel_branch import PixelBranch
 from alignzeg.generative.pixel_inference import label_map
 from alignzeg.generative.pixel_loss import pixel_cross_entropy
 from alignzeg.modeling.augmented_inference import cut_views
-from alignzeg.modeling.layers import PixelNormalizer, pointwise_by_onednn
+from alignzeg.modeling.layers import ImageModel, PixelNormalizer
 from alignzeg.modeling.prompts import shared_vocabulary
 from alignzeg.modeling.test_time_augmentation import (
     PixelView,
@@ -31,7 +31,7 @@ _NEVER = -1e30
 
 
 @META_ARCH_REGISTRY.register()
-class PixelSegmenter(nn.Module):
+class PixelSegmenter(ImageModel):
     """A DeepLabV3+ trained on the pixels of seen classes; it never answers an unseen one.
 
     The first step of ZS3Net: its features are what the generator learns to imitate.
@@ -95,16 +95,6 @@ class PixelSegmenter(nn.Module):
             "memory_mib": cfg.ALIGNZEG.TEST.MEMORY_MIB,
             "augmentation": build_test_time_augmentation(cfg),
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.normalizer.mean.device
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> PixelSegmenter:
-        super()._apply(fn, recurse)
-        pointwise_by_onednn(self, self.device)
-        return self
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Detectron2's interface.

@@ -67,6 +67,24 @@ def pointwise_by_onednn(module: nn.Module, device: torch.device) -> None:
             part.dilation = (2, 2) if device.type == "cpu" else (1, 1)
 
 
+class ImageModel(nn.Module):
+    """What meta-architectures share: images are normalised, kernels are tuned to the device.
+
+    Attributes:
+        normalizer: set by the subclass.
+    """
+
+    normalizer: PixelNormalizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.normalizer.mean.device
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return pointwise_by_onednn(super()._apply(fn, recurse), self.device)
+
+
 class MLP(nn.Sequential):
     """Linear layers with GELU between them.
 

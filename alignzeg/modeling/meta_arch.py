@@ -20,9 +20,9 @@ from alignzeg.modeling.augmented_inference import segment_augmented
 from alignzeg.modeling.layers import (
     MASK_STRIDE,
     REFINED_STRIDES,
+    ImageModel,
     PixelNormalizer,
     geometric_ensemble,
-    pointwise_by_onednn,
     proposal_weights,
 )
 from alignzeg.modeling.prompts import ClassTexts, build_class_texts, group_max, shared_vocabulary
@@ -36,7 +36,7 @@ from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
-class AlignZeg(nn.Module):
+class AlignZeg(ImageModel):
     """Zero-shot semantic segmentation by mask proposals.
 
     The baseline and every row of the ablation are this class with other components in the config.
@@ -121,16 +121,6 @@ class AlignZeg(nn.Module):
             "class_texts": build_class_texts(cfg),
             "augmentation": build_test_time_augmentation(cfg),
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.normalizer.mean.device
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> AlignZeg:
-        super()._apply(fn, recurse)
-        pointwise_by_onednn(self, self.device)
-        return self
 
     @property
     def size_divisibility(self) -> int:
