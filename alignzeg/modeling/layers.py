@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 # Image pixels of a cell: of the masks, and of the features that are read to refine them.
 MASK_STRIDE = 4
@@ -81,8 +82,11 @@ class ImageModel(nn.Module):
         """Where the model lives."""
         return self.normalizer.mean.device
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        return pointwise_by_onednn(super()._apply(fn, recurse), self.device)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # All moves of a module go through here: `to`, `cpu`, `cuda`, `half`.
+        super()._apply(fn, recurse)
+        pointwise_by_onednn(self, self.device)
+        return self
 
 
 class MLP(nn.Sequential):

@@ -87,15 +87,15 @@ class MaskCriterion(Criterion):
     ) -> dict[str, Tensor]:
         """See the class."""
         layers = [layer.mask_logits for layer in outputs.proposals]
-        sums = [functional.no_loss(logits).repeat(2) for logits in layers]
+        chosen = [matched_logits(*pair) for pair in zip(layers, matches, strict=True)]
+        sums = [functional.no_loss(*of_layer).repeat(2) for of_layer in chosen]
         for image, target in enumerate(targets):
-            found = [of_layer[image] for of_layer in matches]
-            counts = [len(match.targets) for match in found]
+            counts = [len(of_layer[image].targets) for of_layer in matches]
             if not sum(counts):
                 continue
-            logits = [x[image, match.proposals] for x, match in zip(layers, found, strict=True)]
-            ids = torch.cat([match.targets for match in found])
-            rows = self._rows(functional.full_precision(torch.cat(logits)), target, ids)
+            logits = torch.cat([of_layer[image] for of_layer in chosen])
+            ids = torch.cat([of_layer[image].targets for of_layer in matches])
+            rows = self._rows(functional.full_precision(logits), target, ids)
             parts = torch.stack(rows).split(counts, dim=1)
             sums = [total + part.sum(1) for total, part in zip(sums, parts, strict=True)]
         count = count_masks(targets) if outputs.mask_count is None else outputs.mask_count
@@ -111,8 +111,8 @@ class MaskCriterion(Criterion):
         size = (logits.shape[1], logits.shape[2])
         if not self.num_points or not target.valid.any():
             soft, weights = functional.grid_targets(target.masks, target.supervision, size)
-            flat = soft.flatten(1)[ids]
-            return functional.mask_losses(logits.flatten(1), flat, weights.flatten())
+            flat = (logits.flatten(1), soft.flatten(1), weights.flatten())
+            return functional.mask_losses(*flat, ids)
         known = functional.cell_shares(target.valid, size) > 0
         masks = target.masks.flatten(1)
         of_pixels = None if target.weights is None else target.weights.flatten()
@@ -129,3 +129,14 @@ class MaskCriterion(Criterion):
             parts.append(functional.mask_losses(at_points, truth, counted))
         bce, dice = zip(*parts, strict=True)
         return torch.cat(bce), torch.cat(dice)
+
+
+def matched_logits(mask_logits: Tensor, matches: list[Matches]) -> tuple[Tensor, ...]:
+    """For each of B images the (n, h, w) of its (B, Q, h, w) logits that own a mask.
+
+    One selection for the whole batch, so that there is one gradient of the logits' size to add up.
+    """
+    queries = mask_logits.shape[1]
+    ids = torch.cat([match.proposals + i * queries for i, match in enumerate(matches)])
+    counts = [len(match.proposals) for match in matches]
+    return mask_logits.flatten(0, 1).index_select(0, ids).split(counts)

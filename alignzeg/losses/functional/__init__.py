@@ -5,13 +5,11 @@ from alignzeg.losses.functional.embeddings import (
     prototype_diversity,
     semantic_ranking,
 )
+from alignzeg.losses.functional.mask_losses import PairTargets, mask_losses, pairwise_mask_costs
 from alignzeg.losses.functional.masks import (
-    PairTargets,
     cell_shares,
     grid_targets,
     logits_at,
-    mask_losses,
-    pairwise_mask_costs,
     sample_points,
     sample_uncertain_points,
 )

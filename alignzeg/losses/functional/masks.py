@@ -1,4 +1,4 @@
-"""Mask losses as pure functions; a pixel without a label has exactly no influence on them.
+"""Masks on the grid of the predictions or at points; a pixel without a label has no influence.
 
 Predictions live on a grid of stride 4, labels on pixels. Two ways lead from one to the other, and
 both leave hidden pixels out rather than multiply them away:
@@ -13,18 +13,13 @@ Shapes as in `alignzeg.structures`; n rows of masks, P places (cells or points).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 from torch.nn import functional as F
 
-from alignzeg.losses.functional.numeric import full_precision, softplus
+from alignzeg.losses.functional.numeric import full_precision
 
-# Elements of one tile of a cost matrix's temporaries: half a MiB in float32, which stays in a
-# cache.
-_TILE_ELEMENTS = 2**17
 # Masks brought to the prediction grid at once, which bounds the full-size float temporary.
 _MASKS_AT_ONCE = 2
 
@@ -66,12 +61,12 @@ def grid_targets(masks: Tensor, area: Tensor, size: tuple[int, int]) -> tuple[Te
     """
     weights = cell_shares(area, size)
     targets = weights.new_empty((len(masks), *size))
-    _write_targets(masks, area, weights, targets)
+    write_targets(masks, area, weights, targets)
     return targets, weights
 
 
-def _write_targets(masks: Tensor, area: Tensor, weights: Tensor, targets: Tensor) -> None:
-    """Writes what `grid_targets` returns into targets (G, h, w)."""
+def write_targets(masks: Tensor, area: Tensor, weights: Tensor, targets: Tensor) -> None:
+    """Writes what `grid_targets` returns, of weights (h, w), into targets (G, h, w)."""
     stride = _stride(area, (weights.shape[0], weights.shape[1]))
     supervised = weights.masked_fill(weights == 0, 1)
     for start in range(0, len(masks), _MASKS_AT_ONCE):
@@ -88,136 +83,6 @@ def _shares_inside(masks: Tensor, area: Tensor, stride: tuple[int, int]) -> Tens
     rows = words.unflatten(1, (-1, stride[0])).sum(2, dtype=torch.int32)
     # This product has the sum of the four bytes in its highest byte.
     return ((rows * 0x01010101) >> 24).float() / (4 * stride[0])
-
-
-def mask_losses(
-    logits: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice loss of each row.
-
-    Args:
-        logits: (n, P) predictions.
-        targets: (n, P) in [0, 1].
-        weights: (P,) or (n, P), >= 0; None weighs all places 1. Where a weight is 0, neither
-            logit nor target has any influence, NaN included.
-
-    Returns:
-        (n,) weighted mean of the cross-entropy over the places, 0 where all weights are 0;
-        (n,) dice loss in [0, 1), 1 - (2 sum(w p t) + 1) / (sum(w p) + sum(w t) + 1).
-
-    Source: V-Net (arXiv 1606.04797) with the smoothing of MaskFormer (arXiv 2107.06278).
-    """
-    logits = full_precision(logits)
-    targets = targets.to(logits.dtype)
-    if weights is None:
-        weights = logits.new_ones(logits.shape[-1])
-    weights = weights.to(logits.dtype).expand_as(logits)
-    hidden = weights <= 0
-    logits = logits.masked_fill(hidden, 0)
-    weighted = (targets * weights).masked_fill(hidden, 0)
-    total = weights.sum(1)
-    entropy = (softplus(logits) * weights - logits * weighted).sum(1)
-    # Weights are shares or ones, hence the sum is 0 or far from this floor.
-    bce = entropy / total.clamp(min=1e-6)
-    probs = logits.sigmoid()
-    overlap = 2 * (probs * weighted).sum(1) + 1
-    dice = 1 - overlap / ((probs * weights).sum(1) + weighted.sum(1) + 1)
-    return bce, dice
-
-
-@dataclass(frozen=True)
-class PairTargets:
-    """Masks as `pairwise_mask_costs` reads them, made once for all layers; G masks.
-
-    Attributes:
-        weighted: (G + 1, p) targets times weights at the p places whose weight is not 0, and the
-            weights: the last row, so that one product sums them up as well.
-        places: (p,) int64 these places; None: all.
-        total: sum of all weights.
-        masses: (G,) sums of the first G rows.
-    """
-
-    weighted: Tensor
-    places: Tensor | None
-    total: Tensor
-    masses: Tensor
-
-    @classmethod
-    def of(cls, targets: Tensor, weights: Tensor) -> PairTargets:
-        """Prepares (G, P) targets in [0, 1] and (P,) weights >= 0 of one floating dtype."""
-        weighted = weights.new_empty(len(targets) + 1, len(weights))
-        weighted[:-1] = targets
-        return cls._of(weighted, weights)
-
-    @classmethod
-    def of_masks(
-        cls, masks: Tensor, area: Tensor, size: tuple[int, int], dtype: torch.dtype
-    ) -> PairTargets:
-        """Prepares the `grid_targets` of masks, without a second copy of them."""
-        weights = cell_shares(area, size)
-        weighted = weights.new_empty(len(masks) + 1, *size)
-        _write_targets(masks, area, weights, weighted[:-1])
-        return cls._of(weighted.flatten(1).to(dtype), weights.flatten().to(dtype))
-
-    @classmethod
-    def _of(cls, weighted: Tensor, weights: Tensor) -> PairTargets:
-        """Takes (G + 1, P), targets with room for the weights below them; changes it."""
-        weighted[:-1] *= weights
-        weighted[-1] = weights
-        places = weights.nonzero()[:, 0]
-        if len(places) == len(weights):
-            return cls(weighted, None, weights.sum(), weighted[:-1].sum(1))
-        masses = weighted[:-1].masked_fill(weights <= 0, 0).sum(1)
-        return cls(weighted[:, places], places, weights.sum(), masses)
-
-
-@torch.no_grad()
-def pairwise_mask_costs(
-    logits: Tensor,
-    targets: Tensor | PairTargets,
-    weights: Tensor | None = None,
-    tile: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`mask_losses` of every proposal with every mask, without anything of shape (Q, G, P).
-
-    The cross-entropy is softplus(x) - x t: its first half does not depend on the mask, its second
-    half and the dice overlap are matrix products, made in one go and in tiles of places.
-
-    Args:
-        logits: (Q, P) predictions; they receive no gradient.
-        targets: (G, P) in [0, 1], or what was prepared of them and the weights, in full precision.
-        weights: (P,) >= 0; places of weight 0 have no influence. None: all 1, or as prepared.
-        tile: places per tile; None: as many as keep a temporary at half a MiB.
-
-    Returns:
-        (Q, G) mean cross-entropy and (Q, G) dice loss.
-    """
-    queries, dtype = len(logits), full_precision(logits).dtype
-    if isinstance(targets, Tensor):
-        weights = targets.new_ones(targets.shape[1]) if weights is None else weights
-        targets = PairTargets.of(targets.to(dtype), weights.to(dtype))
-    weighted, places = targets.weighted, targets.places
-    count, length = len(weighted) - 1, weighted.shape[1]
-    tile = min(tile or max(1, _TILE_ELEMENTS // max(1, queries)), max(1, length))
-    entropy = weighted.new_zeros(queries)
-    products = weighted.new_zeros(2 * queries, count + 1)
-    # Logits of a tile above their probabilities: one memory for all tiles.
-    memory = weighted.new_empty(2 * queries * tile)
-    for start in range(0, length, tile):
-        stop = min(length, start + tile)
-        where = slice(start, stop) if places is None else places[start:stop]
-        both = memory[: 2 * queries * (stop - start)].view(2 * queries, -1)
-        x, probs = both[:queries], both[queries:]
-        torch.sigmoid(x.copy_(logits[:, where]), out=probs)
-        columns = weighted[:, start:stop]
-        # softplus(x) is max(x, 0) - log sigmoid(|x|), and sigmoid(|x|) is there already.
-        certain = torch.maximum(probs, 1 - probs).log_()
-        entropy += x.clamp(min=0).sub_(certain) @ columns[-1]
-        products += both @ columns.T
-    linear, overlap = products[:queries, :count], products[queries:, :count]
-    area = products[queries:, count:]
-    bce = (entropy[:, None] - linear) / targets.total.clamp(min=1e-6)
-    return bce, 1 - (2 * overlap + 1) / (area + targets.masses + 1)
 
 
 def sample_points(area: Tensor, rows: int, points: int) -> tuple[Tensor, Tensor]:
