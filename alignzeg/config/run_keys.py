@@ -45,7 +45,11 @@ TEST = Section(
             Choices(("mean", "max")),
         ),
         "MEMORY_MIB": Key(
-            32, "Memory that one stripe of rows of the label map may take.", COUNT, "MiB", "ours"
+            32,
+            "Memory that the making of a label map may take, besides the map itself.",
+            COUNT,
+            "MiB",
+            "ours",
         ),
         "WINDOW": Key(
             0,
