@@ -118,6 +118,10 @@ def logits_at(logits: Tensor, known: Tensor, coords: Tensor) -> Tensor:
         shared among the known ones.
     """
     coords = coords.to(logits.dtype)
+    if known.all():
+        # The nearest cells share what lies outside the image.
+        border = {"align_corners": False, "padding_mode": "border"}
+        return point_sample(logits[:, None], coords, **border)[:, 0]
     values = point_sample(logits.masked_fill(~known, 0)[:, None], coords, align_corners=False)
     shares = known.to(logits.dtype).expand(len(logits), 1, *known.shape)
     # A point's own cell has a bilinear weight of at least 1/4.
@@ -149,7 +153,9 @@ def sample_uncertain_points(
     known = cell_shares(area, (logits.shape[1], logits.shape[2])) > 0
     coords, pixels = sample_points(area, len(logits), int(points * oversample))
     certainty = logits_at(logits, known, coords).abs()
-    chosen = certainty.topk(int(points * importance), dim=1, largest=False).indices
+    # Their order does not count, and to sort them takes as long as to find them.
+    count = int(points * importance)
+    chosen = certainty.topk(count, dim=1, largest=False, sorted=False).indices
     more_coords, more_pixels = sample_points(area, len(logits), points - chosen.shape[1])
     chosen_coords = coords.gather(1, chosen[..., None].expand(-1, -1, 2))
     return (

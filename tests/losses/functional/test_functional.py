@@ -236,6 +236,20 @@ def test_logits_at_is_bilinear_where_all_is_known() -> None:
     assert torch.allclose(values, expected)
 
 
+def test_logits_at_near_the_border_is_that_of_the_known_cells_of_a_larger_image() -> None:
+    logits = torch.randn(2, 4, 6).double()
+    # The same image with hidden cells around it; points of its outermost half cells too.
+    around = torch.nn.functional.pad
+    larger = around(logits, (1, 1, 1, 1), value=math.nan)
+    known = around(torch.ones(4, 6, dtype=torch.bool), (1, 1, 1, 1))
+    coords = torch.rand(2, 300, 2).double()
+    coords[:, 0] = 0.0
+    size = torch.tensor([6.0, 4.0]).double()
+    values = functional.logits_at(logits, torch.ones(4, 6, dtype=torch.bool), coords)
+    expected = functional.logits_at(larger, known, (coords * size + 1) / (size + 2))
+    assert torch.allclose(values, expected)
+
+
 def test_logits_at_ignores_unknown_cells_and_the_outside() -> None:
     known = torch.rand(6, 6) > 0.4
     area = known.repeat_interleave(4, 0).repeat_interleave(4, 1)
