@@ -65,9 +65,8 @@ def semantic_inference(
     Raises:
         ValueError: if shapes do not fit, a size is not positive, or the mode is unknown.
     """
-    sizes = (padded_size, image_size, output_size)
-    options = (memory_mib, mode, reject_below, confidence)
-    stripes = label_stripes([class_probs], mask_logits, *sizes, *options)
+    rest = (memory_mib, mode, reject_below, confidence)
+    stripes = label_stripes([class_probs], mask_logits, padded_size, image_size, output_size, *rest)
     dtype = torch.uint16 if class_probs.shape[1] > 255 else torch.uint8
     labels = torch.empty(output_size, dtype=dtype, device=mask_logits.device)
     for rows, (answer,) in stripes:
@@ -174,7 +173,7 @@ def _check(
 class Geometry:
     """Sizes: of the grid, of the padded image that it covers, of the image in it, of the answer."""
 
-    low: Size
+    low: Sequence[int]
     padded: Size
     image: Size
     output: Size
