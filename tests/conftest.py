@@ -74,3 +74,10 @@ def toy_cfg(zeroshapes: Path, tiny_opts: list[str]) -> CfgNode:
     toy = ["ALIGNZEG.PLUGINS", str(TOY_PLUGIN), "MODEL.META_ARCHITECTURE", "ToySegmenter"]
     opts = [*tiny_opts, *toy, "ALIGNZEG.TEST.RECALL", "False"]
     return setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", opts)
+
+
+@pytest.fixture
+def held_out(zeroshapes: Path, tiny_opts: list[str]) -> CfgNode:
+    """AlignZeg on the tiny data set without the pseudo-unseen classes."""
+    opts = [*tiny_opts, "ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen"]
+    return setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", opts)

@@ -1,8 +1,11 @@
-"""Places in the repository, and settings that make a run small."""
+"""Places in the repository, settings that make a run small, random embeddings."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import torch
+from torch.nn import functional as F
 
 from alignzeg.commands.ksplits import split_opts
 
@@ -27,3 +30,8 @@ TINY_OPTS = [
     "ALIGNZEG.EXTRACTOR.FFN_DIM",
     "32",
 ]
+
+
+def unit(*shape: int) -> torch.Tensor:
+    """Random embeddings of length 1."""
+    return F.normalize(torch.randn(*shape), dim=-1)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
+from helpers import unit
 
 from alignzeg import add_alignzeg_config
 from alignzeg.registries import (
@@ -41,10 +42,6 @@ def cfg() -> CfgNode:
     node.CLASSIFIER.NUM_BACKGROUND = 3
     node.CORRECTOR.GAMMA = 2.0
     return cfg
-
-
-def unit(*shape: int) -> torch.Tensor:
-    return F.normalize(torch.randn(*shape), dim=-1)
 
 
 def pyramid(requires_grad: bool = False) -> tuple[dict, dict]:

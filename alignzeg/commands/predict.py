@@ -204,7 +204,7 @@ def main(args: argparse.Namespace) -> int:
         "names": not args.no_names,
         "side_by_side": args.side_by_side,
     }
-    wanted = {
+    wanted: dict[str, Any] = {
         "proposals": PROPOSALS_SHOWN if args.proposals else 0,
         "confidence": args.confidence or args.reject is not None,
         "style": style,

@@ -30,7 +30,8 @@ def polygons(mask: NDArray[np.bool_], slack: float = _POLYGON_SLACK) -> list[NDA
     if slack > 0:
         borders = [cv2.approxPolyDP(border, slack, True) for border in borders]
     borders = [border for border in borders if len(border) >= 3]
-    return [border[:, 0] for border in sorted(borders, key=cv2.contourArea, reverse=True)]
+    largest_first = sorted(borders, key=cv2.contourArea, reverse=True)
+    return [border[:, 0].astype(np.int32, copy=False) for border in largest_first]
 
 
 def rle(mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def draw_overlay(
         At the size of `display_size`, at most 2048 pixels a side, and wider by the legend and by
         the image at its left. The legend's colours are those that the regions have in it.
     """
-    size = display_size(*labels.shape, _OVERLAY_SIDE)
+    height, width = labels.shape
+    size = display_size(height, width, _OVERLAY_SIDE)
     shown, labels = shrunk(image, size), resized(labels, size)
     beneath = as_grey(shown) if style.grey else shown
     drawn = blend(beneath, labels, colors, style.opacity)
@@ -105,15 +106,15 @@ def with_names(
     size = int(np.clip(min(height, width) / 24, 11, 34))
     outline, margin = max(1, size // 10), size // 2
     taken: list[tuple[float, float, float, float]] = []
-    for label, x, y, radius in places(labels, len(names)):
+    for label, column, row, radius in places(labels, len(names)):
         face = font(size, names[label])
         x0, y0, x1, y1 = draw.textbbox((0, 0), names[label], font=face, anchor="mm")
         # Text may reach beyond a round region, but not be much larger than it.
         if radius < 0.6 * size or x1 - x0 > 6 * radius or x1 - x0 > width:
             continue
         # Inside the image, with a margin.
-        x = float(np.clip(x, margin - x0, max(margin - x0, width - margin - x1)))
-        y = float(np.clip(y, margin - y0, max(margin - y0, height - margin - y1)))
+        x = float(np.clip(column, margin - x0, max(margin - x0, width - margin - x1)))
+        y = float(np.clip(row, margin - y0, max(margin - y0, height - margin - y1)))
         box = (x + x0 - 3, y + y0 - 3, x + x1 + 3, y + y1 + 3)
         if any(_overlap(box, other) for other in taken):
             continue
@@ -160,7 +161,7 @@ def places(labels: NDArray, count: int) -> list[tuple[int, int, int, float]]:
     return sorted(found, key=lambda place: -place[3])
 
 
-def _middle(distance: NDArray[np.float32]) -> tuple[int, int]:
+def _middle(distance: NDArray) -> tuple[int, int]:
     """Row and column about as far inside as any, in the middle where there are many such."""
     rows, columns = np.nonzero(distance >= 0.97 * distance.max())
     away = (rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2

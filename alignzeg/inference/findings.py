@@ -91,7 +91,7 @@ class Findings:
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """Annotations in COCO's format, one for each class that occurs; category ids are ours."""
         scores = self.scores if self.confidence is not None else {}
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for name, pixels in self.areas.items():
             mask = self.mask(name)
             annotations.append(

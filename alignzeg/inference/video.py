@@ -66,7 +66,8 @@ class Frames:
                         fine, frame = self._capture.retrieve()
                         if not fine:
                             return
-                        yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                        rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                        yield number, rgb.astype(np.uint8, copy=False)
                         given += 1
                     number += 1
         finally:

@@ -14,6 +14,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 from safetensors import SafetensorError
@@ -272,7 +273,7 @@ def build_timm(
     """
     check_weights(model_name, weights, keys)
     downloaded = weights == PRETRAINED or weights in _tags(model_name)
-    arguments = dict(options)
+    arguments: dict[str, Any] = dict(options)
     if features:
         arguments |= {"features_only": True, "feature_cls": "getter"}
     tagged = downloaded and weights != PRETRAINED
@@ -285,7 +286,7 @@ def build_timm(
             f"{f' and {options}' if options else ''} ({reason(error)}): set {keys.model} or "
             f"{keys.weights} to others"
         ) from error
-    inner = network.model if features else network
+    inner = network.get_submodule("model") if features else network
     if downloaded or not weights:
         return network.eval(), state_hash(inner.state_dict())
     path = weight_file(weights, keys.weights)

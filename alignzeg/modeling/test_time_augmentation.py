@@ -154,7 +154,8 @@ class TestTimeAugmentation:
                 factor = min(factor, self.max_side / max(size))
             scaled = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
             tops, lefts = (self._starts(edge) for edge in scaled)
-            part = tuple(min(edge, self.window or edge) for edge in scaled)
+            window = self.window or max(scaled)
+            part = (min(scaled[0], window), min(scaled[1], window))
             for top, left in product(tops, lefts):
                 yield Frame(scaled, top, left, part)
                 if self.flip:
@@ -245,7 +246,8 @@ def whole_masks(views: Sequence[View], stride: int) -> Tensor:
 
 
 def _on_whole_grid(view: View, stride: int) -> Tensor:
-    grid = tuple(-(-edge // stride) for edge in view.frame.scaled)
+    height, width = view.frame.scaled
+    grid = (-(-height // stride), -(-width // stride))
     if view.frame.size == view.frame.scaled and not view.frame.mirrored:
         return view.mask_logits[:, : grid[0], : grid[1]]
     covered = (grid[0] * stride, grid[1] * stride)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -10,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN
 from timm.layers import freeze_batch_norm_2d
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from alignzeg.modeling.pretrained import UNREADABLE, Keys, build_timm, check_weights, reason
@@ -41,7 +43,9 @@ class TimmPyramid(Backbone):
     def __init__(self, *, model_name: str, weights: str = "", freeze_at: int = 0) -> None:
         super().__init__()
         network, _ = build_timm(model_name, weights, KEYS, features=True)
-        strides = network.feature_info.reduction()
+        # torch's types let a module's attributes be tensors or modules alone.
+        info = cast(FeatureInfo, network.feature_info)
+        strides = info.reduction()
         if not set(STRIDES) <= set(strides):
             raise ValueError(
                 f"{KEYS.model} is {model_name!r}, which gives features at strides {strides}; "
@@ -51,7 +55,7 @@ class TimmPyramid(Backbone):
         self._places = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
         self.network = freeze_batch_norm_2d(network).to(memory_format=torch.channels_last)
         self._out_features = [f"res{level + 2}" for level in range(len(STRIDES))]
-        channels = network.feature_info.channels()
+        channels = info.channels()
         self._out_feature_channels = {
             name: channels[place]
             for name, place in zip(self._out_features, self._places, strict=True)

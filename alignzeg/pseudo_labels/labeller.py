@@ -6,7 +6,7 @@ import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T  # noqa: N812 (Detectron2's own alias)
 from numpy.typing import NDArray
 
+from alignzeg.contracts import VLMContract
 from alignzeg.data.labels import read_record_labels
 from alignzeg.data.mapper import test_augmentations
 from alignzeg.data.pictures import read_rgb
@@ -80,11 +81,15 @@ class Labeller:
         if source.weights:
             self.model = Trainer.build_model(cfg).eval()
             AlignZegCheckpointer(self.model).load(source.weights)
-            self.vlm = self.model.vlm
+            # torch's types let a module's attributes be tensors or modules alone.
+            self.vlm = cast(VLMContract, self.model.vlm)
         else:
-            self.vlm = build_vlm(cfg).to(cfg.MODEL.DEVICE)
+            self.vlm = build_vlm(cfg)
+            if isinstance(self.vlm, torch.nn.Module):
+                self.vlm.to(cfg.MODEL.DEVICE)
+        self.device = torch.device(cfg.MODEL.DEVICE)
         self.text = self.vlm.embed_text(list(classes.prompts))
-        self.wanted = torch.tensor([not human for human in classes.human], device=self.vlm.device)
+        self.wanted = torch.tensor([not human for human in classes.human], device=self.device)
         self._resize = T.AugmentationList(test_augmentations(cfg))
 
     def __call__(self, record: Mapping[str, Any]) -> tuple[NDArray, NDArray[np.uint8]]:
@@ -131,8 +136,8 @@ class Labeller:
     def _name(
         self, image: NDArray[np.uint8], regions: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        tensor = _channels_first(image).to(self.vlm.device).float()
-        masks = torch.from_numpy(regions).to(self.vlm.device)
+        tensor = _channels_first(image).to(self.device).float()
+        masks = torch.from_numpy(regions).to(self.device)
         probs = name_probs(self.vlm, tensor, masks, self.text)
         mirrored = None
         if self.thresholds.flips:

@@ -161,7 +161,8 @@ def _each(
         labeller = job.labeller() if todo else None
         for record, key in todo:
             assert labeller is not None
-            yield labeller.write(record, job.output, key)
+            labeller.write(record, job.output, key)
+            yield
         return
     # Not forked: CUDA and the threads of torch do not survive it.
     context = multiprocessing.get_context("spawn")

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import CONFIGS
-from PIL import Image
 
-from alignzeg.__main__ import main
-from alignzeg.commands.calibrate import table
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
-from alignzeg.engine import AlignZegCheckpointer, Trainer, setup_config
+from alignzeg.engine import Trainer
 from alignzeg.evaluation import confusion, metrics_from_confusion
 from alignzeg.evaluation.cached_proposals import ProposalFile, cache_proposals, save_proposals
-from alignzeg.evaluation.calibration import Grid, Setting, best, config_text, sweep
-from alignzeg.modeling.meta_arch import AlignZeg
+from alignzeg.evaluation.calibration import Grid, Setting, best, sweep
 
 DATASET = "zeroshapes_val"
 
 
 def loader(cfg):
     return Trainer.build_test_loader(cfg, DATASET)
-
-
-@pytest.fixture
-def held_out(zeroshapes, tiny_opts):
-    opts = [*tiny_opts, "ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen"]
-    return setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", opts)
 
 
 def inferred(model, cfg, vocabulary, setting):
@@ -211,102 +196,3 @@ def test_a_thousand_settings_from_a_file_equal_running_the_model_again(held_out,
     assert len(settings) == 1000 and len({s.scores for s in settings}) > 50
     for place in (7, 503, 990):
         assert settings[place].scores == inferred(model, held_out, vocabulary, settings[place])
-
-
-@pytest.fixture
-def weights(held_out, tmp_path):
-    model = build_model(held_out)
-    AlignZegCheckpointer(model, str(tmp_path), config=held_out.dump()).save("model")
-    return tmp_path / "model.pth"
-
-
-@pytest.fixture
-def looks(monkeypatch):
-    """Counts how often the network runs."""
-    runs = []
-    network = AlignZeg.outputs
-
-    def counted(self, *args):
-        runs.append(1)
-        return network(self, *args)
-
-    monkeypatch.setattr(AlignZeg, "outputs", counted)
-    return runs
-
-
-def command(weights, tiny_opts, *words):
-    config = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
-    given = ["--config-file", config, "--weights", str(weights), "--dataset", DATASET]
-    return main(["calibrate", *given, *words, *tiny_opts])
-
-
-def test_the_command_writes_and_the_second_sweep_runs_no_network(
-    weights, tiny_opts, looks, capsys, tmp_path
-):
-    words = ["--gammas", "0,2", "--thresholds", "0.5", "--seen-exponents", "0.1"]
-    words += ["--unseen-exponents", "0.2,0.8", "--write-config", str(tmp_path / "best.yaml")]
-    assert command(weights, tiny_opts, *words) == 0
-    assert len(looks) == 5
-    said = capsys.readouterr().out.splitlines()
-    result = json.loads((tmp_path / "calibration.json").read_text())
-    rows = result["settings"]
-    assert [(r["gamma"], r["seen_exponent"], r["unseen_exponent"]) for r in rows] == [
-        (0, 0.1, 0.2),
-        (0, 0.1, 0.8),
-        (2, 0.1, 0.2),
-        (2, 0.1, 0.8),
-    ]
-    chosen = Setting(**result["best"])
-    helps = result["best"] != result["uncorrected"]
-    assert said[-1] == f"{'best' if helps else 'no correction helps'}: {chosen.opts()}"
-    assert re.match(r"4 settings on 5 images in \d+\.\d s: ", said[-2])
-    assert any("no correction" in line for line in said)
-    assert Image.open(tmp_path / "calibration.png").size == (1024, 768)
-    tried = setup_config(tmp_path / "best.yaml")
-    assert tried.ALIGNZEG.CORRECTOR.GAMMA == chosen.gamma
-    assert tried.ALIGNZEG.TEST.ENSEMBLE_UNSEEN == chosen.unseen_exponent
-    assert command(weights, tiny_opts, *words) == 0
-    assert len(looks) == 5
-    assert json.loads((tmp_path / "calibration.json").read_text())["settings"] == rows
-    # Other weights are looked at anew.
-    model = torch.load(weights, weights_only=True)
-    next(iter(model["model"].values())).add_(0.5)
-    torch.save(model, weights)
-    capsys.readouterr()
-    assert command(weights, tiny_opts, *words) == 0
-    assert len(looks) == 10
-    assert "it is made anew" in capsys.readouterr().err
-
-
-def test_a_file_that_is_something_else_is_not_overwritten(weights, tiny_opts, looks, capsys):
-    notes = weights.with_name("notes.txt")
-    notes.write_text("precious")
-    assert command(weights, tiny_opts, "--cache", str(notes)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: '{notes}' is no file of cached proposals")
-    assert notes.read_text() == "precious" and not looks
-
-
-def test_the_table_has_no_row_twice():
-    plain = Setting(0.0, 0.5, 0, 0, 80.0, 10.0, 17.8)
-    settings = [plain, Setting(1.0, 0.5, 0, 0, 70.0, 30.0, 42.0)]
-    settings += [Setting(g, 0.5, 0, 0, 60.0, 60.0, 60.0) for g in (4.0, 2.0, 3.0)]
-    shown = table(settings, plain)
-    columns = [list(column.cells) for column in shown.columns]
-    assert columns[0] == ["no correction", "1.", "2.", "3."]
-    assert columns[1] == ["0", "2", "1", "0"]
-    assert columns[7] == ["17.80", "60.00", "42.00", "17.80"]
-
-
-def test_a_written_config_names_the_other_from_where_it_lies(tmp_path: Path):
-    config = CONFIGS / "zeroshapes" / "alignzeg.yaml"
-    chosen = Setting(2.5, 0.25, 0.125, 0.75, 1.0, 1.0, 1.0)
-    (tmp_path / "deep").mkdir()
-    place = tmp_path / "deep" / "best.yaml"
-    place.write_text(config_text(config, place, "zeroshapes_calib", chosen))
-    assert not os.path.isabs(place.read_text().split("_BASE_: ")[1].splitlines()[0])
-    cfg, base = setup_config(place), setup_config(config)
-    node = cfg.ALIGNZEG
-    assert (node.CORRECTOR.GAMMA, node.CORRECTOR.THRESHOLD) == (2.5, 0.25)
-    assert (node.TEST.ENSEMBLE_SEEN, node.TEST.ENSEMBLE_UNSEEN) == (0.125, 0.75)
-    assert cfg.ALIGNZEG.HEAD == base.ALIGNZEG.HEAD and cfg.SOLVER == base.SOLVER

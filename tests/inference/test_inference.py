@@ -1,4 +1,4 @@
-"""Prediction with a tiny but real model: names, files, and errors before any work."""
+"""Prediction with a tiny but real model: names, and errors before any work."""
 
 from __future__ import annotations
 
@@ -8,37 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
-from detectron2.utils.env import seed_all_rng
-from helpers import CONFIGS, TINY_OPTS
 from numpy.typing import NDArray
 from PIL import Image
 
 from alignzeg.__main__ import main
 from alignzeg.commands.predict import split_opts
-from alignzeg.data.pictures import read_rgb
 from alignzeg.data.zeroshapes import render_scene, scene_rng
-from alignzeg.engine import AlignZegCheckpointer, setup_config
-from alignzeg.inference import Prediction, Predictor, ProposalSet, parse_classes
-from alignzeg.inference.sources import distinct_stems
+from alignzeg.inference import Predictor, parse_classes
 from alignzeg.structures import Vocabulary
 
 CLASSES = ["red star", "brick", "my own thing"]
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of an untrained model."""
-    folder = tmp_path_factory.mktemp("weights")
-    seed_all_rng(0)
-    cfg = setup_config(CONFIGS / "zeroshapes" / "alignzeg.yaml", TINY_OPTS)
-    AlignZegCheckpointer(build_model(cfg), str(folder), config=cfg.dump()).save("model")
-    return folder / "model.pth"
-
-
-@pytest.fixture(scope="module")
-def predictor(weights: Path) -> Predictor:
-    return Predictor(weights, classes=CLASSES, device="cpu")
+def predictor(tiny_weights: Path) -> Predictor:
+    return Predictor(tiny_weights, classes=CLASSES, device="cpu")
 
 
 @pytest.fixture
@@ -46,8 +30,8 @@ def image() -> NDArray[np.uint8]:
     return render_scene(scene_rng(3, "val", 0), 64).image
 
 
-def edited(weights: Path, folder: Path, **changes: object) -> Path:
-    checkpoint = torch.load(weights, weights_only=True)
+def edited(tiny_weights: Path, folder: Path, **changes: object) -> Path:
+    checkpoint = torch.load(tiny_weights, weights_only=True)
     checkpoint["alignzeg"] |= changes
     torch.save(checkpoint, folder / "edited.pth")
     return folder / "edited.pth"
@@ -65,11 +49,11 @@ def test_names_every_pixel(predictor: Predictor, image: NDArray[np.uint8]) -> No
     assert prediction.proposals is None
 
 
-def test_a_device_may_be_one_of_torch(weights: Path) -> None:
-    predictor = Predictor(weights, device=torch.device("cpu"))
+def test_a_device_may_be_one_of_torch(tiny_weights: Path) -> None:
+    predictor = Predictor(tiny_weights, device=torch.device("cpu"))
     assert next(predictor.model.parameters()).device.type == "cpu"
     with pytest.raises(ValueError, match="'meta'"):
-        Predictor(weights, device=torch.device("meta"))
+        Predictor(tiny_weights, device=torch.device("meta"))
 
 
 def test_agrees_with_the_model(predictor: Predictor, image: NDArray[np.uint8]) -> None:
@@ -105,59 +89,14 @@ def test_more_than_255_classes(predictor: Predictor, image: NDArray[np.uint8]) -
     assert np.array(prediction.index_image()).max() == prediction.labels.max()
 
 
-def test_reject_everything(weights: Path, image: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_reject_everything(tiny_weights: Path, image: NDArray[np.uint8], tmp_path: Path) -> None:
     opts = ["ALIGNZEG.TEST.REJECT_BELOW", "1000"]
-    prediction = Predictor(weights, CLASSES, opts=opts)(image)
+    prediction = Predictor(tiny_weights, CLASSES, opts=opts)(image)
     assert (prediction.labels == 255).all()
     assert prediction.rejected == 64 * 64
     prediction.save(tmp_path, "x")
     summary = json.loads((tmp_path / "x.json").read_text())
     assert summary["none_of_these"] == {"id": 255, "pixels": 4096, "share": 1.0}
-
-
-def hand_made() -> Prediction:
-    labels = np.array([[0, 0, 1, 1], [0, 0, 255, 1]], dtype=np.uint8)
-    masks = np.stack([labels == 0, labels == 1]).astype(np.float16)
-    proposals = ProposalSet(
-        masks,
-        np.array([0, 1]),
-        np.array([0.9, 0.8], np.float32),
-        np.array([0.7, np.nan], np.float32),
-    )
-    vocabulary = Vocabulary(("red star", "brick", "grass"), (False, True, True))
-    return Prediction(labels, vocabulary, np.full((2, 4, 3), 90, np.uint8), proposals)
-
-
-def test_files(tmp_path: Path) -> None:
-    prediction = hand_made()
-    files = prediction.save(tmp_path / "new", "a")
-    assert sorted(path.name for path in files) == sorted(
-        ["a_overlay.png", "a_labels.png", "a.json", "a_proposals.npz", "a_proposals.png"]
-    )
-    index = Image.open(tmp_path / "new" / "a_labels.png")
-    assert index.mode == "P"
-    assert (np.array(index) == prediction.labels).all()
-    colors = np.array(index.convert("RGB"))
-    assert len({tuple(color) for color in colors.reshape(-1, 3).tolist()}) == 3
-    summary = json.loads((tmp_path / "new" / "a.json").read_text())
-    assert summary["classes"] == [
-        {"id": 0, "name": "red star", "seen": False, "pixels": 4, "share": 0.5},
-        {"id": 1, "name": "brick", "seen": True, "pixels": 3, "share": 0.375},
-        {"id": 2, "name": "grass", "seen": True, "pixels": 0, "share": 0.0},
-    ]
-    assert summary["none_of_these"]["pixels"] == 1
-    overlay = Image.open(tmp_path / "new" / "a_overlay.png")
-    assert overlay.height == 384
-    assert overlay.width > 768
-    stored = np.load(tmp_path / "new" / "a_proposals.npz")
-    assert stored["names"].tolist() == ["red star", "brick"]
-    assert Image.open(tmp_path / "new" / "a_proposals.png").width > 96
-
-
-def test_sheet_without_proposals() -> None:
-    made = hand_made()
-    with pytest.raises(ValueError, match="ask for some: proposals="):
-        Prediction(made.labels, made.vocabulary, made.image).proposal_sheet()
 
 
 def test_a_class_may_have_several_names(predictor: Predictor) -> None:
@@ -167,40 +106,6 @@ def test_a_class_may_have_several_names(predictor: Predictor) -> None:
     assert prediction.vocabulary.synonyms()[0] == ("brick", "brickwork")
 
 
-def test_images_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
-    base = np.zeros((2, 3, 3), np.uint8)
-    base[0, 0] = (255, 0, 0)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(base).save(tmp_path / "turned.png", exif=exif)
-    turned = read_rgb(tmp_path / "turned.png")
-    assert turned.shape == (3, 2, 3)
-    assert turned[0, 1].tolist() == [255, 0, 0]
-    clear = np.zeros((2, 2, 4), np.uint8)
-    clear[0, 0] = (10, 20, 30, 255)
-    Image.fromarray(clear).save(tmp_path / "clear.png")
-    assert read_rgb(tmp_path / "clear.png")[0].tolist() == [[10, 20, 30], [255, 255, 255]]
-    Image.fromarray(np.array([[7, 200]], np.uint8)).save(tmp_path / "grey.png")
-    assert read_rgb(tmp_path / "grey.png").tolist() == [[[7] * 3, [200] * 3]]
-    Image.fromarray(np.array([[0, 65535, 257 * 100]], np.uint16)).save(tmp_path / "deep.png")
-    assert read_rgb(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 255, 100]
-
-
-@pytest.mark.parametrize("broken", ["missing", "text", "truncated", "folder"])
-def test_unreadable_image(tmp_path: Path, broken: str) -> None:
-    path = tmp_path / "p.png"
-    if broken == "text":
-        path.write_text("hello")
-    elif broken == "truncated":
-        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-        Image.fromarray(noise).save(path)
-        path.write_bytes(path.read_bytes()[:3000])
-    elif broken == "folder":
-        path.mkdir()
-    with pytest.raises(ValueError, match=r"p\.png"):
-        read_rgb(path)
-
-
 def test_refuses_arrays_of_another_shape(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match=r"uint8 of shape \(4, 4, 2\)"):
         predictor(np.zeros((4, 4, 2), np.uint8))
@@ -208,16 +113,16 @@ def test_refuses_arrays_of_another_shape(predictor: Predictor) -> None:
         predictor(np.zeros((4, 4, 3), np.uint8), classes="grass")  # type: ignore[arg-type]
 
 
-def test_refuses_another_vlm(weights: Path, tmp_path: Path) -> None:
+def test_refuses_another_vlm(tiny_weights: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other weights of the VLM"):
-        Predictor(edited(weights, tmp_path, vlm_hash="0" * 64))
+        Predictor(edited(tiny_weights, tmp_path, vlm_hash="0" * 64))
     with pytest.raises(ValueError, match="trained with the VLM 'ViT-B-16"):
-        Predictor(edited(weights, tmp_path, vlm_id="ViT-B-16/openai"))
+        Predictor(edited(tiny_weights, tmp_path, vlm_id="ViT-B-16/openai"))
 
 
-def test_refuses_files_that_are_no_checkpoint_of_ours(weights: Path, tmp_path: Path) -> None:
+def test_refuses_files_that_are_no_checkpoint_of_ours(tiny_weights: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a checkpoint of alignzeg"):
-        Predictor(edited(weights, tmp_path, config=2.5))
+        Predictor(edited(tiny_weights, tmp_path, config=2.5))
     torch.save({"model": {}}, tmp_path / "foreign.pth")
     with pytest.raises(ValueError, match="not a checkpoint of alignzeg"):
         Predictor(tmp_path / "foreign.pth")
@@ -229,24 +134,31 @@ def test_refuses_files_that_are_no_checkpoint_of_ours(weights: Path, tmp_path: P
 
 
 def test_needs_no_registered_training_set(
-    weights: Path, tmp_path: Path, image: NDArray[np.uint8], predictor: Predictor
+    tiny_weights: Path, tmp_path: Path, image: NDArray[np.uint8], predictor: Predictor
 ) -> None:
-    config = torch.load(weights, weights_only=True)["alignzeg"]["config"]
+    config = torch.load(tiny_weights, weights_only=True)["alignzeg"]["config"]
     config = config.replace("zeroshapes_train", "somebody_elses_train")
-    moved = Predictor(edited(weights, tmp_path, config=config), CLASSES)
+    moved = Predictor(edited(tiny_weights, tmp_path, config=config), CLASSES)
     assert moved.seen == predictor.seen
     assert (moved(image).labels == predictor(image).labels).all()
 
 
 def test_command(
-    weights: Path, tmp_path: Path, image: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+    tiny_weights: Path, tmp_path: Path, image: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.fromarray(image).save(tmp_path / folder / "same.png")
     images = [str(tmp_path / folder / "same.png") for folder in ("a", "b")]
     out = tmp_path / "out"
-    arguments = ["--weights", str(weights), "--classes", "red star, brick", "--output", str(out)]
+    arguments = [
+        "--weights",
+        str(tiny_weights),
+        "--classes",
+        "red star, brick",
+        "--output",
+        str(out),
+    ]
     assert main(["predict", *arguments, "--proposals", *images]) == 0
     assert sorted(path.name for path in out.glob("*.json")) == [
         *("predictions.json", "same.json", "same_2.json")
@@ -265,7 +177,7 @@ def test_command(
     ],
 )
 def test_command_errors_come_first_and_in_one_line(
-    weights: Path,
+    tiny_weights: Path,
     tmp_path: Path,
     image: NDArray[np.uint8],
     capsys: pytest.CaptureFixture[str],
@@ -273,7 +185,11 @@ def test_command_errors_come_first_and_in_one_line(
     message: str,
 ) -> None:
     Image.fromarray(image).save(tmp_path / "fine.png")
-    words = {"--weights": str(weights), "--classes": "brick", "--output": str(tmp_path / "out")}
+    words = {
+        "--weights": str(tiny_weights),
+        "--classes": "brick",
+        "--output": str(tmp_path / "out"),
+    }
     words |= {key: value for key, value in change.items() if key != "IMAGE"}
     arguments = [word for pair in words.items() for word in pair]
     images = [str(tmp_path / "fine.png"), *[v for k, v in change.items() if k == "IMAGE"]]
@@ -291,15 +207,6 @@ def test_key_value_pairs_follow_the_images(tmp_path: Path) -> None:
     assert split_opts([*images, "SEED", "1"]) == (images, ["SEED", "1"])
     assert split_opts([*images, "MODEL.DEVICE", "cpu"]) == (images, ["MODEL.DEVICE", "cpu"])
     assert split_opts(images) == (images, [])
-
-
-def test_distinct_stems() -> None:
-    images = ["x.png", "X.jpg", "x_2.png", "x.gif", "y.png"]
-    stems = distinct_stems(images)
-    assert stems[0] == "x"
-    assert len({stem.lower() for stem in stems}) == 5
-    assert distinct_stems(["only.png"]) == ["only"]
-    assert stems[2] == "x_2"
 
 
 def test_parse_classes() -> None:

@@ -181,5 +181,10 @@ def test_no_file_is_long(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 300
 
 
+def test_no_test_file_is_long() -> None:
+    paths = (REPOSITORY / "tests").rglob("*.py")
+    assert not [path.name for path in paths if len(path.read_text("utf-8").splitlines()) > 300]
+
+
 def test_the_table_names_files_that_exist() -> None:
     assert set(LAYERS) <= modules()

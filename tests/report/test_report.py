@@ -16,17 +16,16 @@ from PIL import Image
 
 from alignzeg.colors import palette
 from alignzeg.data.labels import get_vocabulary
-from alignzeg.evaluation.per_image import PerImage, sparse
 from alignzeg.report import About, RunResult, Sample, choose_worst, read_run, write_report
-from alignzeg.report.charts import Series, line_chart, ticks
-from alignzeg.report.confusions import pair_table, worst_pairs
+from alignzeg.report.charts import ticks
 from alignzeg.report.page import render
-from alignzeg.report.runs import accuracies
-from alignzeg.report.sections import delta, harmonic_chart, thinned
+from alignzeg.report.sections import delta, harmonic_chart
 from alignzeg.structures import Vocabulary
 from alignzeg.visualize import blend, boundaries, colorize, with_legend
 
 VOCABULARY = Vocabulary.from_unseen(["grass", "brick", "red <star>"], ["red <star>"])
+
+
 VOID = {"meta", "img", "line", "br", "i"} - {"i"}
 
 
@@ -170,49 +169,6 @@ def test_a_run_with_nothing_but_a_metric(tmp_path: Path) -> None:
     assert "–" in checker.text
 
 
-def confused(matrix: list[list[int]], names: str = "abc", label: str = "one") -> RunResult:
-    """A run with a confusion matrix; the last class is unseen."""
-    classes = [{"name": name, "seen": name != names[-1], "IoU": None} for name in names]
-    return RunResult(label, label, {}, classes=classes, confusion=matrix)
-
-
-def test_the_worst_pairs_come_first() -> None:
-    first = confused([[50, 30, 0, 20], [1, 9, 0, 0], [40, 0, 60, 0]])
-    last = confused([[90, 10, 0, 0], [0, 10, 0, 0], [0, 25, 25, 0]], label="two")
-    pairs = worst_pairs([first, last])
-    assert [(pair.true, pair.named, pair.shares, pair.seen) for pair in pairs] == [
-        ("c", "a", (40.0, 0.0), (False, True)),
-        ("a", "b", (30.0, 10.0), (True, True)),
-        ("c", "b", (0.0, 50.0), (False, True)),
-        ("a", "", (20.0, 0.0), (True, True)),
-        ("b", "a", (10.0, 0.0), (True, True)),
-    ]
-    assert [pair.true for pair in worst_pairs([first, last], 2)] == ["c", "a"]
-
-
-def test_pairs_of_runs_that_do_not_fit_are_left_out() -> None:
-    last = confused([[3, 1], [0, 0]], "ab")
-    others = [confused([[3, 1, 0], [0, 4, 0]], "xb"), RunResult("b", "B", {})]
-    (pair,) = worst_pairs([*others, last])
-    assert (pair.true, pair.named, pair.shares) == ("a", "b", (None, None, 25.0))
-    assert worst_pairs(others) == []
-    assert pair_table([confused([[3, 0], [0, 4]], "ab")]) == ""
-    table = pair_table([confused([[3, 1], [0, 0]], ["<i>", "b"])])
-    assert "“&lt;i&gt;” called “b”" in table and "25.0" in table and "<i>" not in table
-
-
-def test_images_are_ordered_by_the_share_that_is_right() -> None:
-    matrices = {"good": [[9, 1, 0], [0, 10, 0]], "bad": [[1, 2, 1], [0, 0, 0]]}
-    matrices |= {"middle": [[1, 0, 0], [1, 0, 0]], "empty": [[0, 0, 0], [0, 0, 0]]}
-    rows = [(f"/d/{name}.png", *sparse(np.array(m))) for name, m in matrices.items()]
-    kept = PerImage.collect(["a", "b"], [True, False], rows)
-    assert list(accuracies(kept).items()) == [
-        ("bad.png", 25.0),
-        ("middle.png", 50.0),
-        ("good.png", 95.0),
-    ]
-
-
 def test_the_worst_images_are_found_in_the_data_set(zeroshapes: Path) -> None:
     vocabulary = get_vocabulary("zeroshapes_val")
     asked = []
@@ -262,25 +218,11 @@ def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float
     assert ticks(low, high) == expected
 
 
-def test_chart_places_points_on_the_axes() -> None:
-    svg = line_chart([Series("a", "run0", [(0, 0), (10, 100)])], "t", y_range=(0, 100))
-    assert 'points="40.0,214.0 448.0,12.0"' in svg
-    assert line_chart([Series("a", "run0", [])], "t") == ""
-
-
 def test_delta_knows_what_is_better() -> None:
     assert "up" in delta(1.0, 2.0)
     assert "down" in delta(1.0, 2.0, lower_is_better=True)
     assert "±0.0" in delta(1.0, 1.04)
     assert delta(None, 1.0) == ""
-
-
-def test_thinning_keeps_the_mean() -> None:
-    points = [(i, float(i)) for i in range(1000)]
-    thin = thinned(points)
-    assert len(thin) <= 120
-    assert np.mean([y for _, y in thin[:-1]]) == pytest.approx(np.mean([x for x, _ in thin[:-1]]))
-    assert thinned(points[:3]) == [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]
 
 
 def test_overlay_and_legend() -> None:

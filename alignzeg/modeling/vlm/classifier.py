@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol, cast
+
 import torch
 from torch import Tensor, nn
 from torchvision.models import EfficientNet_B0_Weights
@@ -45,6 +47,18 @@ def check_classifier(model_name: str, weights: str, output_stride: int) -> None:
     check_weights(model_name, weights, KEYS)
 
 
+class _Classifier(Protocol):
+    """What is used of a timm network; torch's types know no methods of another's module."""
+
+    pretrained_cfg: dict[str, Any]
+
+    def get_classifier(self) -> nn.Module: ...
+
+    def forward_features(self, x: Tensor) -> Tensor: ...
+
+    def forward_head(self, x: Tensor, pre_logits: bool) -> Tensor: ...
+
+
 class PlaceClassifier(nn.Module):
     """What the last, linear layer of a classifier reads, at every place instead of at their mean.
 
@@ -65,8 +79,9 @@ class PlaceClassifier(nn.Module):
     def __init__(self, model_name: str, weights: str, output_stride: int) -> None:
         super().__init__()
         check_classifier(model_name, weights, output_stride)
-        options = {} if output_stride == _UNIT else {"output_stride": output_stride}
-        self.network, self.weights_hash = build_timm(model_name, weights, KEYS, **options)
+        options: dict[str, Any] = {} if output_stride == _UNIT else {"output_stride": output_stride}
+        network, self.weights_hash = build_timm(model_name, weights, KEYS, **options)
+        self.network = cast(_Classifier, network)
         classifier, count = self.network.get_classifier(), len(IMAGENET_NAMES)
         if not isinstance(classifier, nn.Linear) or classifier.out_features != count:
             raise ValueError(
@@ -78,7 +93,8 @@ class PlaceClassifier(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(self.network.pretrained_cfg[name]).view(1, 3, 1, 1) * 255
             self.register_buffer(name, values)
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
         self._try(model_name, output_stride)
 
     def _try(self, model_name: str, stride: int) -> None:

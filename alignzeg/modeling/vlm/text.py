@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def _is_causal(text: nn.Module) -> bool:
     return text.attn_mask is not None and pool in ("argmax", "eos") and not special
 
 
-def encode_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
+def encode_prompts(clip: CLIP | CustomTextCLIP, tokens: Tensor) -> Tensor:
     """Text embeddings with the context cut to the longest sentence, where that is exact.
 
     Args:
@@ -60,7 +60,7 @@ def encode_prompts(clip: nn.Module, tokens: Tensor) -> Tensor:
     return x if text.text_projection is None else x @ text.text_projection
 
 
-def text_channels(clip: nn.Module) -> int:
+def text_channels(clip: CLIP | CustomTextCLIP) -> int:
     """D, the channels of an open_clip model's text space."""
     text = clip if isinstance(clip, CLIP) else clip.text
     projection = text.text_projection

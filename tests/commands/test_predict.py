@@ -1,59 +1,19 @@
-"""`alignzeg predict` with a tiny but real model: inputs of all kinds, stops, files that are bad."""
+"""`alignzeg predict` with a tiny but real model: inputs of all kinds, options, wrong words."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
+from predict_cases import CLASSES, index, scene
 
 from alignzeg.__main__ import main
-from alignzeg.data.zeroshapes import render_scene, scene_rng
-from alignzeg.inference import Prediction, Predictor, video
 from alignzeg.inference.sources import distinct_stems, find_sources
-from alignzeg.inference.video import Frames, write_video
-
-CLASSES = "red star, brick, sofa; couch"
 
 
-@pytest.fixture
-def ask(tiny_weights: Path, tmp_path: Path):
-    """Runs the command on the given words; results go to `out`."""
-
-    def run(*words: object) -> int:
-        common = ["--weights", tiny_weights, "--classes", CLASSES, "--output", tmp_path / "out"]
-        return main(["predict", *map(str, [*words, *common])])
-
-    return run
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """A folder with five scenes, one of them a folder deeper, and a text."""
-    folder = tmp_path / "photos"
-    for i, name in enumerate(("a.png", "b.png", "c.jpg", "d.png", "deep/e.png")):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(scene(i)).save(path)
-    (folder / "notes.txt").write_text("no image")
-    return folder
-
-
-def scene(i: int, size: int = 40) -> NDArray[np.uint8]:
-    return render_scene(scene_rng(3, "val", i), size).image
-
-
-def index(folder: Path) -> dict[str, dict[str, object]]:
-    rows = json.loads((folder / "out" / "predictions.json").read_text())["images"]
-    return {Path(row["image"]).name: row for row in rows}
-
-
-# ----------------------------------------------------------------------------------------- inputs
 def test_a_folder_a_pattern_and_files(ask, photos: Path, tmp_path: Path, capsys) -> None:
     assert ask(photos, photos / "*.png", photos / "a.png") == 0
     out = tmp_path / "out"
@@ -137,84 +97,6 @@ def test_a_terminal_shows_progress(ask, photos: Path, clip: Path, monkeypatch, c
     assert all(word in shown for word in ("Loading the model", "Predicting", "clip_overlay.mp4"))
 
 
-# ---------------------------------------------------------------------------------------- stopping
-def test_a_stopped_run_goes_on_without_redoing_one(
-    ask, photos: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    looked: list[int] = []
-    predict = Predictor._predict
-
-    def stopping(self: Predictor, *words: object) -> Prediction:
-        if len(looked) == 3:
-            raise KeyboardInterrupt
-        looked.append(1)
-        return predict(self, *words)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "_predict", stopping)
-        assert ask(photos) == 130
-    assert "run the same command to go on" in capsys.readouterr().err
-    out = tmp_path / "out"
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    assert len([*out.rglob("*_labels.png")]) == 3 == len(index(tmp_path))
-    # What was cut off while it was written has no JSON.
-    (out / "d_labels.png").write_bytes(b"half")
-
-    def counting(self: Predictor, *words: object) -> Prediction:
-        looked.append(2)
-        return predict(self, *words)
-
-    monkeypatch.setattr(Predictor, "_predict", counting)
-    assert ask(photos) == 0
-    assert looked == [1, 1, 1, 2, 2]
-    after = {path: path.stat().st_mtime_ns for path in before}
-    assert {path.name for path in before if before[path] != after[path]} == {"predictions.json"}
-    assert Image.open(out / "d_labels.png").size == (40, 40)
-    assert len(index(tmp_path)) == 5
-
-
-def test_what_has_changed_is_done_again(ask, photos: Path, capsys) -> None:
-    def counted(*words: str) -> str:
-        assert ask(photos, *words) == 0
-        return capsys.readouterr().out.splitlines()[-1]
-
-    assert counted().startswith("5 predicted ->")
-    Image.fromarray(scene(9)).save(photos / "a.png")
-    assert counted().startswith("1 predicted, 4 there already ->")
-    assert counted().startswith("0 predicted, 5 there already ->")
-    assert counted("--opacity", "0.3").startswith("5 predicted ->")
-    assert counted("--opacity", "0.3", "--overwrite").startswith("5 predicted ->")
-    assert counted("--opacity", "0.3", "--reject", "0.5").startswith("5 predicted ->")
-
-
-def test_a_label_map_that_is_gone_is_made_again(ask, photos: Path, tmp_path: Path, capsys) -> None:
-    assert ask(photos) == 0
-    (tmp_path / "out" / "c_labels.png").unlink()
-    capsys.readouterr()
-    assert ask(photos) == 0
-    assert "1 predicted, 4 there already" in capsys.readouterr().out
-    assert (tmp_path / "out" / "c_labels.png").is_file()
-
-
-def test_an_image_that_is_too_large_is_named(ask, photos: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # half of what is refused
-    assert ask(photos / "a.png") == 2
-    said = capsys.readouterr().err.splitlines()
-    (line,) = [line for line in said if line.startswith("skipped: ")]
-    assert "a.png: it has more than 1,400 pixels; make it smaller" in line
-
-
-def test_all_there_needs_no_model(ask, photos: Path, monkeypatch) -> None:
-    assert ask(photos) == 0
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("the model was built")
-
-    monkeypatch.setattr(Predictor, "__init__", never)
-    assert ask(photos) == 0
-
-
-# ----------------------------------------------------------------------------------------- options
 def test_reject_writes_the_confidence_that_it_is_compared_with(ask, photos: Path, tmp_path) -> None:
     assert ask(photos / "a.png", "--confidence") == 0
     out = tmp_path / "out"
@@ -246,94 +128,6 @@ def test_the_words_of_the_vlm(tiny_weights: Path, capsys) -> None:
     assert "couch" not in said
 
 
-# ----------------------------------------------------------------------------------------- videos
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    """Five frames of one colour each, 48 x 64 pixels, 5 a second."""
-    path = tmp_path / "clip.mp4"
-    write_video(path, [np.full((48, 64, 3), 40 * i + 20, np.uint8) for i in range(5)], 5)
-    return path
-
-
-def test_frames_come_in_order(clip: Path) -> None:
-    frames = Frames(str(clip))
-    assert (frames.rate, frames.count) == (5, 5)
-    given = [(number, frame.mean()) for number, frame in frames]
-    assert [number for number, _ in given] == [0, 1, 2, 3, 4]
-    assert [mean for _, mean in given] == pytest.approx([20, 60, 100, 140, 180], abs=6)
-    some = Frames(str(clip), every=2, limit=2)
-    assert some.count == 2 and [number for number, _ in some] == [0, 2]
-
-
-def test_colours_of_a_video_are_rgb(tmp_path: Path) -> None:
-    red = np.zeros((33, 47, 3), np.uint8)
-    red[..., 0] = 220
-    assert write_video(tmp_path / "red.mp4", [red] * 3, 10) == 3
-    frame = next(iter(Frames(str(tmp_path / "red.mp4"))))[1]
-    assert frame.shape == (32, 46, 3)  # an odd row and column are left out
-    assert frame[..., 0].mean() > 180 and frame[..., 1:].mean() < 40
-
-
-def test_a_video_is_predicted_frame_by_frame_and_goes_on(
-    ask, clip: Path, tmp_path: Path, monkeypatch
-) -> None:
-    looked = []
-    predict = Predictor._predict
-
-    def stopping(self: Predictor, *words: object) -> Prediction:
-        if len(looked) == 2:
-            raise KeyboardInterrupt
-        looked.append(1)
-        return predict(self, *words)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "_predict", stopping)
-        assert ask(clip, "--every", 2) == 130
-    out = tmp_path / "out"
-    assert not (out / "clip.json").exists()
-    first = (out / "clip" / "000000.json").stat().st_mtime_ns
-    assert ask(clip, "--every", 2) == 0
-    assert (out / "clip" / "000000.json").stat().st_mtime_ns == first
-    said = json.loads((out / "clip.json").read_text())
-    assert [row["frame"] for row in said["frames"]] == [0, 2, 4]
-    assert [row["seconds"] for row in said["frames"]] == [0, 0.4, 0.8]
-    assert all((out / row["result"]).is_file() for row in said["frames"])
-    assert Image.open(out / "clip" / "000004_labels.png").size == (64, 48)
-    assert Frames(str(out / "clip_overlay.mp4")).count == 3
-    # Again there is nothing left to do.
-    assert ask(clip, "--every", 2) == 0
-    assert (out / "clip" / "000000.json").stat().st_mtime_ns == first
-
-
-def test_a_camera_is_looked_through(ask, clip: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """The camera is a file here: this machine has none."""
-    opened = []
-    capture = cv2.VideoCapture
-
-    def camera(source: object) -> cv2.VideoCapture:
-        opened.append(source)
-        return capture(str(clip))
-
-    monkeypatch.setattr(video.cv2, "VideoCapture", camera)
-    assert ask("--camera", 1, "--frames", 2) == 0
-    assert opened == [1]
-    assert len([*(tmp_path / "out").glob("camera1_*/*_overlay.png")]) == 2
-    assert "camera 1, frame 1: " in capsys.readouterr().out
-
-
-def test_a_video_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    def failing():
-        yield np.zeros((16, 16, 3), np.uint8)
-        raise OSError("gone")
-
-    with pytest.raises(OSError, match="gone"):
-        write_video(tmp_path / "x.mp4", failing(), 5)
-    with pytest.raises(ValueError, match="no frame"):
-        write_video(tmp_path / "x.mp4", [], 5)
-    assert not [*tmp_path.iterdir()]
-
-
-# -------------------------------------------------------------------------------------- wrong words
 WRONG = {
     "nothing to look at": ([], "nothing to look at; give images, folders, videos or --camera 0"),
     "a missing image": (["HERE/a.pgn"], "a.pgn does not exist; did you mean 'HERE/a.png'?"),

@@ -1,0 +1,131 @@
+"""Torn and forged checkpoints: the newest intact one is read, and nothing in it is executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_cases import Model, checkpointer, save
+
+from alignzeg import files
+from alignzeg.engine.checkpoints import reading
+from alignzeg.engine.checkpoints.integrity import damage
+from alignzeg.engine.checkpoints.reading import find_newest, read_checkpoint, require_trust
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WAIT_S", 0.0)
+
+
+def test_the_newest_intact_one_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert find_newest(str(tmp_path), "last_checkpoint") == ""
+    paths = [save(tmp_path, step) for step in (9, 19, 29)]
+    checkpointer(tmp_path, 39.0).save("model_final", iteration=39)
+    final = str(tmp_path / "model_final.pth")
+
+    def newest() -> str:
+        return find_newest(str(tmp_path), "last_checkpoint")
+
+    assert newest() == final
+    pointer = tmp_path / "last_checkpoint"
+    pointer.write_text("model_0000019.pth")
+    assert newest() == paths[1]
+    for torn in ("", "model_00", "../../etc/passwd", "\udcff"):
+        pointer.write_text(torn, errors="surrogateescape")
+        assert newest() == final
+    data = bytearray(Path(final).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path(final).write_bytes(data)
+    assert "checksum" in damage(final) and newest() == paths[2]
+    Path(paths[2]).write_bytes(Path(paths[2]).read_bytes()[:-1000])
+    assert newest() == paths[1]
+    Path(paths[1]).write_bytes(b"")
+    assert newest() == paths[0] and "is damaged" in caplog.text
+    Path(paths[0]).unlink()
+    with pytest.raises(ValueError, match="none of the 3 checkpoints in .* is intact"):
+        newest()
+
+
+def test_every_cut_and_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    whole = Path(path).read_bytes()
+    copy = tmp_path / "copy.pth"
+    numbers = np.random.default_rng(0)
+    for length in numbers.integers(0, len(whole), 60):
+        copy.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="checkpoint .*copy.pth"):
+            read_checkpoint(str(copy))
+    expected = read_checkpoint(path)
+    refused = 0
+    for place in numbers.integers(0, len(whole), 300):
+        data = bytearray(whole)
+        data[place] ^= 1 << int(numbers.integers(8))
+        copy.write_bytes(data)
+        try:
+            found = read_checkpoint(str(copy))
+        except ValueError:
+            refused += 1
+        else:
+            # The byte was padding, or a date.
+            assert str(found) == str(expected)
+            assert torch.equal(found["model"]["layer.weight"], expected["model"]["layer.weight"])
+    assert refused > 250
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return (os.system, ("touch bombed",))
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(reading.TRUSTED_VARIABLE, raising=False)
+    bomb = pickle.dumps(Bomb())
+    torch.save({"model": {}, "alignzeg": Bomb()}, "bomb.pth")
+    torch.save({"model_state": Bomb()}, "bomb.pyth")
+    torch.save({"model": Bomb()}, "old.pth", _use_new_zipfile_serialization=False)
+    for name in ("bomb.pkl", "pickle.pth", "bomb.safetensors"):
+        Path(name).write_bytes(bomb)
+    torch.save([1, 2], "list.pth")
+    found = ["bomb.pth", "bomb.pyth", "old.pth", "bomb.pkl", "pickle.pth", "bomb.safetensors"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in [*found, "list.pth"]:
+            with pytest.raises(ValueError, match=f"'{name}'") as error:
+                checkpointer(tmp_path).load(name)
+            assert "\n" not in str(error.value)
+    assert not Path("bombed").exists()
+    torch.save({"model": {}, "alignzeg": {"version": 1}}, "edited.pth")
+    with pytest.raises(ValueError, match="says too little about itself"):
+        checkpointer(tmp_path).load("edited.pth")
+
+
+def test_pickles_need_somebody_who_vouches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(reading.TRUSTED_VARIABLE, raising=False)
+    weights = {key: value.numpy() + 3 for key, value in Model().state_dict().items()}
+    path = tmp_path / "zoo" / "backbone.pkl"
+    path.parent.mkdir()
+    path.write_bytes(pickle.dumps({"model": weights, "__author__": "me"}))
+    with pytest.raises(ValueError, match="pickle, which can run any code.*--trust-pickle"):
+        checkpointer(tmp_path).load(str(path))
+    trusting = checkpointer(tmp_path, trust_pickle=True)
+    trusting.load(str(path))
+    assert trusting.model.layer.weight[0, 0] == 3
+    monkeypatch.setenv(reading.TRUSTED_VARIABLE, f"/nowhere{os.pathsep}{tmp_path / 'zoo'}")
+    trusting = checkpointer(tmp_path)
+    trusting.load(str(path))
+    assert trusting.model.layer.weight[0, 0] == 3
+    # A link inside a trusted folder to a file outside is outside.
+    outside = tmp_path / "outside.pkl"
+    outside.write_bytes(path.read_bytes())
+    link = tmp_path / "zoo" / "link.pkl"
+    link.symlink_to(outside)
+    with pytest.raises(ValueError, match="pickle"):
+        require_trust(str(link), str(link))
+    require_trust("detectron2://ImageNetPretrained/MSRA/R-50.pkl", "/cache/R-50.pkl")
