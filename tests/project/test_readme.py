@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import REPOSITORY, TINY_OPTS
 from PIL import Image
+from typed import typed
 
 from alignzeg.inference.video import write_video
 
@@ -83,19 +81,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(words: list[str], folder: Path) -> str:
     """Runs a command as typed in that folder; its output."""
-    environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
-    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    python = {"python": [sys.executable], "alignzeg": [sys.executable, "-m", "alignzeg"]}
-    words = [*python.get(words[0], words[:1]), *words[1:]]
-    done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    code, said = typed(words, folder, folder / "said.txt")
     # Two trainings of other lengths differ, which `compare` says with exit code 1.
     fine = (0, 1) if "compare" in words else (0,)
-    assert done.returncode in fine, (
-        f"{shlex.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    )
-    return done.stdout + done.stderr
+    assert code in fine, f"{shlex.join(words)}\n{said[-3000:]}"
+    return said
 
 
 def test_every_page_is_in_one_of_the_lists():
