@@ -17,6 +17,7 @@ from forks import living
 from helpers import CONFIGS
 from PIL import Image
 
+from alignzeg.__main__ import main
 from alignzeg.data.labels import get_vocabulary, read_labels
 from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.data.pseudo import register_pseudo_labels
@@ -169,7 +170,7 @@ def test_words_and_proposals_of_an_untrained_model(zeroshapes, tmp_path):
         forget()
 
 
-def test_a_kill_and_other_processes_change_no_file(zeroshapes, tmp_path):
+def test_a_kill_and_other_processes_change_no_file(zeroshapes, tmp_path, capsys):
     """Started in two processes, killed half-way, finished in one: as if never stopped."""
     make_pseudo_labels(job(tmp_path / "whole", tmp_path))
     thresholds = ["--confidence", "0.3", "--margin", "0.05", "--min-area", "20"]
@@ -188,6 +189,6 @@ def test_a_kill_and_other_processes_change_no_file(zeroshapes, tmp_path):
     # No worker is left behind, whether or not it was at work by then.
     while living(first.pid):
         time.sleep(0.1)
-    again = subprocess.run([*command, *opts], capture_output=True, text=True, check=True)
-    assert json.loads(again.stdout)["images"] == 8
+    assert main([*command[3:], *opts]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 8
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
