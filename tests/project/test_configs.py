@@ -129,6 +129,8 @@ def setup(case: Case, cache_dir: Path) -> CfgNode:
         cfg = setup_config(path, [*opts, *case.opts, "ALIGNZEG.DATA.PSEUDO.ROOT", folder])
     if cfg.ALIGNZEG.DATA.CROP_SIZE:
         cfg.ALIGNZEG.DATA.CROP_SIZE = 32
+    # Images of 48 pixels hold no more.
+    cfg.ALIGNZEG.VLM.IMAGE_SIZE = min(cfg.ALIGNZEG.VLM.IMAGE_SIZE, 64)
     if not cfg.DATASETS.TRAIN:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("zeroshapes_train",), ("zeroshapes_val",)
     return cfg
