@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,12 +61,12 @@ def launch(
     if env is not None:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             process_exit.watch_parent(os.getppid())
-        run_member(main, args, env, backend, speaks=True)
+        run_member(main, args, env, backend=backend, speaks=True)
     elif args.num_gpus * args.num_machines == 1:
         main(args)
     else:
-        jobs = [(main, args, place, backend) for place in local_envs(args)]
-        run_processes(start_member, jobs, args.machine_rank * args.num_gpus)
+        member = partial(run_member, main, args, backend=backend, speaks=False)
+        run_processes(member, local_envs(args), args.machine_rank * args.num_gpus)
 
 
 def local_envs(args: argparse.Namespace) -> list[DistributedEnv]:
@@ -83,22 +84,12 @@ def local_envs(args: argparse.Namespace) -> list[DistributedEnv]:
     ]
 
 
-def start_member(
-    main: Callable[[argparse.Namespace], Any],
-    args: argparse.Namespace,
-    env: DistributedEnv,
-    backend: str,
-) -> None:
-    """What a started process does."""
-    run_member(main, args, env, backend, speaks=False)
-
-
 def run_member(
     main: Callable[[argparse.Namespace], Any],
     args: argparse.Namespace,
     env: DistributedEnv,
-    backend: str,
     *,
+    backend: str,
     speaks: bool,
 ) -> None:
     """Joins the other processes and calls `main(args)`.

@@ -127,7 +127,7 @@ def test_the_parent_reports_the_process_that_failed(
     monkeypatch.setattr(supervision, "START_METHOD", "fork")
     monkeypatch.setattr(supervision, "PATIENCE_SECONDS", 0.2)
     with pytest.raises(RunFailed) as caught:
-        supervision.run_processes(work, [(kind,) for kind in kinds])
+        supervision.run_processes(work, kinds)
     assert str(caught.value) == message and caught.value.code == code
     assert ("KeyError" in caught.value.trace) == (code == 1)
 
@@ -135,9 +135,9 @@ def test_the_parent_reports_the_process_that_failed(
 def test_a_polite_end_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "START_METHOD", "fork")
     with pytest.raises(SystemExit) as caught:
-        supervision.run_processes(work, [("stop",), ("stop",)])
+        supervision.run_processes(work, ["stop", "stop"])
     assert caught.value.code == 75
-    supervision.run_processes(work, [("fine",), ("fine",)])
+    supervision.run_processes(work, ["fine", "fine"])
 
 
 def test_a_process_ends_though_the_end_of_its_workers_would_raise(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_an_interrupted_parent_interrupts_the_others(monkeypatch: pytest.MonkeyP
     start = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            supervision.run_processes(work, [("stuck",), ("stuck",)])
+            supervision.run_processes(work, ["stuck", "stuck"])
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 20
