@@ -11,14 +11,15 @@ import json
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from alignzeg.modeling.layers import pointwise_by_onednn
 from alignzeg.modeling.pretrained import PACKAGE_PREFIX, spec_name
 from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES, MODEL, WEIGHTS, PlaceClassifier
-from alignzeg.modeling.vlm.encoding import EncodedImage, check_masks
+from alignzeg.modeling.vlm.encoding import EncodedImage
+from alignzeg.modeling.vlm.frozen import FrozenVLM
 from alignzeg.modeling.vlm.regions import mask_pooled
 from alignzeg.modeling.vlm.ridge import centred, ridge_map
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
@@ -32,15 +33,14 @@ _SIDE = 320
 
 
 @VLM_REGISTRY.register()
-class ImageNetVLM(nn.Module):
+class ImageNetVLM(FrozenVLM):
     """A vision-language model made of two ordinary networks that never saw each other.
 
     Ridge regression maps the centred sentence embeddings of ImageNet's 1,000 names to the centred
     rows of the classifier, M (D, C). A place with the feature f has the embedding M f; a name has
     its centred sentence embedding; their cosine is the score. It knows what is like a thing of
-    ImageNet, and little of grass, sky or road.
-
-    As `OpenClipVLM`, it has no trainable parameter and no key in a checkpoint.
+    ImageNet, and little of grass, sky or road. A region is the mask-weighted mean of dense features
+    as long as they are, so that places where the classifier sees something count more.
 
     Args:
         model_name: a timm network that classifies the 1,000 classes of ImageNet.
@@ -78,25 +78,27 @@ class ImageNetVLM(nn.Module):
         logit_scale: float = 0.0,
         cache_dir: str = "",
     ) -> None:
-        super().__init__()
-        self.templates = resolve_templates(templates, SHORT)
+        resolved = resolve_templates(templates, SHORT)
         if image_size < 0 or logit_scale < 0 or ridge <= 0:
             raise ValueError(
                 f"ALIGNZEG.VLM.IMAGE_SIZE is {image_size}, LOGIT_SCALE {logit_scale} and RIDGE "
                 f"{ridge}; the first two must be 0 or more, the last more than 0"
             )
-        self._sentences = SentenceEncoder(text_weights)
+        sentences = SentenceEncoder(text_weights)
         classifier = PlaceClassifier(model_name, weights, output_stride)
-        self._hidden = (classifier,)
+        super().__init__(classifier)
+        self.templates = resolved
+        self._sentences = sentences
+        self.embed_dim, self.context_length = sentences.embed_dim, sentences.context_length
         self.image_size = image_size or _SIDE
-        self._scale = float(logit_scale or 30.0)
-        self._id = f"{model_name}/{spec_name(weights)}+{spec_name(text_weights)}"
+        self.logit_scale = float(logit_scale or 30.0)
+        self.id = f"{model_name}/{spec_name(weights)}+{spec_name(text_weights)}"
         self._settings = {
             "weights": classifier.weights_hash,
-            "text_weights": self._sentences.hash(),
+            "text_weights": sentences.hash(),
             "templates": self.templates,
         }
-        self._hash = hashlib.sha256(
+        self.hash = hashlib.sha256(
             json.dumps({**self._settings, "ridge": ridge}, sort_keys=True).encode()
         ).hexdigest()
         self._cache = TextCache(cache_dir)
@@ -131,14 +133,13 @@ class ImageNetVLM(nn.Module):
         self.register_buffer("to_text", self._cache.get(identity, shape, fit), persistent=False)
         self.register_buffer("text_mean", mean, persistent=False)
 
-    # -------------------------------------------------------------------------------- module habits
     @property
     def classifier(self) -> PlaceClassifier:
         """The frozen classifier."""
         return self._hidden[0]
 
+    @override
     def _apply(self, fn: Callable, recurse: bool = True) -> ImageNetVLM:
-        self.classifier._apply(fn, recurse)
         super()._apply(fn, recurse)
         pointwise_by_onednn(self.classifier, self.device)
         return self
@@ -149,36 +150,11 @@ class ImageNetVLM(nn.Module):
         return self.to_text.device
 
     @property
-    def id(self) -> str:
-        """Classifier and sentence encoder by name, for checkpoints and messages."""
-        return self._id
-
-    @property
-    def hash(self) -> str:
-        """sha256 of the weight files and of the settings that the map depends on."""
-        return self._hash
-
-    @property
     def cell(self) -> tuple[int, int]:
         """Rows and columns of pixels that the sides of the image it sees are multiples of."""
         return self.classifier.cell
 
-    @property
-    def embed_dim(self) -> int:
-        """D, the channels of the text space."""
-        return self._sentences.embed_dim
-
-    @property
-    def logit_scale(self) -> float:
-        """Cosines times this are logits."""
-        return self._scale
-
     # ---------------------------------------------------------------------------------------- names
-    @property
-    def context_length(self) -> int:
-        """Tokens that the sentence encoder reads, start and end included."""
-        return self._sentences.context_length
-
     def token_counts(self, names: Sequence[str]) -> list[int]:
         """Tokens of each name in the template that needs the most, however many that are."""
         count = self._sentences.token_count
@@ -216,46 +192,13 @@ class ImageNetVLM(nn.Module):
         return self._cache.get(identity, shape, encode)
 
     # --------------------------------------------------------------------------------------- images
+    @override
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> EncodedImage:
-        """One pass over images; give the result to `embed_dense` and `embed_regions`.
-
-        Args:
-            image: (B, 3, H, W) RGB in 0..255, any size, not normalised.
-
-        Returns:
-            What both of the next need, and the classifier's own features.
-
-        Raises:
-            ValueError: if the shape is not (B, 3, H, W).
-        """
         features = self.classifier(image, self.image_size)
         dense = torch.einsum("dc,bchw->bdhw", self.to_text, features)
         return EncodedImage(dense, features=features)
 
-    def embed_dense(self, image: Tensor | EncodedImage) -> Tensor:
-        """(B, D, Hv, Wv) in the text space, not normalised, of images or their encoding."""
-        return (image if isinstance(image, EncodedImage) else self.encode_image(image)).dense
-
-    @torch.no_grad()
-    def embed_regions(self, image: Tensor | EncodedImage, mask_logits: Tensor) -> Tensor:
-        """Embeddings of mask proposals.
-
-        Args:
-            image: (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
-            mask_logits: (B, Q, h, w) at any resolution, covering the same image.
-
-        Returns:
-            (B, Q, D) unit length: the mask-weighted mean of dense features as long as they are, so
-            that places where the classifier sees something count more. A mask that is empty takes
-            its most likely place.
-
-        Raises:
-            ValueError: if the masks are not (B, Q, h, w) with the images' B.
-        """
-        dense = self.embed_dense(image)
-        check_masks(mask_logits, dense)
-        if mask_logits.shape[1] == 0:
-            return dense.new_zeros(dense.shape[0], 0, dense.shape[1], dtype=torch.float32)
-        regions = mask_pooled(dense, mask_logits, normalize=False)
-        return F.normalize(regions.float(), dim=-1)
+    @override
+    def pool(self, encoded: EncodedImage, mask_logits: Tensor) -> Tensor:
+        return mask_pooled(encoded.dense, mask_logits, normalize=False)

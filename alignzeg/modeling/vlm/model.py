@@ -6,19 +6,20 @@ dense grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from open_clip.model import CLIP
 from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from alignzeg.data.zeroshapes.names import class_names
-from alignzeg.modeling.vlm.encoding import EncodedImage, check_masks, resized
+from alignzeg.modeling.vlm.encoding import EncodedImage, resized
+from alignzeg.modeling.vlm.frozen import FrozenVLM
 from alignzeg.modeling.vlm.regions import (
     dense_values,
     mask_guided_tokens,
@@ -45,11 +46,12 @@ _CAPTION_WORDS = frozenset({"a", "an", "the", "and", "on", "ground", "thing"})
 
 
 @VLM_REGISTRY.register()
-class OpenClipVLM(nn.Module):
+class OpenClipVLM(FrozenVLM):
     """A frozen open_clip model.
 
-    The CLIP is not a submodule: it has no trainable parameter, no key in a checkpoint and none
-    missing from one, and `train()` does not reach it; devices and dtypes do.
+    A region is a copy of the class token that read only the patches that its mask touches
+    (probability over one half), MaskGuidedTokens, or the mask-weighted mean of normalised dense
+    features, MaskPooling.
 
     Args:
         model_name: a name of ``open_clip.list_models()``, or "alignzeg-tiny", which ships with the
@@ -81,19 +83,21 @@ class OpenClipVLM(nn.Module):
         logit_scale: float = 0.0,
         cache_dir: str = "",
     ) -> None:
-        super().__init__()
-        self.templates = resolve_templates(templates)
+        resolved = resolve_templates(templates)
         if image_size < 0:
             raise ValueError(
                 f"ALIGNZEG.VLM.IMAGE_SIZE is {image_size}: give the shorter side in pixels, or 0"
             )
-        clip, self._hash = load_clip(model_name, weights)
+        clip, weights_hash = load_clip(model_name, weights)
         check_visual(clip.visual, model_name, regions, region_blocks)
-        clip.requires_grad_(False)
-        self._hidden = (clip,)
+        super().__init__(clip.requires_grad_(False))
+        self.templates = resolved
         self._tokenizer = open_clip.get_tokenizer(model_name)
         self._bundled = model_name in bundled_models() and not weights
-        self._id = f"{model_name}/{Path(weights).name or 'bundled'}"
+        self.id = f"{model_name}/{Path(weights).name or 'bundled'}"
+        self.hash = weights_hash
+        self.embed_dim = text_channels(clip)
+        self.context_length = self._tokenizer.context_length
         self._preprocess = dict(clip.visual.preprocess_cfg)
         own = self._preprocess["size"]
         self.image_size = image_size or (own if isinstance(own, int) else min(own))
@@ -117,15 +121,10 @@ class OpenClipVLM(nn.Module):
             "cache_dir": node.CACHE_DIR,
         }
 
-    # -------------------------------------------------------------------------------- module habits
     @property
     def clip(self) -> CLIP:
         """The frozen open_clip model."""
         return self._hidden[0]
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> OpenClipVLM:
-        self.clip._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
     @property
     def device(self) -> torch.device:
@@ -133,24 +132,9 @@ class OpenClipVLM(nn.Module):
         return self.clip.logit_scale.device
 
     @property
-    def id(self) -> str:
-        """Model and weights by name, for checkpoints and messages."""
-        return self._id
-
-    @property
-    def hash(self) -> str:
-        """sha256 of the weight file."""
-        return self._hash
-
-    @property
     def cell(self) -> tuple[int, int]:
         """Rows and columns of pixels that the sides of the image it sees are multiples of."""
         return cell_size(self.clip.visual)
-
-    @property
-    def embed_dim(self) -> int:
-        """D, the channels of the text space."""
-        return text_channels(self.clip)
 
     @property
     def logit_scale(self) -> float:
@@ -164,11 +148,6 @@ class OpenClipVLM(nn.Module):
         if not self._bundled:
             return None
         return _CAPTION_WORDS | {word for name in class_names() for word in name.lower().split()}
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that the text encoder reads, start and end included."""
-        return self._tokenizer.context_length
 
     def token_counts(self, names: Sequence[str]) -> list[int]:
         """Tokens of each name in the template that needs the most, however many that are."""
@@ -208,19 +187,9 @@ class OpenClipVLM(nn.Module):
         std = image.new_tensor(self._preprocess["std"]).view(1, 3, 1, 1)
         return ((image / 255 - mean) / std).to(self.clip.logit_scale.dtype)
 
+    @override
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> EncodedImage:
-        """One pass over images; give the result to `embed_dense` and `embed_regions`.
-
-        Args:
-            image: (B, 3, H, W) RGB in 0..255, any size, not normalised.
-
-        Returns:
-            What both of the next need.
-
-        Raises:
-            ValueError: if the shape is not (B, 3, H, W).
-        """
         pixels, visual = self._prepared(image), self.clip.visual
         if isinstance(visual, VisionTransformer):
             states = vit_states(visual, pixels, self.region_blocks)
@@ -229,44 +198,9 @@ class OpenClipVLM(nn.Module):
             return EncodedImage(dense, states if self.regions == "MaskGuidedTokens" else ())
         return EncodedImage(convnet_dense(visual, pixels))
 
-    def embed_dense(self, image: Tensor | EncodedImage) -> Tensor:
-        """Dense features in the text space.
-
-        Args:
-            image: images (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
-
-        Returns:
-            (B, D, Hv, Wv), not normalised; Hv and Wv are the tower's grid of patches.
-        """
-        return (image if isinstance(image, EncodedImage) else self.encode_image(image)).dense
-
-    @torch.no_grad()
-    def embed_regions(self, image: Tensor | EncodedImage, mask_logits: Tensor) -> Tensor:
-        """Embeddings of mask proposals.
-
-        Args:
-            image: images (B, 3, H, W) RGB in 0..255, or what `encode_image` made of them.
-            mask_logits: (B, Q, h, w) at any resolution, covering the same image.
-
-        Returns:
-            (B, Q, D) unit length. MaskGuidedTokens: a copy of the class token that read only the
-            patches that the mask touches (probability over one half). MaskPooling: the
-            mask-weighted mean of normalised dense features. A mask that is empty takes its most
-            likely patch.
-
-        Raises:
-            ValueError: if the masks are not (B, Q, h, w) with the images' B.
-        """
-        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
-        dense = encoded.dense
-        check_masks(mask_logits, dense)
-        grid = (dense.shape[2], dense.shape[3])
-        if mask_logits.shape[1] == 0:
-            return dense.new_zeros(dense.shape[0], 0, dense.shape[1], dtype=torch.float32)
-        if self.regions == "MaskGuidedTokens":
-            regions = mask_guided_tokens(
-                self.clip.visual, encoded.states, patches_inside(mask_logits, grid)
-            )
-        else:
-            regions = mask_pooled(dense, mask_logits)
-        return F.normalize(regions.float(), dim=-1)
+    @override
+    def pool(self, encoded: EncodedImage, mask_logits: Tensor) -> Tensor:
+        if self.regions == "MaskPooling":
+            return mask_pooled(encoded.dense, mask_logits)
+        inside = patches_inside(mask_logits, (encoded.dense.shape[2], encoded.dense.shape[3]))
+        return mask_guided_tokens(self.clip.visual, encoded.states, inside)
