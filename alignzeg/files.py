@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import time
@@ -64,6 +65,15 @@ def atomic_write(
             wait *= 2
         else:
             return
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def hidden_file(path: str | Path) -> str:

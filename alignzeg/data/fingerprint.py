@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.data.labels import get_vocabulary
+from alignzeg.files import file_hash
 
 # Contents up to this many bytes are hashed whole; of a larger data set, as many files, evenly
 # spread, as fit. Names and sizes of all files always count.
@@ -55,7 +55,9 @@ def _fingerprint_one(name: str) -> dict[str, Any]:
         sizes = [os.path.getsize(file) for file in files]
         chosen = _within_budget(sizes)
         with ThreadPoolExecutor(_THREADS) as pool:
-            contents = dict(zip(chosen, pool.map(_hash, [files[i] for i in chosen]), strict=True))
+            contents = dict(
+                zip(chosen, pool.map(file_hash, [files[i] for i in chosen]), strict=True)
+            )
     except OSError as error:
         raise ValueError(f"data set {name!r}: {error}") from error
     for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
@@ -73,10 +75,6 @@ def _within_budget(sizes: Sequence[int]) -> list[int]:
     """Indices of files to read: all, or every n-th with the smallest n that fits the budget."""
     step = max(1, -(-sum(sizes) // CONTENT_BUDGET))
     return list(range(0, len(sizes), step))
-
-
-def _hash(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def data_hash(prints: Mapping[str, Mapping[str, Any]]) -> str:

@@ -14,7 +14,8 @@ from alignzeg.data.fingerprint import data_hash, fingerprint
 from alignzeg.demo.plan import Plan
 from alignzeg.engine import setup_config
 from alignzeg.engine.records.provenance import describe_weights
-from alignzeg.modeling.pretrained import PACKAGE_PREFIX, file_hash, weight_file
+from alignzeg.files import file_hash
+from alignzeg.modeling.pretrained import PACKAGE_PREFIX, weight_file
 from alignzeg.modeling.timm_encoder import KEYS, build_timm_fpn_backbone
 from alignzeg.registries import build_vlm
 

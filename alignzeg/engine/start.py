@@ -16,7 +16,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
 from alignzeg.config.values import flatten
-from alignzeg.engine.records.log import hide_tracebacks, start_log
+from alignzeg.engine.records.log import start_log
 from alignzeg.engine.records.output_lock import check_unused, clear, lock_output
 from alignzeg.engine.solver.optim import scaled_lr
 from alignzeg.engine.training.resume import saved_seed
@@ -56,14 +56,13 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         old = saved_seed(cfg.OUTPUT_DIR) if getattr(args, "resume", False) else None
         cfg.SEED = comm.shared_random_seed() if old is None else old
     cfg.freeze()
-    start_log(cfg.OUTPUT_DIR, comm.get_rank())
+    debug = bool(getattr(args, "debug", False) or os.environ.get("ALIGNZEG_DEBUG"))
+    start_log(cfg.OUTPUT_DIR, comm.get_rank(), tracebacks=debug)
     logger.info(run_line(cfg, comm.get_world_size()))
     describe(cfg, args)
     seed_all_rng(cfg.SEED + comm.get_rank())
     if not getattr(args, "eval_only", False):
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    if not (getattr(args, "debug", False) or os.environ.get("ALIGNZEG_DEBUG")):
-        hide_tracebacks()
     return cfg
 
 

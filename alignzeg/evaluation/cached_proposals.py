@@ -26,8 +26,7 @@ from torch import Tensor
 from alignzeg import __version__
 from alignzeg.data.fingerprint import data_hash, fingerprint
 from alignzeg.data.labels import label_lookup, read_labels
-from alignzeg.files import atomic_write
-from alignzeg.modeling.pretrained import file_hash
+from alignzeg.files import atomic_write, file_hash
 from alignzeg.structures import Outputs, Proposals, Vocabulary
 
 # What the file of proposals says it is, and of which form.

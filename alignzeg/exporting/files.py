@@ -21,7 +21,7 @@ from torch import Tensor
 from alignzeg.arguments import require_file_place
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine.checkpoints.checkpoint import KEY
-from alignzeg.engine.checkpoints.reading import read_checkpoint
+from alignzeg.engine.checkpoints.reading import read_about
 from alignzeg.engine.settings.reading import config_from_yaml
 from alignzeg.exporting.graph import INPUTS, OUTPUTS, ProposalGraph
 from alignzeg.files import atomic_write
@@ -92,7 +92,7 @@ def export_graph(
     if vocabulary is None:
         vocabulary = Vocabulary(predictor.seen, (True,) * len(predictor.seen))
     graph = ProposalGraph(model).eval()
-    about = read_checkpoint(weights)[KEY]
+    about = read_about(weights)
     settings = describe(graph, about, config_from_yaml(about["config"], opts))
     with torch.no_grad():
         text, _ = model.text(vocabulary, single=True)

@@ -1,37 +1,16 @@
-"""What a checkpoint says of its classes, and the classes that it is asked for."""
+"""The classes that a checkpoint was trained on, and those that it is asked for."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.data.class_names import class_names
 from alignzeg.data.labels import training_vocabulary
-from alignzeg.engine.checkpoints.checkpoint import KEY
-from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary, spelling
-
-
-def describe_checkpoint(weights: str) -> dict[str, Any]:
-    """What a checkpoint says of itself: "config", "seen" and more.
-
-    Raises:
-        ValueError: if the file is no checkpoint of this package.
-    """
-    checkpoint = read_checkpoint(weights)
-    about = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    about = about if isinstance(about, dict) else {}
-    config = about.get("config")
-    if not config or not isinstance(config, str) or not about.get("seen"):
-        raise ValueError(
-            f"{weights!r} is not a checkpoint of alignzeg: it does not say which config and "
-            "classes it was trained with"
-        )
-    return about
 
 
 def eval_vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:

@@ -21,12 +21,9 @@ from alignzeg.data.input_images import as_rgb
 from alignzeg.data.lint import pitfalls, prompt_words
 from alignzeg.data.mapper import test_augmentations
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
+from alignzeg.engine.checkpoints.reading import read_about
 from alignzeg.engine.settings.reading import config_from_yaml, require_device
-from alignzeg.inference.checkpoint_classes import (
-    describe_checkpoint,
-    eval_vocabulary,
-    provide_seen,
-)
+from alignzeg.inference.checkpoint_classes import eval_vocabulary, provide_seen
 from alignzeg.inference.prediction import Prediction, ProposalSet
 from alignzeg.structures import Vocabulary
 from alignzeg.visualize import resized, shrunk
@@ -86,7 +83,7 @@ class Predictor:
         _require_count(max_pixels, "max_pixels")
         _require_pairs(opts)
         weights = os.fspath(weights)
-        about = describe_checkpoint(weights)
+        about = read_about(weights)
         device = str(device or "")
         if device:
             require_device(device)

@@ -20,6 +20,7 @@ import timm
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from alignzeg.files import file_hash
 from alignzeg.modeling.tensor_files import read_tensors, under_prefix
 
 PACKAGE_PREFIX = "package:"
@@ -52,12 +53,6 @@ def reason(error: BaseException) -> str:
     """The first line of what an error says, for a message of one line."""
     lines = str(error).strip().splitlines()
     return lines[0][:600] if lines else type(error).__name__
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:

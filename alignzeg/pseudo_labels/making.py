@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ from alignzeg.data.pseudo import DESCRIPTION, file_keys, pseudo_files
 from alignzeg.data.worker_registration import Registered
 from alignzeg.engine import setup_config
 from alignzeg.engine.processes.process_exit import watch_parent
-from alignzeg.files import ATTEMPTS, atomic_write
+from alignzeg.files import ATTEMPTS, atomic_write, file_hash
 from alignzeg.pseudo_labels.classes import describe, find_classes
 from alignzeg.pseudo_labels.labeller import Labeller, RegionSource
 from alignzeg.pseudo_labels.region_labels import Thresholds
@@ -120,7 +119,7 @@ def _settings(job: Job, vlm: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data": fingerprint([job.dataset])[job.dataset]["sha256"],
         "vlm": {key: value for key, value in vlm.items() if key != "CACHE_DIR"},
-        "weights": hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights else "",
+        "weights": file_hash(weights) if weights else "",
         "words": list(job.words),
         "opts": list(job.opts),
         "regions": {k: v for k, v in dataclasses.asdict(job.source).items() if k != "weights"},

@@ -24,10 +24,8 @@ import yaml
 from alignzeg import __version__
 from alignzeg.arguments import require_folder
 from alignzeg.config.plugins import PLUGINS_KEY, find_plugin
-from alignzeg.engine.checkpoints.checkpoint import KEY
-from alignzeg.engine.checkpoints.reading import read_checkpoint
-from alignzeg.engine.records.provenance import hash_file
-from alignzeg.files import atomic_write
+from alignzeg.engine.checkpoints.reading import read_about
+from alignzeg.files import atomic_write, file_hash
 from alignzeg.sharing.card import model_card, read_evaluation
 from alignzeg.sharing.weights import write_safetensors
 
@@ -90,7 +88,7 @@ def save_pretrained(
         raise ValueError(
             f"the folder {str(folder)!r} holds other files; give one that is empty or not there"
         )
-    about = _about(weights)
+    about = read_about(weights)
     results = [read_evaluation(path, about["seen"]) for path in evaluations]
     config = yaml.safe_load(about["config"])
     around = Path(weights).resolve().parents
@@ -111,7 +109,7 @@ def save_pretrained(
     said |= {"format": FORMAT, "library": f"alignzeg {__version__}"}
     # The card may be written on.
     hashed = (WEIGHTS, *(name for name in texts if name not in (CARD, NAMES)))
-    said["sha256"] = {name: hash_file(folder / name) for name in hashed}
+    said["sha256"] = {name: file_hash(folder / name) for name in hashed}
     atomic_write(folder / ABOUT, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     return [folder / name for name in (WEIGHTS, *texts, ABOUT)]
 
@@ -137,12 +135,12 @@ def locate(
     for name, wanted in hashes.items():
         if not (folder / name).is_file():
             raise ValueError(f"the model in {str(folder)!r} has no {name}; get it again, whole")
-        if hash_file(folder / name) != wanted:
+        if file_hash(folder / name) != wanted:
             raise ValueError(
                 f"{str(folder / name)!r} is not the file that {ABOUT} was written for: its SHA-256 "
                 "differs; get the model again, whole"
             )
-    inside = _about(str(folder / WEIGHTS))
+    inside = read_about(str(folder / WEIGHTS))
     for key, what in (("vlm_hash", "VLM hash"), ("vlm_id", "VLM"), ("seen", "seen classes")):
         if inside[key] != said[key]:
             raise ValueError(
@@ -203,23 +201,6 @@ def _read_about(folder: Path) -> dict[str, Any]:
             "upgrade it"
         )
     return said
-
-
-def _about(weights: str) -> dict[str, Any]:
-    """What a checkpoint says about itself."""
-    about = read_checkpoint(weights).get(KEY)
-    wanted = ("version", "config", "seen", "vlm_id", "vlm_hash")
-    if (
-        not isinstance(about, dict)
-        or any(key not in about for key in wanted)
-        or not isinstance(about["config"], str)
-        or not isinstance(about["seen"], list)
-    ):
-        raise ValueError(
-            f"{weights!r} is not a checkpoint of alignzeg: it does not say which config and "
-            "classes it was trained with"
-        )
-    return about
 
 
 def _portable(config: Mapping[str, Any], plugins: Iterable[Path]) -> dict[str, Any]:

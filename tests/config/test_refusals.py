@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from alignzeg.config.table import ALIGNZEG as ALIGNZEG_KEYS
 from alignzeg.config.values import allowed_values, validate_values
 from alignzeg.engine import setup_config, validate
 from alignzeg.engine.checkpoints.state_check import check_kinds, misfit
-from alignzeg.engine.records.log import LOGGERS, hide_tracebacks
+from alignzeg.engine.records.log import LOGGERS, start_log
 from alignzeg.engine.settings.reading import default_config, flat_keys
 
 
@@ -166,22 +164,14 @@ def test_a_state_of_another_kind_is_named(change, where):
         check_kinds("x.pth", found, state())
 
 
-def test_a_logged_traceback_is_one_line_on_the_terminal_and_whole_in_the_file() -> None:
-    logger = logging.getLogger(LOGGERS[1])
-    terminal, file = logging.StreamHandler(sys.stdout), logging.StreamHandler(io.StringIO())
-    shown = io.StringIO()
-    for handler in (terminal, file):
-        logger.addHandler(handler)
+def test_a_logged_traceback_is_one_line_on_the_terminal_and_whole_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_log(tmp_path, tracebacks=False)
     try:
-        hide_tracebacks()
-        hide_tracebacks()
-        terminal.setStream(shown)
-        try:
-            raise ValueError("label file\na.png")
-        except ValueError:
-            logger.exception("Exception during %s:", "training")
-    finally:
-        for handler in (terminal, file):
-            logger.removeHandler(handler)
-    assert shown.getvalue() == "Exception during training: label file a.png\n"
-    assert "Traceback (most recent call last)" in file.stream.getvalue()
+        raise ValueError("label file\na.png")
+    except ValueError:
+        logging.getLogger(LOGGERS[1]).exception("Exception during %s:", "training")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("Exception during training: label file a.png")
+    assert "Traceback (most recent call last)" in (tmp_path / "log.txt").read_text()

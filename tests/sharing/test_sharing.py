@@ -21,7 +21,7 @@ from alignzeg.__main__ import main
 from alignzeg.config.plugins import import_plugin
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
-from alignzeg.engine.records.provenance import hash_file
+from alignzeg.files import file_hash
 from alignzeg.inference import Predictor
 from alignzeg.sharing import locate, save_pretrained
 
@@ -83,7 +83,7 @@ def test_the_folder_says_what_is_in_it(weights: Path, made: Path) -> None:
     about = json.loads((made / "alignzeg.json").read_text())
     for key in ("seen", "vlm_id", "vlm_hash"):
         assert about[key] == stored["alignzeg"][key]
-    assert about["sha256"]["model.safetensors"] == hash_file(made / "model.safetensors")
+    assert about["sha256"]["model.safetensors"] == file_hash(made / "model.safetensors")
     lines = (made / "vocabulary.txt").read_text().splitlines()
     assert lines == [*stored["alignzeg"]["seen"], "blue box"]
 
@@ -161,7 +161,7 @@ def other_vlm(folder: Path) -> None:
     about = json.loads(metadata["alignzeg"]) | {"vlm_hash": "0" * 64}
     save_file(load_file(file), file, metadata | {"alignzeg": json.dumps(about)})
     hashes = json.loads((folder / "alignzeg.json").read_text())["sha256"]
-    edit(folder, vlm_hash="0" * 64, sha256=hashes | {"model.safetensors": hash_file(file)})
+    edit(folder, vlm_hash="0" * 64, sha256=hashes | {"model.safetensors": file_hash(file)})
 
 
 @pytest.mark.parametrize(

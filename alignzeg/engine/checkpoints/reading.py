@@ -70,6 +70,24 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return loaded
 
 
+def read_about(path: str) -> dict[str, Any]:
+    """What a checkpoint of this package says of itself, see `checkpoint.describe`.
+
+    Raises:
+        ValueError: as `read_checkpoint`, or if the file says too little.
+    """
+    about = read_checkpoint(path).get("alignzeg")
+    about = about if isinstance(about, dict) else {}
+    config, seen = about.get("config"), about.get("seen")
+    told = config and isinstance(config, str) and seen and isinstance(seen, list)
+    if not told or not {"version", "vlm_id", "vlm_hash"} <= about.keys():
+        raise ValueError(
+            f"{path!r} is not a checkpoint of alignzeg: it does not say which config and classes "
+            "it was trained with"
+        )
+    return about
+
+
 def _read_safetensors(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(path)

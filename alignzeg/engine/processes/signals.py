@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import torch
@@ -20,6 +20,20 @@ logger = logging.getLogger(__name__)
 # EX_TEMPFAIL of sysexits.h: "the user is invited to retry". Saved; start again with --resume.
 EXIT_SAVED = 75
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handles the signals inside; in any thread but the main one it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class StopRequest:
@@ -51,17 +65,12 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Catches the signals inside; in any thread but the main one it does nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            self.disarm()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        """Catches the signals inside, see `handling`."""
+        with handling(self._receive):
+            try:
+                yield
+            finally:
+                self.disarm()
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received:
@@ -86,22 +95,9 @@ class StopRequest:
         return self.stopping
 
 
-@contextlib.contextmanager
-def forwarding() -> Iterator[None]:
-    """Hands SIGTERM and SIGUSR1 on to the processes that this one has started."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def forward(number: int, _: FrameType | None) -> None:
-        for process in multiprocessing.active_children():
-            if process.pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
-
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def forward(number: int, _: FrameType | None) -> None:
+    """Hands a signal on to the processes that this one has started."""
+    for process in multiprocessing.active_children():
+        if process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)

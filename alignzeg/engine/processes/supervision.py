@@ -29,7 +29,7 @@ from alignzeg.engine.processes.errors import (
     exit_code,
     explain,
 )
-from alignzeg.engine.processes.signals import forwarding
+from alignzeg.engine.processes.signals import forward, handling
 
 # CUDA does not survive a fork.
 START_METHOD = "spawn"
@@ -69,7 +69,7 @@ def run_processes(target: Callable[[Any], Any], jobs: Sequence[Any], first_rank:
         SystemExit: if they ended by SystemExit, with its exit code.
         KeyboardInterrupt: if this process was interrupted.
     """
-    with forwarding(), tempfile.TemporaryDirectory() as folder:
+    with handling(forward), tempfile.TemporaryDirectory() as folder:
         arguments = (Registered(), target, jobs, folder, os.getpid())
         context = start_processes(_work, arguments, len(jobs), False, False, START_METHOD)
         try:

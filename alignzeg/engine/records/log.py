@@ -20,7 +20,7 @@ _TIME = "%m/%d %H:%M:%S"
 _ours: list[tuple[logging.Logger, logging.Handler]] = []
 
 
-def start_log(folder: str | Path, rank: int = 0) -> None:
+def start_log(folder: str | Path, rank: int = 0, tracebacks: bool = True) -> None:
     """Sends what this project and Detectron2 log to the screen and to OUTPUT_DIR.
 
     An earlier run of the same process, as in a notebook, gets no more lines, and no line is shown
@@ -31,6 +31,7 @@ def start_log(folder: str | Path, rank: int = 0) -> None:
         folder: OUTPUT_DIR, which is made; its log.txt is added to.
         rank: rank of this process; the first alone writes to the screen and to log.txt, others to
             log.txt.rank1 and so on.
+        tracebacks: whether the screen shows those that are logged, too.
     """
     _end_earlier()
     path = Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt")
@@ -38,7 +39,8 @@ def start_log(folder: str | Path, rank: int = 0) -> None:
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     handlers[0].setFormatter(_Plain("[%(asctime)s] %(name)s %(levelname)s: %(message)s", _TIME))
     if rank == 0:
-        screen = logging.StreamHandler(sys.stdout)
+        kind = logging.StreamHandler if tracebacks else _WithoutTraceback
+        screen = kind(sys.stdout)
         screen.setLevel(logging.INFO)
         shown = _Colorful if _shows_colors(sys.stdout) else _Screen
         screen.setFormatter(shown("[%(asctime)s %(name)s]: %(message)s", _TIME))
@@ -103,28 +105,14 @@ class _Colorful(_Screen):
         return colored(head + bracket, "green", force_color=True) + rest
 
 
-class _WithoutTraceback(logging.Formatter):
-    """Another formatter, with one line in place of a traceback."""
-
-    def __init__(self, inner: logging.Formatter) -> None:
-        super().__init__()
-        self.inner = inner
+class _WithoutTraceback(logging.StreamHandler):
+    """A screen that shows one line in place of a traceback, such as Detectron2's."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """What the other formatter makes of the record without its traceback."""
+        """The record without its traceback, which is in log.txt."""
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             record = copy.copy(record)
             record.msg = f"{record.getMessage()} {explain(error)}"
             record.args = record.exc_info = record.exc_text = None
-        return self.inner.format(record)
-
-
-def hide_tracebacks() -> None:
-    """Keeps tracebacks that are logged, such as Detectron2's, to log.txt, off the terminal."""
-    for name in LOGGERS:
-        for handler in logging.getLogger(name).handlers:
-            terminal = getattr(handler, "stream", None) in (sys.stdout, sys.stderr)
-            formatter = handler.formatter or logging.Formatter()
-            if terminal and not isinstance(formatter, _WithoutTraceback):
-                handler.setFormatter(_WithoutTraceback(formatter))
+        return super().format(record)

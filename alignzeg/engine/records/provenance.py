@@ -31,7 +31,7 @@ from torch import nn
 
 import alignzeg
 from alignzeg.data.fingerprint import fingerprint
-from alignzeg.files import ATTEMPTS, atomic_write
+from alignzeg.files import ATTEMPTS, atomic_write, file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def describe_run(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "config": yaml.safe_load(cfg.dump()),
         "environment": describe_environment(cfg.MODEL.DEVICE),
         **describe_code(),
-        "plugins": {Path(file).name: hash_file(file) for file in cfg.ALIGNZEG.PLUGINS},
+        "plugins": {Path(file).name: file_hash(file) for file in cfg.ALIGNZEG.PLUGINS},
         "weights": describe_weights(cfg.MODEL.WEIGHTS),
         "vlm": None if vlm is None else {"id": str(vlm.id), "hash": str(vlm.hash)},
         "data": fingerprint([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
@@ -173,16 +173,7 @@ def hash_sources(folder: Path) -> str:
     """One hash over all Python files below a folder, by relative name."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_hash(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -190,7 +181,7 @@ def describe_weights(path: str) -> dict[str, Any] | None:
     """The file that MODEL.WEIGHTS names; None if there is none, no hash if it is not a file."""
     if not path:
         return None
-    return {"path": path, "sha256": hash_file(path) if os.path.isfile(path) else None}
+    return {"path": path, "sha256": file_hash(path) if os.path.isfile(path) else None}
 
 
 def append_entry(folder: Path, entry: Mapping[str, Any]) -> None:

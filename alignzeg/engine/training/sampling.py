@@ -23,10 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from alignzeg.data.worker_registration import Carrying
 from alignzeg.engine.checkpoints.state import isolated_rng
 from alignzeg.engine.processes.errors import BUG, explain, is_short_of_shared_memory
-
-# Signals that a scheduler sends to every process of a job; the training process acts on them, and
-# needs its workers to finish the step.
-IGNORED_BY_WORKERS = ("SIGTERM", "SIGUSR1")
+from alignzeg.engine.processes.signals import SIGNALS
 
 
 class TrainLoader:
@@ -201,12 +198,15 @@ def _kill_workers() -> None:
 
 
 def start_worker(_: int) -> None:
-    """What a loading worker does first: see `IGNORED_BY_WORKERS`, and `_leave`."""
+    """What a loading worker does first: it lets nothing but its training process end it.
+
+    A scheduler signals every process of a job; the training process needs its workers to finish the
+    step.
+    """
     queue: Any = multiprocessing.queues.Queue
     queue._on_queue_feeder_error = staticmethod(_leave)
-    for name in IGNORED_BY_WORKERS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(error: BaseException, _: Any) -> None:

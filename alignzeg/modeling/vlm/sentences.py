@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignzeg.modeling.pretrained import UNREADABLE, file_hash, model_folder, reason
+from alignzeg.files import file_hash
+from alignzeg.modeling.pretrained import UNREADABLE, model_folder, reason
 
 KEY = "ALIGNZEG.VLM.TEXT_WEIGHTS"
 NEEDED = ("model.safetensors", "config.json", "tokenizer.json")

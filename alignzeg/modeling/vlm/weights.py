@@ -21,7 +21,8 @@ from open_clip.model import (
 from safetensors import safe_open
 from torch import Tensor
 
-from alignzeg.modeling.pretrained import UNREADABLE, file_hash, reason
+from alignzeg.files import file_hash
+from alignzeg.modeling.pretrained import UNREADABLE, reason
 from alignzeg.modeling.tensor_files import differences, read_tensors, under_prefix
 from alignzeg.modeling.vlm.layouts import FOLDER_FILES, from_transformers, said_activation
 

@@ -19,7 +19,7 @@ from alignzeg.engine import setup_config
 from alignzeg.engine.checkpoints.checkpoint import describe, verify
 from alignzeg.modeling.vlm import ImageNetVLM
 from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES
-from alignzeg.modeling.vlm.ridge import ridge_map
+from alignzeg.modeling.vlm.imagenet import ridge_map
 from alignzeg.registries import VLM_REGISTRY
 
 
