@@ -38,10 +38,7 @@ def load(name: str) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hands the words after the command to the command.
-
-    Args:
-        argv: words after the program's name; those of this process by default.
+    """Hands the words after the program's name, by default those of this process, to the command.
 
     Returns:
         The command's exit code; 2 after an error of the user, such as an unknown command.

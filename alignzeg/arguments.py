@@ -60,13 +60,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def command_parser(name: str, description: str, example: str) -> OneLineParser:
-    """The parser of `alignzeg NAME`, still without arguments.
-
-    Args:
-        name: of the command.
-        description: what it does, in sentences.
-        example: a whole command line.
-    """
+    """The parser of `alignzeg NAME`, still without arguments; the example is a command line."""
     return OneLineParser(
         prog=f"alignzeg {name}",
         description=description,
@@ -94,10 +88,8 @@ def add_config_file(parser: argparse.ArgumentParser, *, required: bool = False) 
 def add_opts(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
     """Adds the KEY VALUE pairs at the end of a command line.
 
-    Args:
-        parser: of the command.
-        alone: no other words without a dash come before them. Options must then; otherwise they
-            may stand anywhere.
+    They are `alone` if no other words without a dash come before them. Options must then; otherwise
+    they may stand anywhere.
     """
     parser.add_argument(
         "opts",
@@ -137,14 +129,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def number(
     kind: Callable[[str], Any], low: float, high: float = math.inf, *, open_ends: bool = False
 ) -> Callable[[str], Any]:
-    """The type of an option that is a number in a range.
-
-    Args:
-        kind: int or float.
-        low: least value.
-        high: largest value.
-        open_ends: whether the ends themselves are refused.
-    """
+    """The type of an option: an int or float (`kind`) in a range, or between its ends."""
     ends = "between" if open_ends else "from"
     span = f"{low:g} or more" if math.isinf(high) else f"{ends} {low:g} to {high:g}"
 
@@ -164,10 +149,6 @@ def number(
 
 def require_folder(path: str | Path, option: str) -> Path:
     """Refuses a folder that cannot be made or written to; nothing is made.
-
-    Args:
-        path: the folder, which need not be there yet.
-        option: that names it, for the message.
 
     Raises:
         ValueError: naming the option, the folder and what is in its way.

@@ -87,12 +87,9 @@ def shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 def shown_colors(
     drawn: NDArray[np.uint8], labels: NDArray, ids: Sequence[int]
 ) -> list[tuple[int, int, int]]:
-    """What each class looks like in an overlay: the mean colour of its pixels, but for lines.
+    """What each class looks like in what `blend` drew: the mean colour of its pixels but lines.
 
-    Args:
-        drawn: (H, W, 3) what `blend` made.
-        labels: (H, W) class ids.
-        ids: classes; one that is all lines is white, as these are.
+    One that is all lines is white, as these are.
     """
     lines = boundaries(labels)
     found = []

@@ -160,9 +160,7 @@ def weights(cfg: Any) -> Iterator[Check]:
 def data_sets(wanted: Iterable[str], every: bool) -> Iterator[Check]:
     """The data root, the data sets of a config or else of the demo, and how many others there are.
 
-    Args:
-        wanted: names that must be there.
-        every: each of the others on a line of its own.
+    Those `wanted` must be there; `every` gives each of the others a line of its own.
     """
     from alignzeg.data.catalog import dataset_root
     from alignzeg.data.labels import registered_names
@@ -188,10 +186,7 @@ def examine(
 ) -> Iterator[Check]:
     """Makes the checks: what the demo needs, or what a config needs.
 
-    Args:
-        config_file: a config whose pretrained weights and data sets must be there.
-        opts: KEY VALUE pairs on top of it.
-        every: also all packages, weights and data sets that neither needs.
+    `opts` are KEY VALUE pairs over the config; `every` adds what neither needs.
 
     Raises:
         ValueError: on a config that cannot be read.

@@ -168,11 +168,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def split_opts(dataset: str, split: int) -> tuple[str, ...]:
-    """KEY VALUE pairs for training and evaluating with K unseen classes.
-
-    Args:
-        dataset: as registered, without its K, such as "context60".
-        split: K.
+    """KEY VALUE pairs for training and evaluating a data set, such as "context60", with K unseen.
 
     Raises:
         ValueError: if there is no such split; the message names those that there are.
@@ -236,9 +232,7 @@ def rounds(folder: Path) -> list[Figures]:
 def table(runs: Mapping[int, Mapping[Method, Sequence[Path]]]) -> str:
     """A Markdown table, mean and sample standard deviation over seeds, and who wins.
 
-    Args:
-        runs: for each K and method the folders of its runs, one for each seed; the first method is
-            what the others are compared with.
+    Each method has one folder for each seed; the first is what the others are compared with.
     """
     lines = ["| K | method | " + " | ".join(METRICS) + " |", "|--" * (len(METRICS) + 2) + "|"]
     means: dict[str, list[Figures]] = {}

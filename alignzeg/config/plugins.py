@@ -23,10 +23,6 @@ def find_plugin(name: str, folders: Sequence[Path]) -> str:
 
     So a checkpoint, which holds the config, says nothing about the machine that wrote it.
 
-    Args:
-        name: what ALIGNZEG.PLUGINS lists.
-        folders: where to look for it, in this order.
-
     Raises:
         ValueError: if it is in none of them; the message names the first two places.
     """

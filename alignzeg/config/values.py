@@ -43,11 +43,7 @@ def allowed_values() -> dict[str, Range | Choices]:
 
 
 def validate_values(cfg: CfgNode, training: bool = False) -> None:
-    """Refuses numbers out of their range and names that nothing has.
-
-    Args:
-        cfg: a config.
-        training: whether it trains; some keys matter only then.
+    """Refuses numbers out of their range and unknown names; some keys matter in training only.
 
     Raises:
         ValueError: naming the first key that is wrong, its value and what it may be.

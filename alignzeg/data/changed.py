@@ -80,13 +80,9 @@ class Relabelling:
     def __init__(
         self, datasets: Iterable[str], seen: Vocabulary, images: frozenset[str], folder: str
     ) -> None:
-        """Prepares the change.
+        """Takes the data sets, the classes trained on, the images to change, and a folder for them.
 
-        Args:
-            datasets: registered names.
-            seen: the classes trained on; all others, and "no class", are hidden.
-            images: image files whose labels are changed.
-            folder: where the changed label files are written.
+        All other classes, and "no class", are hidden.
         """
         self.datasets = tuple(dict.fromkeys(datasets))
         self.changed_pixels = self.unseen_pixels = 0
@@ -97,9 +93,7 @@ class Relabelling:
     def change(self, dataset: str, seen_labels: bool) -> list[dict[str, Any]]:
         """Records of a data set in which some label files are changed copies.
 
-        Args:
-            dataset: its name.
-            seen_labels: swap seen classes; otherwise give every hidden pixel another hidden label.
+        `seen_labels` swaps seen classes; otherwise every hidden pixel gets another hidden label.
         """
         facts = MetadataCatalog.get(dataset).as_dict()
         classes = dict(zip(facts["raw_ids"], facts["stuff_classes"], strict=True))

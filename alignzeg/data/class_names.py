@@ -54,9 +54,7 @@ _HEADINGS = {
 def class_names(given: Sequence[str], where: str) -> tuple[str, ...]:
     """Names as they are used, each with its synonyms; blanks at the ends are dropped.
 
-    Args:
-        given: one class each; "sofa; couch" is sofa, and also called couch.
-        where: for the message.
+    "sofa; couch" is sofa, and also called couch. Messages begin with `where`.
 
     Raises:
         ValueError: on a text in place of a list, or a name that cannot be meant, such as a comment,
@@ -104,9 +102,6 @@ def read_class_file(path: str | Path) -> tuple[str, ...]:
 
 def read_class_list(source: str) -> tuple[str, ...]:
     """The names that a word of a command line means: a file's, or those between its commas.
-
-    Args:
-        source: a file, which exists or is called like one, or "red star, brick, grass".
 
     Raises:
         ValueError: if there is no name, or as `read_class_file` and `class_names`.

@@ -186,10 +186,6 @@ def without_hidden(
 ) -> list[Mapping[str, str]]:
     """The records in whose label files no class lies outside a vocabulary.
 
-    Args:
-        records: of the catalog; their label files are read.
-        vocabulary: the classes trained on.
-
     Raises:
         ValueError: if none is left, or a label file is wrong.
     """
@@ -265,10 +261,6 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
 
 def read_record_labels(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Reads the label file of a record, as `read_labels`, and compares it with its image.
-
-    Args:
-        record: `file_name`, `sem_seg_file_name` and `dataset_name`.
-        size: height and width of the image.
 
     Raises:
         ValueError: as `read_labels`, and if the sizes differ.

@@ -23,11 +23,8 @@ _SHOWN = 20
 def validate_names(cfg: CfgNode, model: nn.Module) -> None:
     """Logs a warning for everything that is wrong with the names of the data sets.
 
-    Near-synonyms are looked for in the training sets only.
-
-    Args:
-        cfg: a validated config.
-        model: its VLM reads the names, if it has one; or that VLM itself.
+    Near-synonyms are looked for in the training sets only. The VLM of the model reads the names, if
+    it has one; a VLM may also be given itself.
     """
     vlm = getattr(model, "vlm", model)
     vlm = vlm if hasattr(vlm, "embed_text") else None
@@ -45,10 +42,6 @@ def validate_names(cfg: CfgNode, model: nn.Module) -> None:
 
 def pitfalls(vocabulary: Vocabulary, vlm: Any = None) -> list[str]:
     """What makes every answer with these classes worth less than it looks.
-
-    Args:
-        vocabulary: the classes that are asked for.
-        vlm: as in `lint`.
 
     Returns:
         One line each: one class alone, names that are cut off, words that the VLM has never read.

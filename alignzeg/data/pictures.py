@@ -145,9 +145,6 @@ def eight_bits(values: NDArray) -> NDArray[np.uint8]:
     Known are integers in 0..65535 that go beyond 16383, as 10, 12 and 14 bits do not, and floats in
     0..1 or, beyond 16, in 0..255.
 
-    Args:
-        values: of any shape and real dtype.
-
     Raises:
         ValueError: on any other range, or a value that is not finite.
     """

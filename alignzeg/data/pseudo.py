@@ -51,9 +51,6 @@ def register_pseudo_labels(root: str | Path) -> str:
     with ALIGNZEG.DATA.HOLD_OUT, they serve a config with the same value: settings of a method that
     trains on pseudo-labels are chosen on pseudo-unseen classes in this way.
 
-    Args:
-        root: the folder.
-
     Returns:
         The data set's name, `<source>_pseudo`.
 

@@ -36,12 +36,7 @@ METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
 
 
 def run_plan(plan: Plan, fresh: bool = False, console: Console | None = None) -> dict[str, Any]:
-    """Prepares, trains, evaluates, compares.
-
-    Args:
-        plan: what to do.
-        fresh: forget earlier runs in the output folder.
-        console: where progress and the table go.
+    """Prepares, trains, evaluates, compares; `fresh` forgets earlier runs in the output folder.
 
     Returns:
         {"baseline": {metric: percent}, "alignzeg": {...}, "seconds": {part: wall time}}; also

@@ -28,10 +28,8 @@ def trainer_of(cfg: CfgNode) -> type[Trainer]:
 def evaluate(cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False) -> dict[str, Any]:
     """Evaluates a checkpoint on every test set.
 
-    Args:
-        cfg: a validated config.
-        resume: evaluate the last checkpoint in OUTPUT_DIR, if there is one, not MODEL.WEIGHTS.
-        trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
+    If resumed, the last checkpoint in OUTPUT_DIR, if there is one, takes the place of
+    MODEL.WEIGHTS, which `trust_pickle` reads even if it is a pickle from anywhere.
 
     Returns:
         Results by task; empty in all processes but the first.
@@ -53,11 +51,8 @@ def train(
 ) -> dict[str, Any] | None:
     """Trains to SOLVER.MAX_ITER, from MODEL.WEIGHTS or, to resume, from the last checkpoint.
 
-    Args:
-        cfg: a validated config.
-        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
-        allow_rescale: go on also with another number of processes.
-        trust_pickle: read MODEL.WEIGHTS even if it is a pickle from anywhere.
+    `allow_rescale` goes on also with another number of processes; `trust_pickle` reads
+    MODEL.WEIGHTS even if it is a pickle from anywhere.
     """
     trainer = trainer_of(cfg)(cfg)
     trainer.checkpointer.trust_pickle = trust_pickle

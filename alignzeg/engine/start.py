@@ -34,10 +34,6 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     is replaced by a random one, or by that of the run that is resumed, and logged and saved like
     any other.
 
-    Args:
-        cfg: a valid config, not frozen.
-        args: the command line, for the log.
-
     Returns:
         The same config, frozen.
 

@@ -101,11 +101,6 @@ def iterate_proposals(
 ) -> Iterator[CachedImage]:
     """Runs an `AlignZeg` model over a test loader and yields what the correction needs.
 
-    Args:
-        model: in eval mode.
-        loader: batches of one image.
-        dataset_name: the registered data set that the loader reads.
-
     Raises:
         ValueError: if the model looks at an image more than once (scales, flips, windows).
     """
@@ -147,10 +142,7 @@ def save_proposals(
 ) -> None:
     """Writes images to one file as they come; the file appears when it is complete.
 
-    Args:
-        path: the file; an older one is replaced.
-        images: from `iterate_proposals`.
-        made_of: what they follow from, ready for JSON; `ProposalFile.made_of`.
+    `made_of`, ready for JSON, says what they follow from.
     """
 
     def write(file: IO[bytes]) -> None:

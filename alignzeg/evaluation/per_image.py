@@ -50,13 +50,7 @@ class PerImage:
         seen: Sequence[bool],
         rows: Sequence[tuple[str, NDArray, NDArray]],
     ) -> PerImage:
-        """Puts images together in the order of their names.
-
-        Args:
-            classes: K names.
-            seen: K flags.
-            rows: for each image its label file, cells and counts, as from `sparse`.
-        """
+        """Puts rows (label file, cells and counts, as from `sparse`) together by their names."""
         folder = os.path.commonpath([os.path.dirname(name) for name, *_ in rows]) if rows else ""
         rows = sorted(
             ((os.path.relpath(row[0], folder), *row[1:]) for row in rows), key=lambda row: row[0]

@@ -47,12 +47,6 @@ def count_settings(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Counts pixels for every setting; the model's own values are restored.
 
-    Args:
-        model: an `AlignZeg` model.
-        cached: images, from `cache_proposals`.
-        vocabulary: the K classes.
-        settings: n of them.
-
     Returns:
         (n, K) pixels of each class that were named so, (n, K) pixels that were named each class,
         and (K,) pixels of each class.

@@ -41,11 +41,8 @@ def save_tradeoff(
 ) -> None:
     """Draws every setting, those that no other beats as a line, and lines of equal hIoU.
 
-    Args:
-        path: a PNG, SVG or PDF file, by its end; an older one is replaced.
-        settings: those without sIoU or uIoU are left out.
-        uncorrected: marked; no correction.
-        chosen: marked; the best.
+    The end of the path, PNG, SVG or PDF, decides the format. Settings without sIoU or uIoU are left
+    out.
     """
     figure = draw(settings, uncorrected, chosen)
     kind = Path(path).suffix.lower().lstrip(".")

@@ -127,13 +127,8 @@ def compare(
 ) -> dict[str, Comparison]:
     """Paired comparison of two evaluations of the same images.
 
-    Args:
-        first: an evaluation of N images.
-        second: of another model or checkpoint.
-        level: confidence level in (0, 1).
-        resamples: of the bootstrap.
-        permutations: of the test; all 2^N are used where these are not more.
-        seed: of both.
+    `level`, `resamples` and `seed` as in `intervals`. The test uses all 2^N permutations where
+    these are not more than `permutations`.
 
     Raises:
         ValueError: if the images, the classes or the true pixels of the two differ; otherwise as

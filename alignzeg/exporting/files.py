@@ -227,12 +227,6 @@ def _pt2(program: torch.export.ExportedProgram, settings: dict[str, Any]) -> byt
 def check(graph: ProposalGraph, content: bytes, text: Tensor, unseen: Tensor) -> dict[str, float]:
     """Runs a written graph on drawn scenes of several sizes beside PyTorch.
 
-    Args:
-        graph: the module that was exported.
-        content: of the .onnx or .pt2 file.
-        text: (K, D).
-        unseen: (K,) bool.
-
     Returns:
         The largest absolute difference of each output.
 

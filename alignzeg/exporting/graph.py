@@ -27,9 +27,6 @@ class ProposalGraph(nn.Module):
     def __init__(self, model: AlignZeg) -> None:
         """Takes a model on the CPU, in evaluation mode.
 
-        Args:
-            model: the meta-architecture of mask proposals.
-
         Raises:
             ValueError: if the model has no mask proposals, or a VLM whose input size is unknown.
         """

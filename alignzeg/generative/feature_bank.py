@@ -72,10 +72,7 @@ def build_feature_loader(
 ) -> FeatureLoader:
     """The loader of a config; it needs `model` before it is read.
 
-    Args:
-        cfg: a validated config.
-        records: of the training images.
-        place: "seed", "rank" and "world_size" of the stream.
+    `place` is "seed", "rank" and "world_size" of the stream.
     """
     node = cfg.ALIGNZEG.GENERATOR
     seen = training_vocabulary(cfg)
@@ -200,14 +197,8 @@ class FeatureLoader:
     ) -> None:
         """Takes what fills the bank, and this process's share.
 
-        Args:
-            fill: the model -> its features of the training images.
-            schedule: the phase of each step.
-            samples: features of each class in a batch.
-            seed: of what is drawn.
-            accumulate: batches of a step.
-            rank: rank of this process; each draws its own.
-            world_size: processes.
+        A batch has `samples` features of each class, a step `accumulate` batches. Each process
+        draws its own.
         """
         self.model: nn.Module | None = None
         self._fill = fill

@@ -255,9 +255,8 @@ class GenerativeSegmenter(PixelSegmenter):
     def collect(self, unlabelled: Tensor, seed: int) -> None:
         """Makes the pseudo-features of a round: those of unseen classes that are likely.
 
-        Args:
-            unlabelled: (M, C) features of pixels without a label, for the source "pixels".
-            seed: of noise and dropout, so that every process collects the same.
+        With the source "pixels" they are chosen from (M, C) unlabelled features. The seed is of
+        noise and dropout, so that every process collects the same.
         """
         first, count = len(self.seen), self.feedback.count
         unseen = torch.arange(first, len(self.names), device=self.device)

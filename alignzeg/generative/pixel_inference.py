@@ -14,12 +14,7 @@ def label_map(
 ) -> Tensor:
     """Names every pixel by the class of the highest score, interpolated as masks are.
 
-    Args:
-        scores: (K, h, w) of the padded image, finite.
-        padded_size: height and width in pixels that (h, w) covers.
-        image_size: height and width of the image inside the padding, at its top left.
-        output_size: height and width of the answer.
-        memory_mib: what the temporaries of one stripe may take, MiB; at least one row is done.
+    Scores are (K, h, w) of the padded image, finite; sizes and memory as in `semantic_inference`.
 
     Returns:
         (Ho, Wo) label map on the device of the scores, uint8, or uint16 where K > 255. Equal

@@ -123,12 +123,7 @@ class PixelSegmenter(ImageModel):
         return {"loss_pixel": pixel_cross_entropy(logits, targets, self.balance)}
 
     def segment(self, item: dict[str, Any], asked: Tensor) -> Tensor:
-        """The label map of one image: of its scores or, looked at several times, mean shares.
-
-        Args:
-            item: as `forward` takes them.
-            asked: see `scores_of`.
-        """
+        """The label map of one image: of its scores or, looked at several times, mean shares."""
         never = (asked < 0)[:, None, None]
         image = item["image"].to(self.device).float()
         size = (image.shape[1], image.shape[2])

@@ -35,9 +35,6 @@ class WordVectors:
     same below a first line "count channels"). A file is read once, and only the words that are
     asked for are kept.
 
-    Args:
-        path: the file, UTF-8.
-
     Raises:
         ValueError: if the file cannot be read or has another format.
     """
@@ -57,9 +54,8 @@ class WordVectors:
         A name is looked up as one word ("dining table", "dining_table", "dining-table",
         "diningtable"), else it is the mean of its words; as it is written or in lower case.
 
-        Args:
-            names: K class names; one may hold several, between SYNONYM_SEPARATORs, whose vectors
-                are averaged. Of synonyms, those without a vector are left out.
+        A name may hold several, between SYNONYM_SEPARATORs, whose vectors are averaged; those
+        without a vector are left out.
 
         Returns:
             (K, A) float32, unit length.

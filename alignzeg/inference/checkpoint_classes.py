@@ -14,11 +14,9 @@ from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary, spelling
 
 
 def eval_vocabulary(classes: Sequence[str], seen: Sequence[str]) -> Vocabulary:
-    """The classes that somebody asks for.
+    """The classes that somebody asks for, each seen if the model was trained on it.
 
-    Args:
-        classes: names; "sofa; couch" is sofa, which may also be called a couch.
-        seen: names of the classes that the model was trained on.
+    "sofa; couch" is sofa, which may also be called a couch.
 
     Raises:
         ValueError: if a name is empty, or there are none or repeated ones.

@@ -18,9 +18,7 @@ _POLYGON_SLACK = 1.0
 def polygons(mask: NDArray[np.bool_], slack: float = _POLYGON_SLACK) -> list[NDArray[np.int32]]:
     """The outer borders of a mask's regions, largest region first; holes are left out.
 
-    Args:
-        mask: (H, W).
-        slack: how far a polygon may leave the border, pixels; 0 keeps every corner.
+    They may leave the border of the (H, W) mask by `slack` pixels; 0 keeps every corner.
 
     Returns:
         One (n, 2) array of corners x, y for each region, n at least 3; regions that are a line or a
@@ -64,13 +62,9 @@ def detections(
     masks: Sequence[NDArray[np.bool_]],
     scores: Sequence[float] | None,
 ) -> Any:
-    """Masks as supervision.Detections, one for each class.
+    """(H, W) masks as supervision.Detections, one for each class; none may be empty.
 
-    Args:
-        ids: class ids.
-        names: of these classes.
-        masks: (H, W) each, not empty.
-        scores: of each class, 0 to 1; None where there are none.
+    Scores are 0 to 1, or None where there are none.
 
     Raises:
         ImportError: if supervision is not installed; the message says how to install it.

@@ -93,13 +93,7 @@ def as_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def with_names(
     image: NDArray[np.uint8], labels: NDArray, names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """An image with the name of its class on every region that has room for it.
-
-    Args:
-        image: (H, W, 3) RGB.
-        labels: (H, W) class ids; those beyond the names stay unnamed.
-        names: of the classes.
-    """
+    """An (H, W, 3) image with the name of its class on every region that has room for it."""
     height, width = labels.shape
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
@@ -137,9 +131,7 @@ def places(labels: NDArray, count: int) -> list[tuple[int, int, int, float]]:
     A place is a pixel of a connected region that lies farthest from its border and from that of
     the image, to 3 %.
 
-    Args:
-        labels: (H, W) class ids.
-        count: ids from here on have no name.
+    Ids from `count` on have no name.
     """
     least = max(1.0, _NAMED_SHARE * labels.size)
     found = []

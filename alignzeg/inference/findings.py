@@ -54,10 +54,7 @@ class Findings:
         return {name: float(self._sums[self._id(name)] / n) for name, n in self.areas.items()}
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """(H, W) where a class is.
-
-        Args:
-            name: a class, as it was asked for or by one of its other names.
+        """(H, W) where a class is, by the name it was asked for or one of its other names.
 
         Raises:
             ValueError: if it was not asked for.

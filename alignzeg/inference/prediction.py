@@ -105,11 +105,7 @@ class Prediction(Findings):
         return proposal_sheet(self.proposals, self.image, self.names, self._colors, count)
 
     def plot(self, ax: Any = None, **style: Any) -> Any:
-        """Draws the overlay into a plot of Matplotlib.
-
-        Args:
-            ax: the axes; those of a new figure by default.
-            style: as `overlay` takes them.
+        """Draws the overlay, in a `style` as it takes, into axes of Matplotlib, or a new figure.
 
         Returns:
             The axes.

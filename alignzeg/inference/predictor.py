@@ -118,13 +118,9 @@ class Predictor:
     ) -> Predictor:
         """The model of a folder that `alignzeg share` made, or of the Hugging Face Hub.
 
-        Args:
-            source: the folder, or an id such as "user/model".
-            classes: as above.
-            opts: as above.
-            revision: branch, tag or commit on the Hub.
-            trust_code: whether Python files that the model brings may run.
-            options: further arguments of `Predictor`.
+        The source is the folder, or an id such as "user/model", and `revision` a branch, tag or
+        commit on the Hub. With `trust_code` Python files that the model brings may run. Classes,
+        opts and further options are those of `Predictor`.
 
         Raises:
             ValueError: as above and as `alignzeg.sharing.locate`.

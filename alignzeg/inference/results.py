@@ -24,10 +24,8 @@ _MADE_WITH = "made_with"
 class ResultFolder:
     """Results on disk, each beside a note of what it was made of and with.
 
-    Args:
-        folder: made when the first result is written.
-        settings: all that an answer depends on beside the image, ready for JSON.
-        redo: whether results that are there are made again.
+    `settings`, ready for JSON, are all that an answer depends on beside the image. `redo` makes
+    results again that are there.
     """
 
     def __init__(self, folder: str | Path, settings: dict[str, Any], redo: bool = False) -> None:

@@ -41,15 +41,7 @@ def proposal_sheet(
     colors: NDArray[np.uint8],
     count: int,
 ) -> Image.Image:
-    """The surest proposals, each cut out of the image under its class and score.
-
-    Args:
-        proposals: of the image.
-        image: (H, W, 3) RGB.
-        names: of the classes.
-        colors: (n, 3) RGB of the classes.
-        count: how many to show at most.
-    """
+    """At most `count` of the surest proposals, each cut out of the image under class and score."""
     count = min(count, len(proposals.scores))
     columns = max(1, min(_COLUMNS, count))
     scale = _TILE / max(image.shape[:2])

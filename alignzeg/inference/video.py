@@ -77,10 +77,7 @@ class Frames:
 def write_video(path: str | Path, frames: Iterable[NDArray[np.uint8]], rate: float) -> int:
     """Writes frames as an MP4 file, at once or not at all.
 
-    Args:
-        path: the file.
-        frames: (H, W, 3) uint8 RGB of one size; an odd last row or column is left out.
-        rate: frames per second.
+    Frames are (H, W, 3) uint8 RGB of one size; an odd last row or column is left out.
 
     Returns:
         How many were written.

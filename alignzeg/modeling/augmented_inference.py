@@ -35,11 +35,6 @@ def cut_views(
 def segment_augmented(model: Any, item: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
     """One image looked at as `model.augmentation` says, one view after the other.
 
-    Args:
-        model: an AlignZeg, in evaluation mode.
-        item: as `AlignZeg.forward` takes them.
-        vocabulary: the classes to choose from.
-
     Returns:
         What `AlignZeg.forward` returns for an image, without "background". The proposals are those
         of the first scale's views that are not mirrored.

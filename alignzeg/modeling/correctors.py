@@ -222,11 +222,7 @@ class LeaveOutIndicator(UnseenIndicator):
 
     @configurable
     def __init__(self, *, left_out: float, **parts: Any) -> None:
-        """Builds the indicator; arguments as `UnseenIndicator`, and one more.
-
-        Args:
-            left_out: share of the seen names that are left out at a time, above 0 and below 1.
-            parts: what `UnseenIndicator` takes.
+        """Takes what `UnseenIndicator` takes, and the share of seen names left out at a time.
 
         Raises:
             ValueError: if the share is out of range.

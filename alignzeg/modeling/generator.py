@@ -57,15 +57,7 @@ class GMMNGenerator(nn.Module):
         )
 
     def forward(self, semantics: Tensor, samples: int) -> Tensor:
-        """Makes features.
-
-        Args:
-            semantics: (..., A) semantic vectors.
-            samples: S, features for each of them.
-
-        Returns:
-            (..., S, C).
-        """
+        """S features for each of (..., A) semantic vectors: (..., S, C)."""
         known = semantics.unsqueeze(-2).expand(*semantics.shape[:-1], samples, -1)
         made = self.layers(torch.cat([known, torch.randn_like(known)], dim=-1))
         if self.skip is None:

@@ -73,10 +73,6 @@ def spec_name(spec: str) -> str:
 def package_files(name: str, key: str) -> list[Path]:
     """Files of an installed package, found without importing it.
 
-    Args:
-        name: of the distribution, as on the package index.
-        key: config key that names it, for the message.
-
     Raises:
         ValueError: if it is not installed.
     """
@@ -94,9 +90,8 @@ def package_files(name: str, key: str) -> list[Path]:
 def weight_file(spec: str, key: str) -> Path:
     """The local file that a weight spec names.
 
-    Args:
-        spec: a path, or "package:NAME" for the one weight file of an installed package.
-        key: config key that holds the spec, for messages.
+    That is a path, or "package:NAME" for the one weight file of an installed package. Messages name
+    the config key that holds it.
 
     Raises:
         ValueError: if there is no such file or package, or the package has not one such file.
@@ -122,10 +117,8 @@ def weight_file(spec: str, key: str) -> Path:
 def model_folder(spec: str, key: str, needed: Sequence[str]) -> Path:
     """The local folder that a spec names.
 
-    Args:
-        spec: a path, or "package:NAME" for the folder inside an installed package.
-        key: config key that holds the spec, for messages.
-        needed: names of files that the folder must have.
+    That is a path, or "package:NAME" for the folder inside an installed package with the needed
+    files. Messages name the config key that holds it.
 
     Raises:
         ValueError: if there is no such package, or no folder with these files.
@@ -149,10 +142,7 @@ def fitted(
 ) -> dict[str, Tensor]:
     """Tensors of a file under the names that a network gives them.
 
-    Args:
-        given: what was read.
-        wanted: the network's own tensors, for names and shapes.
-        in_order: where the names differ, tensors are matched in order of definition.
+    Where the names differ, tensors can be matched in order of definition (`in_order`).
 
     Raises:
         ValueError: if names, the number of tensors or a shape differ; the first is named.
@@ -181,12 +171,7 @@ def read_weights(
 ) -> dict[str, Tensor]:
     """The tensors of a weight file that a network needs, read without running code stored there.
 
-    Args:
-        path: .pth, .pt or .safetensors.
-        wanted: the network's own tensors, for names and shapes.
-        model_name: for messages.
-        keys: for messages.
-        in_order: see `fitted`.
+    `wanted` and `in_order` as in `fitted`; model and keys are for messages.
 
     Raises:
         ValueError: if the file cannot be read or does not fit.

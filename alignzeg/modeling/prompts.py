@@ -40,12 +40,7 @@ class ClassTexts:
             )
 
     def texts(self, vocabulary: Vocabulary, training: bool) -> tuple[list[str], list[int]]:
-        """Texts to embed, class by class, and how many of them each class has.
-
-        Args:
-            vocabulary: K classes.
-            training: whether each class must have one text.
-        """
+        """Texts to embed, class by class, and how many of them each class has."""
         if self.names == "official":
             return list(vocabulary.names), [1] * len(vocabulary)
         if training or self.synonyms == "mean":

@@ -50,9 +50,6 @@ _STORAGES = {
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The named tensors of a file, on the CPU, in the order in which they are stored.
 
-    Args:
-        path: of any name; what it is, is read off its first bytes.
-
     Raises:
         ValueError: if it holds no named tensors.
         Exception: what Python, PyTorch and safetensors raise on a damaged or foreign file; see
@@ -84,10 +81,6 @@ def under_prefix(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[s
     """The same tensors without what wrappers put before the names, such as "module.".
 
     Names that do not begin with it, such as those of a loss beside the network, stay as they are.
-
-    Args:
-        state: tensors by name.
-        wanted: names of the network.
     """
     counts = collections.Counter({"": 0})
     for name in state:

@@ -235,9 +235,7 @@ def merge_views(
 def whole_masks(views: Sequence[View], stride: int) -> Tensor:
     """The masks of several views, each on the grid of the whole image at their scale.
 
-    Args:
-        views: of the same scale.
-        stride: pixels of a cell of the grid; that of the views' own masks.
+    Views are of one scale; a cell of the grid has `stride` pixels, as in their own masks.
 
     Returns:
         (sum of Q, h, w) logits, very low where a view does not reach.

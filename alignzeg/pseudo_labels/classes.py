@@ -50,10 +50,8 @@ class Classes:
 def find_classes(dataset: str, hold_out: str, words: Sequence[str]) -> Classes:
     """The names for a data set: its own seen and unseen ones, or its seen ones and given words.
 
-    Args:
-        dataset: a registered data set.
-        hold_out: as ALIGNZEG.DATA.HOLD_OUT: the pseudo-unseen classes can play the unseen ones.
-        words: an open vocabulary, which takes the place of the unseen names; empty for these.
+    Words, an open vocabulary, take the place of the unseen names; with `hold_out` the pseudo-unseen
+    classes can play these.
 
     Raises:
         ValueError: if there is no name that could be given.

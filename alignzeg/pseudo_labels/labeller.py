@@ -66,12 +66,6 @@ class Labeller:
     ) -> None:
         """Builds the frozen VLM and, for proposals, the trained model.
 
-        Args:
-            cfg: of the VLM, and of the model that `source.weights` were trained with.
-            classes: names to choose from.
-            source: of the regions.
-            thresholds: when a region is believed.
-
         Raises:
             ValueError: if the weights do not fit the config.
         """

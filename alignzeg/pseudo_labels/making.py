@@ -72,9 +72,7 @@ def make_pseudo_labels(job: Job, processes: int = 1) -> dict[str, Any]:
     Ended at any moment and called again, it leaves the same files. So it does whatever the number
     of processes.
 
-    Args:
-        job: what to make.
-        processes: at a time; on GPUs they take turns among these.
+    On GPUs the processes take turns among these.
 
     Returns:
         What `pseudo_labels.json` holds, see `alignzeg.data.pseudo`.

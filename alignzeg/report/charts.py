@@ -36,12 +36,8 @@ def line_chart(
 ) -> str:
     """Draws lines over a light grid.
 
-    Args:
-        series: later ones lie on top; those without points are skipped.
-        title: read out by screen readers.
-        x_label: below the axis.
-        y_range: of the axis; by default it covers the values from 0 up.
-        marks: a dot on every point.
+    Later lines lie on top; those without points are skipped. By default the y axis covers the
+    values from 0 up. Screen readers read the title.
 
     Returns:
         SVG text, or an empty text if there is nothing to draw.

@@ -45,13 +45,8 @@ def write_report(
 ) -> Path:
     """Writes one HTML file that needs nothing else: no network, no script, no other file.
 
-    Args:
-        path: the file; its folder is made. It appears in one piece.
-        runs: the first is what the others are compared with; at most four.
-        samples: validation images, shown in this order.
-        vocabulary: names and seen flags of the label maps.
-        about: headline and settings.
-        worst: the images that the last run names worst, the worst first.
+    The first of the runs is what the others are compared with. `worst` are images that the last run
+    names worst, the worst first.
 
     Raises:
         ValueError: if there is no run, or there are more than four.

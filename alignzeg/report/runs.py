@@ -86,13 +86,6 @@ def read_run(
 ) -> RunResult:
     """Collects a run from its OUTPUT_DIR.
 
-    Args:
-        name: short key.
-        label: what readers see.
-        folder: OUTPUT_DIR of the training.
-        dataset: the test set whose evaluation is shown.
-        command: what trains it again.
-
     Raises:
         ValueError: if there is no evaluation of that data set; logs and config may be missing.
     """

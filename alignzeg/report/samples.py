@@ -25,11 +25,7 @@ def choose_samples(
 ) -> list[Sample]:
     """The first images of a data set that show an unseen class, with the answer of every run.
 
-    Args:
-        dataset: a registered data set.
-        vocabulary: its classes.
-        predictors: for each run's name, an `alignzeg.inference.Predictor`.
-        most: images to show.
+    Predictors are those of `alignzeg.inference`, by the name of the run.
     """
     lookup = label_lookup(dataset, vocabulary)
     unseen = set(vocabulary.unseen_ids)
@@ -55,12 +51,7 @@ def choose_worst(
 ) -> list[Sample]:
     """The images that were named worst, with the answer of every run.
 
-    Args:
-        dataset: a registered data set.
-        vocabulary: its classes.
-        predictors: as in `choose_samples`.
-        accuracies: `RunResult.images`, the lowest first; names are ends of label file names.
-        most: images to show.
+    `accuracies` are `RunResult.images`, the lowest first; names are ends of label file names.
     """
     if not most or not accuracies or not predictors:
         return []

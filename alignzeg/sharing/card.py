@@ -40,11 +40,7 @@ class Evaluation:
 
 
 def read_evaluation(path: str | Path, seen: Sequence[str]) -> Evaluation:
-    """Reads an `evaluation_<data set>.json`.
-
-    Args:
-        path: the file.
-        seen: the classes that the model was trained on.
+    """Reads an `evaluation_<data set>.json` of a model that was trained on the `seen` classes.
 
     Raises:
         ValueError: if the file is missing or no evaluation, or is that of a model trained on other
@@ -85,14 +81,7 @@ def model_card(
     names: Sequence[str],
     results: Sequence[Evaluation],
 ) -> str:
-    """The card as Markdown.
-
-    Args:
-        about: what the checkpoint says about itself.
-        config: its config.
-        names: the classes of vocabulary.txt.
-        results: evaluations of the model, may be none.
-    """
+    """The card as Markdown: what the checkpoint says, its config, class names and evaluations."""
     node = config.get("ALIGNZEG", {})
     parts = {
         "Meta-architecture": config.get("MODEL", {}).get("META_ARCHITECTURE"),

@@ -70,10 +70,8 @@ def save_pretrained(
 ) -> list[Path]:
     """Makes the folder of a model from its checkpoint.
 
-    Args:
-        weights: a checkpoint written by this package.
-        folder: made if it is missing; the files of an earlier call in it are replaced.
-        evaluations: `evaluation_<data set>.json` files of the same model, for the model card.
+    Files of an earlier call in the folder are replaced. Evaluations, `evaluation_<data set>.json`
+    files of the same model, go into the model card.
 
     Returns:
         The files written.
@@ -119,11 +117,9 @@ def locate(
 ) -> Pretrained:
     """Finds a shared model and checks that it is whole.
 
-    Args:
-        source: a folder of `save_pretrained`, or the id of a repository on the Hugging Face Hub,
-            such as "user/model", which is downloaded.
-        revision: branch, tag or commit on the Hub.
-        trust_code: whether the Python files that the model brings may run.
+    The source is a folder of `save_pretrained`, or the id of a repository on the Hugging Face Hub,
+    such as "user/model", whose revision is downloaded. `trust_code` lets Python files run that the
+    model brings.
 
     Raises:
         ValueError: if it is neither, a file is missing or another than was saved, or it brings

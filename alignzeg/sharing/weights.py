@@ -27,10 +27,7 @@ def write_safetensors(
     The result can be given wherever a checkpoint can be, but for --resume: optimizer, random
     generators and the place in the data are left out.
 
-    Args:
-        weights: a checkpoint of this project, or any file with a state_dict.
-        output: the file to write; ends in .safetensors.
-        about: what the file is to say about itself; by default what the checkpoint says.
+    `about` takes the place of what the checkpoint says.
 
     Returns:
         How many tensors it holds, and bytes.

@@ -133,11 +133,7 @@ def first_difference(first: Trial, second: Trial) -> str:
 
 
 def audit(cfg: CfgNode, steps: int) -> Iterator[tuple[str, str, str]]:
-    """Makes the trials, one after another.
-
-    Args:
-        cfg: a valid config; its OUTPUT_DIR is not written to.
-        steps: training steps of each trial.
+    """Makes the trials, one after another; nothing is written to the OUTPUT_DIR of the config.
 
     Yields:
         (what was tried, what it was tried on, the leak that was found or an empty string).

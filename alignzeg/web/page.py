@@ -28,13 +28,7 @@ _WORDS = {
 
 
 def build(session: Session, examples: Sequence[Example] = (), classes: str = "") -> gr.Blocks:
-    """The page for a model.
-
-    Args:
-        session: answers.
-        examples: images and class names to begin with.
-        classes: class names that stand there at the start.
-    """
+    """The page for a model, with examples and class names to begin with."""
     page = _Page(session)
     # Nothing is loaded from elsewhere, and nothing is sent there.
     with gr.Blocks(title="alignzeg", analytics_enabled=False) as blocks:

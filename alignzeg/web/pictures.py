@@ -28,10 +28,7 @@ _LETTER = 0.62
 def overlay(image: NDArray[np.uint8], labels: NDArray, vocabulary: Vocabulary) -> str:
     """An SVG of the image under its label map; each region says its class when it is pointed at.
 
-    Args:
-        image: (H, W, 3) RGB.
-        labels: (H, W) class ids; others are none of the classes.
-        vocabulary: the classes.
+    The image is (H, W, 3) RGB; ids beyond the vocabulary are none of the classes.
     """
     height, width = labels.shape
     drawn = _drawn(image, labels, vocabulary)
@@ -137,13 +134,7 @@ def tiles(pictures: Sequence[tuple[NDArray[np.uint8], str, str]]) -> str:
 def tile(
     image: NDArray[np.uint8], mask: NDArray[np.float32], color: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """One proposal, lit in the image in a class's colour.
-
-    Args:
-        image: (H, W, 3) RGB.
-        mask: (h, w) probabilities over the whole image.
-        color: RGB of its class.
-    """
+    """(h, w) probabilities of one proposal, lit in an RGB image in a class's colour."""
     scale = _TILE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), np.float32)

@@ -107,9 +107,8 @@ class Session:
     def vocabulary(self, text: str, marked: Collection[str] | None = None) -> Vocabulary:
         """The classes that a line of names means; never a file, as the text comes from a browser.
 
-        Args:
-            text: names between commas; "sofa; couch" is sofa, which may also be called a couch.
-            marked: those that count as seen in training; None: those that were.
+        "sofa; couch" is sofa, which may also be called a couch. `marked` names count as seen in
+        training; None: those that were.
 
         Raises:
             ValueError: if there is no name, or one that cannot be meant.
@@ -129,11 +128,6 @@ class Session:
     @torch.no_grad()
     def look(self, image: Any, text: str, before: Scene | None = None) -> Scene:
         """Runs the network, unless it has looked at this image with these classes before.
-
-        Args:
-            image: see `alignzeg.data.input_images.as_rgb`.
-            text: class names, see `vocabulary`.
-            before: an earlier scene, returned where it is the same.
 
         Raises:
             ValueError: on an image or names that cannot be meant.
@@ -160,11 +154,8 @@ class Session:
     ) -> Answer:
         """Names the pixels of a scene under a correction; the network does not run.
 
-        Args:
-            scene: from `look`.
-            marked: names of the classes that count as seen in training.
-            gamma: amount of the correction, in logits; 0 is without.
-            threshold: of the indicator, 0 to 1; None: the checkpoint's own.
+        `marked` names count as seen in training. A gamma of 0 is without correction; without a
+        threshold it is the checkpoint's own.
         """
         model, outputs = self._model, scene.outputs
         seen = tuple(name in marked for name in scene.vocabulary.names)

@@ -58,12 +58,7 @@ class Findings:
 
 
 def check(name: str, workers: int, counts: bool = True) -> Findings:
-    """Reads every pair of a registered data set.
-
-    Args:
-        name: e.g. "voc2012_val".
-        workers: processes.
-        counts: whether another number of images than the official one is a problem.
+    """Reads every pair of a data set; `counts` compares their number with the official one.
 
     Returns:
         Counts, pixels of each class, and problems: wrong number of images, values out of range,

@@ -59,11 +59,7 @@ def read_matlab(path: str, *fields: str) -> NDArray:
 
 
 def paint(size: tuple[int, int], annotations: Sequence[tuple[int, Any]]) -> NDArray[np.uint16]:
-    """(H, W) map of run-length masks, each painted over those before it; 0 where there is none.
-
-    Args:
-        size: height and width.
-        annotations: (value, mask) with masks in COCO's compressed or plain run lengths.
+    """(H, W) map of COCO's run-length masks, each painted over those before it; 0 elsewhere.
 
     Raises:
         ValueError: if a mask is unreadable or of another size.

@@ -32,13 +32,7 @@ def pending(tasks: Iterable[Task]) -> list[Task]:
 
 
 def run_tasks(tasks: Sequence[Task], workers: int, title: str, bar: bool = True) -> int:
-    """Writes what is missing and returns the number of files written.
-
-    Args:
-        tasks: of any number.
-        workers: processes; 1 works in this one.
-        title: of the progress bar.
-        bar: whether there is one.
+    """Writes what is missing and returns the number of files written; one worker is this process.
 
     Raises:
         ValueError: if a source is wrong; files written until then stay, as they are whole.

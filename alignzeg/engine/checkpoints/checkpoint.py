@@ -35,9 +35,7 @@ SLACK_BYTES = 2**20
 def describe(model: nn.Module, config: str) -> dict[str, Any]:
     """What a checkpoint says about itself, beside the weights.
 
-    Args:
-        model: its attributes `seen` (Vocabulary) and `vlm` (`id`, `hash`) are read if it has them.
-        config: the whole config as YAML text.
+    The model's `seen` (Vocabulary) and `vlm` (`id`, `hash`) are read if it has them.
 
     Returns:
         "version", "config", "seen" (names), "vlm_id", "vlm_hash"; the last three are None where
@@ -58,11 +56,7 @@ def verify(
 ) -> None:
     """Refuses weights that were trained with another VLM or other classes than the model has.
 
-    Args:
-        path: for the message.
-        found: what `describe` put into the file.
-        model: the model that the weights are for.
-        other_classes: other classes are fine, as for a training that starts from these weights.
+    With `other_classes` these may differ, as for a training that starts from the weights.
 
     Raises:
         ValueError: naming the two sides that differ and the config key that changes one of them.
@@ -146,10 +140,8 @@ class AlignZegCheckpointer(DetectionCheckpointer):
     def save(self, name: str, *, point: bool = True, **kwargs: Any) -> None:
         """Saves `<save_dir>/<name>.pth`, then points `last_checkpoint` to it.
 
-        Args:
-            name: of the file, without suffix.
-            point: whether a resumed run should start from it.
-            kwargs: further entries; tensors and plain values.
+        A resumed run starts from it unless `point` is false. Further entries are tensors and plain
+        values.
 
         Raises:
             OSError: if the file could not be written, in all processes if `of_rank` is set. The

@@ -12,11 +12,7 @@ _BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, R
 
 
 def check_room(folder: str, needed: int) -> None:
-    """Refuses to start writing what will not fit.
-
-    Args:
-        folder: where the file will be.
-        needed: bytes.
+    """Refuses to start writing more bytes than the disk of a folder has room for.
 
     Raises:
         OSError: ENOSPC, naming both sizes.

@@ -30,10 +30,7 @@ _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint file to the CPU without running any code that is in it.
-
-    Args:
-        path: a file of torch.save, or a .safetensors file that `alignzeg export` wrote.
+    """Reads a file of torch.save, or a .safetensors file, to the CPU without running code in it.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds more than tensors and plain values.
@@ -116,10 +113,6 @@ def check_written(path: str) -> None:
 def find_newest(folder: str, pointer: str) -> str:
     """The checkpoint that a run goes on from.
 
-    Args:
-        folder: of the run.
-        pointer: name of the file in it that names the last checkpoint.
-
     Returns:
         The file that the pointer names if it is intact, else the intact one of the latest
         iteration; empty if there is none at all.
@@ -179,9 +172,7 @@ def _iteration(path: str) -> int:
 def prune(folder: str, keep: int) -> None:
     """Deletes what interrupted saves left, and all but the newest numbered checkpoints.
 
-    Args:
-        folder: of the run, just after a save; numbers above the one saved last are left alone.
-        keep: how many stay; 0 keeps all.
+    To be called just after a save: numbers above the one saved last are left alone. 0 keeps all.
     """
     for left in leftovers(folder, "model_*.pth"):
         left.unlink(missing_ok=True)
@@ -199,10 +190,8 @@ def prune(folder: str, keep: int) -> None:
 def require_trust(address: str, local: str, trust: bool = False) -> None:
     """Refuses a pickle, which may run code when it is read, unless it is trusted.
 
-    Args:
-        address: as the user gave it; those of Detectron2's model zoo are trusted.
-        local: the file on this machine; trusted below a folder of ALIGNZEG_TRUSTED.
-        trust: whether the user said so on the command line.
+    Trusted are addresses of Detectron2's model zoo, local files below a folder of ALIGNZEG_TRUSTED,
+    and what the user says to trust on the command line.
 
     Raises:
         ValueError: if it is not.

@@ -60,9 +60,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 def isolated_rng(*seeds: int) -> Iterator[None]:
     """Lets the code inside draw random numbers without a trace outside.
 
-    Args:
-        seeds: whole numbers >= 0 that fix what the CPU's generators give inside; none leaves them
-            as they are.
+    Seeds, whole numbers >= 0, fix what the CPU's generators give inside; without any they go on as
+    they are.
     """
     cuda = None if seeds or not torch.cuda.is_initialized() else torch.cuda.get_rng_state()
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
@@ -82,11 +81,7 @@ def isolated_rng(*seeds: int) -> Iterator[None]:
 
 
 def config_changes(before: str, now: str) -> list[str]:
-    """How two configs differ.
-
-    Args:
-        before: YAML text of one.
-        now: YAML text of the other.
+    """How two configs, given as YAML text, differ.
 
     Returns:
         One line a key, in the order of the keys; "unset" where only one side has it.

@@ -11,11 +11,6 @@ from torch import Tensor
 def check_kinds(path: str, loaded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses a checkpoint that holds something of another kind than what it is to replace.
 
-    Args:
-        path: for the message.
-        loaded: what is in it.
-        now: the present state, by the same names.
-
     Raises:
         ValueError: naming the first such place.
     """
@@ -30,11 +25,6 @@ def misfit(found: Any, like: Any, where: str) -> str:
     """The first place at which a saved value is of another kind than the present one.
 
     Entries that only one side has are not looked at: a fresh optimizer has no state yet.
-
-    Args:
-        found: what was saved; nested dicts, lists, tensors and plain values.
-        like: what is there now.
-        where: name of the place.
 
     Returns:
         One sentence; empty if nothing is of another kind.

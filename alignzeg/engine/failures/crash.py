@@ -87,10 +87,8 @@ class CrashWriter:
     def __call__(self, model: nn.Module, batches: Sequence[Batch], facts: Mapping[str, Any]) -> str:
         """Writes a bundle, and its facts again as a text file beside it.
 
-        Args:
-            model: not wrapped, with the weights before the failed step.
-            batches: of the failed step.
-            facts: plain values; "iteration" and "process" name the file.
+        The model is not wrapped and has the weights before the step. The facts are plain values;
+        "iteration" and "process" name the file.
 
         Returns:
             The bundle's path; empty if it could not be written, which is logged: the failure itself

@@ -25,11 +25,7 @@ from alignzeg.engine.settings.reading import config_from_yaml
 
 
 def replay_bundle(path: str, opts: Sequence[str] = ()) -> tuple[str, str]:
-    """Repeats the step that a bundle holds.
-
-    Args:
-        path: of the bundle.
-        opts: KEY VALUE pairs over its config.
+    """Repeats the step that a bundle holds, with KEY VALUE pairs over its config.
 
     Returns:
         Why the step failed then, and the first tensor that is not finite now, or nothing.
@@ -57,11 +53,6 @@ def rebuild(cfg: CfgNode, path: str, content: Mapping[str, Any]) -> nn.Module:
 
 def replay(model: nn.Module, facts: Mapping[str, Any], device: str) -> str:
     """Makes the step's batches again, as `StepTrainer` does when it fails.
-
-    Args:
-        model: from `rebuild`.
-        facts: of the bundle.
-        device: of the model.
 
     Returns:
         The first tensor that is not finite, or nothing.

@@ -36,10 +36,8 @@ class Watch:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         """Watches the losses and, if the model has a `backbone`, the features.
 
-        Args:
-            model: not wrapped. The processes agree before a wrapper around it learns that there are
-                losses, as it may then begin to exchange gradients.
-            device: where the model computes.
+        The model is not wrapped: the processes agree before a wrapper around it learns that there
+        are losses, as it may then begin to exchange gradients.
         """
         self._device = device
         self._true = torch.ones((), dtype=torch.bool, device=device)
@@ -59,10 +57,7 @@ class Watch:
 
     @contextlib.contextmanager
     def forward(self, data: Any) -> Iterator[None]:
-        """Watches the forward pass inside.
-
-        Args:
-            data: the batch; its floating-point images are checked.
+        """Watches the forward pass inside; floating-point images of the batch are checked.
 
         Raises:
             FloatingPointError: in all processes, if something was not finite in one.
@@ -141,12 +136,8 @@ def trace(
     The model's weights and gradients stay as they are; the random generators and the running
     statistics of normalisation layers do not.
 
-    Args:
-        model: not wrapped.
-        data: the batch.
-        names: the file name of each of its images.
-        backward: whether to look at the gradients, if everything else is finite.
-        autocast: makes the context of the forward pass.
+    `names` are the files of the batch's images; `backward` also looks at the gradients, if
+    everything else is finite; `autocast` makes the context of the forward pass.
 
     Returns:
         Empty if everything is finite.

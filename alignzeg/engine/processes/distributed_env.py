@@ -41,10 +41,8 @@ def find_distributed_env(
 ) -> DistributedEnv | None:
     """Reads the variables of torchrun or, failing that, of SLURM's srun.
 
-    Args:
-        args: a --num-gpus or --num-machines above 1 means that the processes of a SLURM job are to
-            be started from here, so its variables are not used.
-        environ: environment variables.
+    A --num-gpus or --num-machines above 1 means that the processes of a SLURM job are to be started
+    from here, so its variables are not used.
 
     Returns:
         None if there are no such processes, or only one.

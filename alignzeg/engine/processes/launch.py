@@ -37,10 +37,8 @@ def launch(
 
     If one process fails or dies, all others leave within a minute, wherever they are.
 
-    Args:
-        main: a function at the top level of a module.
-        args: the command line of `alignzeg train`.
-        device: MODEL.DEVICE; processes on the CPU talk through gloo, also beside GPUs.
+    `main` is a function at the top level of a module. Processes on the CPU (MODEL.DEVICE) talk
+    through gloo, also beside GPUs.
 
     Raises:
         ValueError: if there are fewer GPUs than processes.
@@ -94,12 +92,7 @@ def run_member(
 ) -> None:
     """Joins the other processes and calls `main(args)`.
 
-    Args:
-        main: what every process does.
-        args: its argument.
-        env: place of this process in the run.
-        backend: "nccl" or "gloo".
-        speaks: whether to tell the user why the processes leave; not if their parent will.
+    It `speaks`, and tells the user why the processes leave, unless their parent will.
     """
     join_group(env, backend)
     several = env.world_size > env.local_world_size

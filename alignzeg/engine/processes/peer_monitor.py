@@ -56,14 +56,7 @@ class PeerMonitor:
         listener: socket.socket | None,
         speaks: bool,
     ) -> None:
-        """See `connect`.
-
-        Args:
-            rank: rank of this process.
-            peers: connection to process 0, or, on process 0, nothing yet.
-            listener: where the others will connect, on process 0.
-            speaks: whether one of the processes tells the user why they leave.
-        """
+        """See `connect`; `peers` has the connection to process 0 or, on process 0, nothing yet."""
         self.rank = rank
         self._speaks = speaks
         self._speaker = 0
@@ -83,11 +76,7 @@ class PeerMonitor:
         threading.Thread(target=self._loop, name="peer_monitor", daemon=True).start()
 
     def fail(self, reason: str) -> None:
-        """Tells all others that this process fails; it then has LEAVE_SECONDS to leave by itself.
-
-        Args:
-            reason: one line.
-        """
+        """Tells all others why this process fails; it has LEAVE_SECONDS to leave by itself."""
         with self._lock:
             if self.leaving:
                 return
@@ -96,11 +85,7 @@ class PeerMonitor:
             self._send({"failed": f"process {self.rank}: {one_line(reason)}"})
 
     def close(self, code: int = 0) -> None:
-        """Tells the peers that the end of this process is no failure.
-
-        Args:
-            code: exit code; one other than 0 gives the other processes LEAVE_SECONDS to end, too.
-        """
+        """Tells the peers that this end is no failure; after another code than 0 they end, too."""
         with self._lock:
             if self.leaving:
                 return
@@ -198,11 +183,8 @@ _current: PeerMonitor | None = None
 def connect(host: str, *, several_machines: bool, speaks: bool) -> PeerMonitor | None:
     """Ties all processes of the default group together; to be called by all of them.
 
-    Args:
-        host: name or address of process 0's machine.
-        several_machines: whether to listen beyond this machine.
-        speaks: whether one of the processes that leave because of another one writes an error to
-            the user; they all write one to the log.
+    If it `speaks`, one of the processes that leave because of another one writes an error to the
+    user; they all write one to the log.
 
     Returns:
         This process's end; None if process 0 cannot be reached, which is logged: then a dead

@@ -24,11 +24,7 @@ POLL_SECONDS = 1.0
 
 
 def watch_parent(parent: int) -> None:
-    """Ends this process soon after its parent process has ended.
-
-    Args:
-        parent: the parent's id; may have ended already.
-    """
+    """Ends this process soon after its parent, which may have ended already."""
     _after_parent(parent, lambda: leave("the process that started this one has ended", aloud=True))
 
 
@@ -60,12 +56,7 @@ def _after_parent(parent: int, act: Callable[[], None]) -> None:
 
 
 def leave(reason: str, *, aloud: bool) -> None:
-    """Ends this process at once, whatever its main thread is doing.
-
-    Args:
-        reason: for the log.
-        aloud: also to the user.
-    """
+    """Ends this process at once, whatever its main thread does; `aloud` tells the user why."""
     # Writing may wait for a lock of the main thread, or for a full pipe.
     threading.Thread(target=_exit_after, args=(5,), name="leave", daemon=True).start()
     logger.error("leaving: %s", reason)

@@ -50,11 +50,7 @@ class StopRequest:
     """
 
     def __init__(self, grace_s: float = 30.0) -> None:
-        """Takes the patience.
-
-        Args:
-            grace_s: seconds between the signal and the end of the step.
-        """
+        """Takes the seconds from the signal to the end of the step."""
         self.grace_s = grace_s
         self.received = ""
         self.stopping = False

@@ -59,10 +59,8 @@ def run_processes(target: Callable[[Any], Any], jobs: Sequence[Any], first_rank:
     If one fails, the others get PATIENCE_SECONDS to leave by themselves, and are ended then. If
     this process is killed, they leave too.
 
-    Args:
-        target: what can be pickled, such as a function at the top level of a module.
-        jobs: its argument, for each process.
-        first_rank: of the first job, for messages.
+    `target` can be pickled, such as a function at the top level of a module. Messages count the
+    processes from `first_rank`.
 
     Raises:
         RunFailed: if one failed; about the one that failed first.
@@ -134,10 +132,7 @@ def _join(context: ProcessContext, seconds: float) -> None:
 def _cause(context: ProcessContext, first: int, folder: Path) -> tuple[int, ChildReport | None]:
     """Which process failed first, and how; no report after a SystemExit.
 
-    Args:
-        context: of the processes, which have all ended.
-        first: the first one that was noticed; it may have left because of another.
-        folder: of their reports.
+    `first` was noticed first; it may have left because of another.
     """
     codes = [process.exitcode for process in context.processes]
     reports = {int(path.name): pickle.loads(path.read_bytes()) for path in folder.iterdir()}

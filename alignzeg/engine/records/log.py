@@ -27,11 +27,8 @@ def start_log(folder: str | Path, rank: int = 0, tracebacks: bool = True) -> Non
     twice, also where Detectron2's `setup_logger` was called before. Handlers of the user's that
     write elsewhere stay.
 
-    Args:
-        folder: OUTPUT_DIR, which is made; its log.txt is added to.
-        rank: rank of this process; the first alone writes to the screen and to log.txt, others to
-            log.txt.rank1 and so on.
-        tracebacks: whether the screen shows those that are logged, too.
+    The first process alone writes to the screen and to log.txt, others to log.txt.rank1 and so on.
+    The screen shows logged tracebacks only if asked to.
     """
     _end_earlier()
     path = Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt")

@@ -65,10 +65,8 @@ def check_unused(
 ) -> None:
     """Refuses to start a new training where there has been one.
 
-    Args:
-        folder: of the run.
-        overwrite: the earlier run is to be deleted, see `clear`.
-        values: config key -> value; a file of the earlier run must not be among them then.
+    With `overwrite` it is to be deleted, see `clear`; no value of the config may be a file of it
+    then.
 
     Raises:
         ValueError: naming the folder, and what can be done.

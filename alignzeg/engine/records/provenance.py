@@ -58,12 +58,8 @@ def record_run(
 ) -> dict[str, Any] | None:
     """Adds an entry to OUTPUT_DIR's `provenance.json`; to be called before the first step.
 
-    Args:
-        cfg: the config as it is used, with the seed that was drawn.
-        model: may be wrapped for several processes; its `vlm`, if it has one, is named.
-        action: "train" or "evaluate".
-        iteration: of the first step to come.
-        resumed: whether the run goes on from a checkpoint of its own.
+    `iteration` is the first to come; `resumed` says that the run goes on from a checkpoint of its
+    own.
 
     Returns:
         The entry; None in all processes but the first, which write nothing.

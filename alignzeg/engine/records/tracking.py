@@ -128,13 +128,7 @@ class TrackingWriter(EventWriter):
     """Sends every scalar of the event storage once."""
 
     def __init__(self, name: str, start: Callable[[str], Session], folder: str | Path) -> None:
-        """Takes what starts a run; nothing is sent yet.
-
-        Args:
-            name: of the tracker, for messages and for the file that keeps the run's id.
-            start: takes the id of a run to go on with, or "".
-            folder: OUTPUT_DIR.
-        """
+        """Takes a tracker's name, what starts a run or goes on with an id's, and OUTPUT_DIR."""
         self.name = name
         self._start = start
         self._file = Path(folder) / FILE_NAME

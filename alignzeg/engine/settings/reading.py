@@ -33,9 +33,7 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
     The files listed in ALIGNZEG.PLUGINS are imported on the way. A plugin may define
     `add_config(cfg)`, which is called before anything is merged, so that its keys are known.
 
-    Args:
-        config_file: a YAML file, possibly with `_BASE_`; empty for the defaults alone.
-        opts: keys and values in turn, as typed on a command line.
+    Without a file there are the defaults alone.
 
     Returns:
         The config, not frozen. MODEL.DEVICE is "cpu" where CUDA is asked for but not there.
@@ -57,13 +55,9 @@ def config_from_yaml(
 ) -> CfgNode:
     """Builds a config from the YAML text that a checkpoint carries, then the KEY VALUE pairs.
 
-    A key of the text may have an old name, so that older checkpoints stay of use.
-
-    Args:
-        text: the config.
-        opts: keys and values in turn.
-        folder: where the checkpoint lies. Plugins are looked for in the current folder, then in
-            this one and those around it, since OUTPUT_DIR mostly lies below where they are.
+    A key of the text may have an old name, so that older checkpoints stay of use. Plugins are
+    looked for in the current folder, then in that of the checkpoint and those around it, since
+    OUTPUT_DIR mostly lies below where they are.
 
     Raises:
         ValueError: as `setup_config`.
@@ -108,10 +102,6 @@ def _build(pairs: list[tuple[str, Any]], folders: Sequence[Path]) -> CfgNode:
 
 def require_device(name: str, key: str = "--device") -> None:
     """Refuses a device that this machine has not.
-
-    Args:
-        name: such as "cpu", "cuda" or "cuda:0".
-        key: what names it, for the message.
 
     Raises:
         ValueError: naming the device and what it could be.

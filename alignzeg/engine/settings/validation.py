@@ -38,12 +38,8 @@ def validate(
 ) -> None:
     """Refuses a config that cannot run.
 
-    Args:
-        cfg: what `setup_config` returned.
-        world_size: processes of the whole run.
-        training: whether it trains, or only evaluates.
-        needs_weights: whether MODEL.WEIGHTS must be given.
-        trust_pickle: whether it may be a pickle from anywhere.
+    An evaluation needs less than a training. `trust_pickle` takes weights that are a pickle from
+    anywhere.
 
     Raises:
         ValueError: naming the first key that is wrong, its value and what it could be. Missing

@@ -36,10 +36,8 @@ MATRICES = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttenti
 def scaled_lr(base_lr: float, batch: int, reference_batch: int) -> float:
     """The learning rate of a total batch, by the linear rule.
 
-    Args:
-        base_lr: learning rate meant for `reference_batch`.
-        batch: images per optimizer step, over all processes and accumulated batches.
-        reference_batch: images; 0 leaves the learning rate alone.
+    `batch` counts the images of an optimizer step, over all processes and accumulated batches. A
+    reference of 0 leaves the rate alone.
 
     Source: arXiv:1706.02677.
     """

@@ -27,13 +27,7 @@ class SaveHook(HookBase):
     """
 
     def __init__(self, checkpointer: AlignZegCheckpointer, period: int, stop: StopRequest) -> None:
-        """Takes what saves, and when.
-
-        Args:
-            checkpointer: writes the files.
-            period: steps between two checkpoints; 0 saves the last step only.
-            stop: tells when to save and leave.
-        """
+        """Takes what saves, steps between two checkpoints (0: the last only), and what stops."""
         self._checkpointer = checkpointer
         self._period = period
         self._stop = stop
@@ -75,10 +69,7 @@ class SaveHook(HookBase):
 def selects_on_the_test(metric: str, tested: Iterable[Vocabulary], hold_out: str) -> bool:
     """Whether choosing a checkpoint by a figure looks at classes that stand for the unknown.
 
-    Args:
-        metric: "sem_seg/hIoU" or the like; sIoU alone knows seen classes only.
-        tested: what each test set asks for.
-        hold_out: ALIGNZEG.DATA.HOLD_OUT; classes held out of the seen ones may be chosen on.
+    sIoU alone knows seen classes only, and classes held out of the seen ones may be chosen on.
     """
     return not hold_out and not metric.endswith("/sIoU") and any(v.unseen_ids for v in tested)
 
@@ -140,11 +131,8 @@ class EvaluationHook(hooks.EvalHook):
     ) -> None:
         """Takes when and how to evaluate.
 
-        Args:
-            period: steps between evaluations; 0 evaluates after the last step only.
-            evaluate: returns results by task, empty in all processes but the first.
-            stop: no evaluation follows once the processes have agreed to stop.
-            best: keeps the best checkpoint.
+        A period of 0 evaluates after the last step only. `evaluate` returns results by task, none
+        but in the first process.
         """
         super().__init__(period, evaluate)
         self._best = best

@@ -48,13 +48,6 @@ def check_resumable(
 ) -> None:
     """Refuses to go on where the result would not be that of the run that was stopped.
 
-    Args:
-        path: the checkpoint, for messages.
-        loaded: what is in it.
-        changes: of the config since; see `changes_since`.
-        data: hash of the training data as it is now.
-        allow_rescale: accept another number of processes.
-
     Raises:
         ValueError: saying what differs and what to do.
     """
@@ -102,12 +95,7 @@ def report_changes(path: str, changes: Sequence[str], start: int) -> None:
 
 
 def report_other_classes(cfg: CfgNode, loaded: Mapping[str, Any]) -> None:
-    """Logs that a training starts from weights of other classes, and warns if unseen ones leak.
-
-    Args:
-        cfg: of the training.
-        loaded: what is in the checkpoint beside the weights.
-    """
+    """Logs that a training starts from weights of other classes, and warns if unseen ones leak."""
     about = loaded.get(KEY)
     theirs = (about.get("seen") if isinstance(about, Mapping) else None) or []
     ours = list(training_vocabulary(cfg).names)
@@ -139,12 +127,8 @@ def restore_rank(
 ) -> Mapping[str, Any]:
     """Puts the data loader where it was.
 
-    Args:
-        loader: data loader of this process.
-        ranks: what `rank_state` gave in every process that saved.
-        seed: of the run; with another number of processes than before the random generators start
-            from it, the iteration and the rank.
-        start: the first iteration to come.
+    With another number of processes than before, the random generators start from the seed, the
+    iteration and the rank.
 
     Returns:
         The state of the random generators to start with.

@@ -135,9 +135,6 @@ class TrainLoader:
         With `group_by_shape`, samples that waited for their batch are left out and a few others
         may come twice; without, no sample is lost or repeated.
 
-        Args:
-            states: `state_dict` of every process that has read it.
-
         Raises:
             ValueError: as `load_state_dict`.
         """

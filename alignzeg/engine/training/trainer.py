@@ -170,10 +170,6 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True, allow_rescale: bool = False) -> None:
         """Goes on from the last intact checkpoint in OUTPUT_DIR, or loads MODEL.WEIGHTS.
 
-        Args:
-            resume: go on if there is a checkpoint.
-            allow_rescale: go on also if another number of processes has saved it.
-
         Raises:
             ValueError: if none of the checkpoints is intact, or the model, the VLM, the classes,
                 the training data or (unless allowed) the number of processes is another one;

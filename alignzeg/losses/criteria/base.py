@@ -52,11 +52,7 @@ class Criterion(nn.Module):
 
 
 class WeightedCriterion(Criterion):
-    """A base with nothing to set but the weight of the loss.
-
-    Args:
-        weight: of the loss.
-    """
+    """A base with nothing to set but the weight of the loss."""
 
     # The key below ALIGNZEG.LOSS.
     WEIGHT: ClassVar[str]

@@ -18,9 +18,6 @@ class IndicatorCriterion(WeightedCriterion):
     Binary cross-entropy; each of the two groups has half the weight, whatever its size, and an
     empty group counts 0. Background proposals take no part.
 
-    Args:
-        weight: of the loss.
-
     Source: AlignZeg (arXiv 2404.05667), predictive bias correction; the balance is ours.
     """
 

@@ -40,8 +40,7 @@ class ForegroundClassCriterion(WeightedCriterion):
     There is no background: an unmatched proposal, which may show a class without masks, learns
     nothing. To be used with `MaskQualityHead`, which weighs proposals without a background score.
 
-    Args:
-        weight: of the loss, a mean over matched proposals.
+    The loss is a mean over matched proposals.
 
     Source: CEL (arXiv 2301.07336).
     """

@@ -25,9 +25,7 @@ from alignzeg.structures import Matches, Outputs, Targets
 class BackgroundDiversityCriterion(Criterion):
     """loss_diversity: keeps the background prototypes apart; 0 for a single one.
 
-    Args:
-        weight: of the loss.
-        margin: cosine up to which prototypes do not repel each other.
+    Up to a cosine of `margin` they do not repel each other.
 
     Source: AlignZeg (arXiv 2404.05667), background diversity strategy; the form is ours.
     """
@@ -69,9 +67,6 @@ class SyntheticCriterion(WeightedCriterion):
     The classes are the seen ones, background and the batch's virtual ones. 0 where the batch
     gives no synthetic features.
 
-    Args:
-        weight: of the loss.
-
     Source: AlignZeg (arXiv 2404.05667), feature expansion strategy.
     """
 
@@ -96,9 +91,8 @@ class GeneratorCriterion(Criterion):
     Features are compared together with the prototypes of their classes, because a batch has too few
     of any one class. 0 where the batch has no matched proposal.
 
-    Args:
-        weight: of the loss.
-        bandwidths: of the Gaussian kernels; features and prototypes have unit length.
+    Features and prototypes have unit length, which the bandwidths of the Gaussian kernels belong
+    to.
 
     Source: GMMN (arXiv 1502.02761); the joint form is ours.
     """

@@ -25,8 +25,7 @@ class SentenceEncoder:
     Tokenizer and network are read when they are first needed; the network stays on the CPU, so
     that embeddings do not depend on the device that trains.
 
-    Args:
-        spec: a folder, or "package:NAME" of an installed package.
+    The spec is that folder, or "package:NAME" of an installed package.
 
     Raises:
         ValueError: if the folder is not there, lacks a file, or pools in another way.

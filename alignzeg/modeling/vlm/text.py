@@ -70,13 +70,7 @@ def text_channels(clip: CLIP | CustomTextCLIP) -> int:
 
 
 def token_counts(tokenizer: Any, templates: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Tokens of each name in the template that needs the most, however many that are.
-
-    Args:
-        tokenizer: of open_clip; it cuts off what is longer than the context it is given.
-        templates: sentences with one ``{}``.
-        names: class names.
-    """
+    """Tokens of each name in the template that needs the most, however many that are."""
     room = 2 * max(len(t) + len(n) for t in templates for n in names) + 8
     padding = int(tokenizer([""], context_length=room)[0, -1])
     counts = []
@@ -141,10 +135,7 @@ class TextCache:
     ) -> Tensor:
         """The stored prototypes, or those that `make` computes; an unreadable file is made anew.
 
-        Args:
-            identity: everything that they depend on, as JSON holds it.
-            shape: that they must have.
-            make: computes them, float32.
+        `identity` is all that they depend on, as JSON holds it. What is made is float32.
         """
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         if key not in self._memory:

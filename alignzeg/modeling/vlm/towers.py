@@ -48,12 +48,6 @@ def convnet_dense(visual: ModifiedResNet | TimmModel, image: Tensor) -> Tensor:
 def check_visual(visual: nn.Module, model_name: str, regions: str, blocks: int) -> None:
     """Refuse what cannot be read as asked.
 
-    Args:
-        visual: an open_clip image tower.
-        model_name: for messages.
-        regions: one of `REGION_MODES`.
-        blocks: last blocks that a region's class token runs through.
-
     Raises:
         ValueError: for another region mode, too many blocks, or a tower without dense features.
     """
