@@ -102,15 +102,7 @@ class CosineClassifier(nn.Module):
         return F.normalize(self.background_embeds.weight.float(), dim=-1)
 
     def embed(self, region_embeds: Tensor, query_embeds: Tensor) -> Tensor:
-        """Embeddings of proposals in the text space.
-
-        Args:
-            region_embeds: (..., D) unit-length frozen region embeddings.
-            query_embeds: (..., C) query states.
-
-        Returns:
-            (..., D) float32, unit length.
-        """
+        """(..., D) float32 embeddings in the text space, unit length; see `ClassifierContract`."""
         learned = None if self.project is None else self.project(query_embeds).float()
         if self.embedding == "query" and learned is not None:
             return F.normalize(learned, dim=-1)

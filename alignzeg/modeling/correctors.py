@@ -179,18 +179,7 @@ class UnseenIndicator(nn.Module):
         text: Tensor,
         synthetic: SyntheticOutputs | None,
     ) -> tuple[Tensor, Tensor]:
-        """What the indicator learns from.
-
-        Args:
-            embeds: (N, D) unit-length embeddings of matched proposals.
-            region_embeds: (N, D) their unit-length frozen region embeddings.
-            labels: (N,) int64 their seen classes.
-            text: (K, D) unit-length prototypes of the seen classes.
-            synthetic: synthetic features, if any were made.
-
-        Returns:
-            (M,) logits and (M,) bool, whether each is of a class not seen.
-        """
+        """Logits, and whether each is of a class not seen; see `CorrectorContract`."""
         del labels
         parts = [self.indicate(embeds, region_embeds, text)]
         if synthetic is not None:

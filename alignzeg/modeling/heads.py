@@ -107,17 +107,7 @@ class MaskProposalHead(nn.Module):
     def forward(
         self, image: Tensor, features: dict[str, Tensor], text: Tensor, seen_text: Tensor
     ) -> Outputs:
-        """Runs extraction and classification.
-
-        Args:
-            image: (B, 3, H, W) RGB in 0..255, for the VLM.
-            features: the image encoder's outputs.
-            text: (K, D) unit-length prototypes of the names to choose from.
-            seen_text: (K_seen, D) prototypes of the classes seen in training.
-
-        Returns:
-            `Outputs` without synthetic features.
-        """
+        """`Outputs` without synthetic features; see `HeadContract`."""
         encoded = self.vlm.encode_image(image)
         proposals = self.extractor(features, self.vlm.embed_dense(encoded))
         # The frozen VLM passes no gradient to the masks, with either region strategy.
@@ -143,18 +133,7 @@ class MaskProposalHead(nn.Module):
     def synthesize(
         self, region_embeds: Tensor, query_embeds: Tensor, labels: Tensor, text: Tensor
     ) -> SyntheticOutputs | None:
-        """Scores synthetic features made from real ones.
-
-        Args:
-            region_embeds: (N, D) unit-length frozen region embeddings of matched proposals.
-            query_embeds: (N, C) their query states.
-            labels: (N,) int64 their seen classes.
-            text: (K, D) unit-length prototypes of the seen classes.
-
-        Returns:
-            Scores over K classes, background and the batch's virtual classes; None without a
-            synthesizer.
-        """
+        """Scores over K classes, background and the batch's virtual classes; see `HeadContract`."""
         if self.synthesizer is None:
             return None
         learned = query_embeds

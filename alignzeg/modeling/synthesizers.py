@@ -55,12 +55,7 @@ class ManifoldMixup(nn.Module):
         return {"alpha": node.ALPHA, "mix_range": tuple(node.RANGE), "ratio": node.RATIO}
 
     def forward(self, embeds: Tensor, labels: Tensor, text: Tensor) -> Synthetic:
-        """Mixes pairs of different classes.
-
-        Args:
-            embeds: (N, D) unit-length features of matched proposals.
-            labels: (N,) int64 their classes.
-            text: (K, D) unit-length text prototypes.
+        """Mixes pairs of different classes; see `SynthesizerContract`.
 
         Returns:
             At most round(ratio * N) samples, each with a virtual class of its own; none where

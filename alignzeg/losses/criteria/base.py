@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +37,14 @@ def merge_losses(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 class Criterion(nn.Module):
     """A base that turns autocast off and leaves the losses to its subclass."""
 
+    # The key below ALIGNZEG.LOSS of each constructor argument.
+    KEYS: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from ALIGNZEG.LOSS."""
+        return {name: cfg.ALIGNZEG.LOSS[key] for name, key in cls.KEYS.items()}
+
     def forward(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
     ) -> dict[str, Tensor]:
@@ -54,15 +62,7 @@ class Criterion(nn.Module):
 class WeightedCriterion(Criterion):
     """A base with nothing to set but the weight of the loss."""
 
-    # The key below ALIGNZEG.LOSS.
-    WEIGHT: ClassVar[str]
-
     @configurable
     def __init__(self, *, weight: float) -> None:
         super().__init__()
         self.weight = weight
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        return {"weight": cfg.ALIGNZEG.LOSS[cls.WEIGHT]}

@@ -21,7 +21,7 @@ class IndicatorCriterion(WeightedCriterion):
     Source: AlignZeg (arXiv 2404.05667), predictive bias correction; the balance is ours.
     """
 
-    WEIGHT = "INDICATOR_WEIGHT"
+    KEYS = {"weight": "INDICATOR_WEIGHT"}
 
     @override
     def losses(

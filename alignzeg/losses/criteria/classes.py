@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
@@ -38,6 +36,13 @@ class ClassCriterion(Criterion):
     Source: MaskFormer (arXiv 2107.06278); the share and the copies are ours.
     """
 
+    KEYS = {
+        "weight": "CLASS_WEIGHT",
+        "background_weight": "BACKGROUND_WEIGHT",
+        "min_valid_share": "MIN_VALID_SHARE",
+        "ignore_iou": "IGNORE_IOU",
+    }
+
     @configurable
     def __init__(
         self,
@@ -58,22 +63,10 @@ class ClassCriterion(Criterion):
         self.min_valid_share = min_valid_share
         self.ignore_iou = ignore_iou
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        node = cfg.ALIGNZEG.LOSS
-        return {
-            "weight": node.CLASS_WEIGHT,
-            "background_weight": node.BACKGROUND_WEIGHT,
-            "min_valid_share": node.MIN_VALID_SHARE,
-            "ignore_iou": node.IGNORE_IOU,
-        }
-
     @override
     def losses(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
     ) -> dict[str, Tensor]:
-        """See the class."""
         scores = functional.full_precision(outputs.class_logits)
         background = scores.shape[-1] - 1
         classes = torch.full(scores.shape[:2], background, device=scores.device)

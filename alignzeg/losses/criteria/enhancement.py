@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,13 +43,12 @@ class ForegroundClassCriterion(WeightedCriterion):
     Source: CEL (arXiv 2301.07336).
     """
 
-    WEIGHT = "CLASS_WEIGHT"
+    KEYS = {"weight": "CLASS_WEIGHT"}
 
     @override
     def losses(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
     ) -> dict[str, Tensor]:
-        """See the class."""
         scores, labels, weights = _of_matched(outputs.class_logits, targets, matches[-1])
         costs = F.cross_entropy(scores[:, :-1], labels, reduction="none")
         return {"loss_class": self.weight * _mean(costs, weights)}
@@ -73,6 +70,8 @@ class EnhancementCriterion(Criterion):
     Source: CEL (arXiv 2301.07336) enhances the right class; the focal form is ours.
     """
 
+    KEYS = {"weight": "ENHANCE_WEIGHT", "gamma": "ENHANCE_GAMMA", "bias": "ENHANCE_BIAS"}
+
     @configurable
     def __init__(self, *, weight: float, gamma: float, bias: float) -> None:
         super().__init__()
@@ -82,21 +81,10 @@ class EnhancementCriterion(Criterion):
         self.gamma = gamma
         self.bias = bias
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        node = cfg.ALIGNZEG.LOSS
-        return {
-            "weight": node.ENHANCE_WEIGHT,
-            "gamma": node.ENHANCE_GAMMA,
-            "bias": node.ENHANCE_BIAS,
-        }
-
     @override
     def losses(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
     ) -> dict[str, Tensor]:
-        """See the class."""
         scores, labels, weights = _of_matched(outputs.class_logits, targets, matches[-1])
         logits = scores[:, :-1] + self.bias
         truth = F.one_hot(labels, logits.shape[1])
@@ -117,6 +105,13 @@ class RankingCriterion(Criterion):
     Source: CEL (arXiv 2301.07336); the hinge form is ours.
     """
 
+    KEYS = {
+        "weight": "RANK_WEIGHT",
+        "margin": "RANK_MARGIN",
+        "slope": "RANK_SLOPE",
+        "pairs": "RANK_PAIRS",
+    }
+
     @configurable
     def __init__(self, *, weight: float, margin: float, slope: float, pairs: int) -> None:
         super().__init__()
@@ -126,17 +121,6 @@ class RankingCriterion(Criterion):
         self.margin = margin
         self.slope = slope
         self.pairs = pairs
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        node = cfg.ALIGNZEG.LOSS
-        return {
-            "weight": node.RANK_WEIGHT,
-            "margin": node.RANK_MARGIN,
-            "slope": node.RANK_SLOPE,
-            "pairs": node.RANK_PAIRS,
-        }
 
     @override
     def losses(

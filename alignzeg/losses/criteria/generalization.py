@@ -30,17 +30,13 @@ class BackgroundDiversityCriterion(Criterion):
     Source: AlignZeg (arXiv 2404.05667), background diversity strategy; the form is ours.
     """
 
+    KEYS = {"weight": "DIVERSITY_WEIGHT", "margin": "DIVERSITY_MARGIN"}
+
     @configurable
     def __init__(self, *, weight: float, margin: float) -> None:
         super().__init__()
         self.weight = weight
         self.margin = margin
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        node = cfg.ALIGNZEG.LOSS
-        return {"weight": node.DIVERSITY_WEIGHT, "margin": node.DIVERSITY_MARGIN}
 
     @override
     def losses(
@@ -70,13 +66,12 @@ class SyntheticCriterion(WeightedCriterion):
     Source: AlignZeg (arXiv 2404.05667), feature expansion strategy.
     """
 
-    WEIGHT = "SYNTHETIC_WEIGHT"
+    KEYS = {"weight": "SYNTHETIC_WEIGHT"}
 
     @override
     def losses(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
     ) -> dict[str, Tensor]:
-        """See the class."""
         synthetic = outputs.synthetic
         if synthetic is None or not len(synthetic.targets):
             return {"loss_synthetic": functional.no_loss(outputs.class_logits)}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor
 from typing_extensions import override
 
@@ -47,6 +45,14 @@ class MaskCriterion(Criterion):
     Source: MaskFormer (arXiv 2107.06278), points as Mask2Former (arXiv 2112.01527).
     """
 
+    KEYS = {
+        "mask_weight": "MASK_WEIGHT",
+        "dice_weight": "DICE_WEIGHT",
+        "num_points": "NUM_POINTS",
+        "oversample": "OVERSAMPLE_RATIO",
+        "importance": "IMPORTANCE_RATIO",
+    }
+
     @configurable
     def __init__(
         self,
@@ -69,23 +75,10 @@ class MaskCriterion(Criterion):
         self.oversample = oversample
         self.importance = importance
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Constructor arguments from ALIGNZEG.LOSS."""
-        node = cfg.ALIGNZEG.LOSS
-        return {
-            "mask_weight": node.MASK_WEIGHT,
-            "dice_weight": node.DICE_WEIGHT,
-            "num_points": node.NUM_POINTS,
-            "oversample": node.OVERSAMPLE_RATIO,
-            "importance": node.IMPORTANCE_RATIO,
-        }
-
     @override
     def losses(
         self, outputs: Outputs, targets: list[Targets], matches: list[list[Matches]]
     ) -> dict[str, Tensor]:
-        """See the class."""
         layers = [layer.mask_logits for layer in outputs.proposals]
         chosen = [matched_logits(*pair) for pair in zip(layers, matches, strict=True)]
         sums = [functional.no_loss(*of_layer).repeat(2) for of_layer in chosen]

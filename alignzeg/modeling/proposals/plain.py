@@ -170,15 +170,7 @@ class PlainExtractor(nn.Module):
         return Proposals(states, logits.reshape(batch, -1, height, width))
 
     def forward(self, features: dict[str, Tensor], dense: Tensor) -> tuple[Proposals, ...]:
-        """Extracts proposals.
-
-        Args:
-            features: the image encoder's outputs, (B, C_f, H/s, W/s) by name.
-            dense: (B, D, Hv, Wv) dense features of the frozen VLM.
-
-        Returns:
-            One `Proposals` for every layer; the last is final.
-        """
+        """One `Proposals` for every layer; see `ExtractorContract`."""
         pixels = self.pyramid(features, dense)
         queries, position = self.first_queries(pixels)
         current = self.predict(queries, pixels, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,16 @@ class FrozenVLM(nn.Module):
     def _apply(self, fn: Callable, recurse: bool = True) -> Any:
         self._hidden[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def embed_text(self, names: Sequence[str]) -> Tensor:
+        """(K, D) float32 text prototypes of class names, unit length: means over the templates.
+
+        A name may hold several, between SYNONYM_SEPARATORs; then it is the mean over these, too.
+
+        Raises:
+            ValueError: if there are no names, or an empty one.
+        """
+        raise NotImplementedError
 
     def encode_image(self, image: Tensor) -> EncodedImage:
         """One pass over images; give the result to `embed_dense` and `embed_regions`.

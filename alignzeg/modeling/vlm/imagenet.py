@@ -181,20 +181,10 @@ class ImageNetVLM(FrozenVLM):
         count = self._sentences.token_count
         return [max(count(t.replace("{}", name)) for t in self.templates) for name in names]
 
+    @override
     @torch.no_grad()
     def embed_text(self, names: Sequence[str]) -> Tensor:
-        """Text prototypes of class names.
-
-        Args:
-            names: K class names, not empty; one may hold several, between SYNONYM_SEPARATORs.
-
-        Returns:
-            (K, D) float32, unit length: the mean over templates, and over several names, of
-            sentence embeddings, without the mean of ImageNet's names.
-
-        Raises:
-            ValueError: if there are no names, or an empty one.
-        """
+        # Without the mean of ImageNet's names.
         embeds = self._sentence_embeds(checked_names(names)).to(self.device)
         return centred(embeds, self.text_mean.float())
 

@@ -153,20 +153,9 @@ class OpenClipVLM(FrozenVLM):
         """Tokens of each name in the template that needs the most, however many that are."""
         return token_counts(self._tokenizer, self.templates, names)
 
+    @override
     @torch.no_grad()
     def embed_text(self, names: Sequence[str]) -> Tensor:
-        """Text prototypes of class names.
-
-        Args:
-            names: K class names, not empty; one may hold several, between SYNONYM_SEPARATORs.
-
-        Returns:
-            (K, D) float32, unit length: the normalised mean over templates of normalised prompt
-            embeddings; of several names, the normalised mean over theirs.
-
-        Raises:
-            ValueError: if there are no names, or an empty one.
-        """
         names = checked_names(names)
         identity = {"id": self.id, "hash": self.hash, "templates": self.templates, "names": names}
         shape = (len(names), self.embed_dim)
