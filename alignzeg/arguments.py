@@ -126,17 +126,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean {names[near[0]]!r}? " if near else ""
 
 
-def number(
-    kind: Callable[[str], Any], low: float, high: float = math.inf, *, open_ends: bool = False
-) -> Callable[[str], Any]:
-    """The type of an option: an int or float (`kind`) in a range, or between its ends."""
-    ends = "between" if open_ends else "from"
-    span = f"{low:g} or more" if math.isinf(high) else f"{ends} {low:g} to {high:g}"
+def number(kind: Callable[[str], Any], low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """The type of an option: an int or float (`kind`) in a range."""
+    span = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
 
     def read(text: str) -> Any:
         try:
             value = kind(text)
-            fits = low < value < high if open_ends else low <= value <= high
+            fits = low <= value <= high
         except ValueError:
             fits = False
         if not fits:

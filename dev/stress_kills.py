@@ -184,7 +184,7 @@ def judge(folder: Path, progress: Progress, period: int, tally: Tally) -> None:
     """Looks at what a kill has left."""
     made = progress.steps
     try:
-        newest = find_newest(str(folder), "last_checkpoint")
+        newest = find_newest(str(folder))
         kept = engine.read_checkpoint(newest)["iteration"] + 1 if newest else 0
     except ValueError as error:
         sys.stderr.write(f"{error}\n")

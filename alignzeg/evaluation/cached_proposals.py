@@ -112,13 +112,6 @@ def iterate_proposals(
         yield CachedImage(outputs, truth, padded, size)
 
 
-def cache_proposals(
-    model: Any, loader: Iterable[list[dict[str, Any]]], dataset_name: str
-) -> list[CachedImage]:
-    """`iterate_proposals` as a list, in memory."""
-    return list(iterate_proposals(model, loader, dataset_name))
-
-
 def origin(cfg: CfgNode, weights: str | Path, dataset_name: str) -> dict[str, str]:
     """Hashes of all that proposals follow from; keys of what comes after do not count.
 

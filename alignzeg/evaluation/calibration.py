@@ -94,7 +94,7 @@ def sweep(
 
     Args:
         model: an `AlignZeg` model.
-        cached: from `cache_proposals`.
+        cached: from `iterate_proposals`.
         vocabulary: classes with the pseudo-unseen ones as unseen.
         grid: what to try.
         also: what to try beside it: threshold, gamma and the exponents for seen and unseen classes.

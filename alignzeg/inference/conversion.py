@@ -47,15 +47,6 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
 
 
-def data_frame(rows: Sequence[dict[str, Any]]) -> Any:
-    """Rows as a pandas.DataFrame.
-
-    Raises:
-        ImportError: if pandas is not installed; the message says how to install it.
-    """
-    return optional("pandas", "to_df").DataFrame(rows)
-
-
 def detections(
     ids: Sequence[int],
     names: Sequence[str],

@@ -112,7 +112,7 @@ class Findings:
         Raises:
             ImportError: if pandas is not installed.
         """
-        return conversion.data_frame(self.summary()["classes"])
+        return conversion.optional("pandas", "to_df").DataFrame(self.summary()["classes"])
 
     def to_detections(self) -> Any:
         """A supervision.Detections with a mask, box and score for each class that occurs.

@@ -104,16 +104,11 @@ def environment_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"source": entry["source"]} if "source" in entry else {})
 
 
-def data_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprints of an entry's data sets."""
-    return flat(entry.get("data"))
-
-
 PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]], ...] = (
     ("config", settings_of),
     ("environment", environment_of),
     ("VLM", lambda entry: flat(entry.get("vlm"))),
-    ("data", data_of),
+    ("data", lambda entry: flat(entry.get("data"))),
 )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from alignzeg.engine.checkpoints.integrity import check_room
 from alignzeg.engine.checkpoints.reading import (
+    POINTER,
     check_written,
     find_newest,
     prune,
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 KEY = "alignzeg"
-POINTER = "last_checkpoint"
 # Room for what is not tensors, and for the archive around them.
 SLACK_BYTES = 2**20
 
@@ -96,6 +96,22 @@ def verify(
             f"checkpoint {path!r} was trained on {len(theirs)} seen classes, the config has "
             f"{len(ours)} ({what}); DATASETS.TRAIN and ALIGNZEG.DATA.HOLD_OUT decide them"
         )
+
+
+def write_archive(path: str, content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values by torch.save, whole or not at all, and reads them back.
+
+    Raises:
+        OSError: if there is no room, or the file could not be written.
+    """
+    check_room(os.path.dirname(path), tensor_bytes(content) + SLACK_BYTES)
+    atomic_write(
+        path,
+        lambda file: torch.save(content, file),
+        durable=True,
+        check=check_written,
+        attempts=ATTEMPTS,
+    )
 
 
 class AlignZegCheckpointer(DetectionCheckpointer):
@@ -167,16 +183,9 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         about = {**describe(self.model, self.config), **self.about}
         data = plain({**data, KEY: about, **extra})
-        check_room(self.save_dir, tensor_bytes(data) + SLACK_BYTES)
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("saving %s", path)
-        atomic_write(
-            path,
-            lambda file: torch.save(data, file),
-            durable=True,
-            check=check_written,
-            attempts=ATTEMPTS,
-        )
+        write_archive(path, data)
         if point:
             self.tag_last_checkpoint(os.path.basename(path))
             prune(self.save_dir, self.keep)
@@ -197,7 +206,7 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         path = problem = ""
         if comm.is_main_process() and self.save_dir:
             try:
-                path = find_newest(self.save_dir, POINTER)
+                path = find_newest(self.save_dir)
             except ValueError as error:
                 problem = str(error)
         path, problem = comm.all_gather((path, problem))[0]

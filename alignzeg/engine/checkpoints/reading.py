@@ -26,6 +26,8 @@ DAMAGED = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, 
 TRUSTED_VARIABLE = "ALIGNZEG_TRUSTED"
 # Addresses of Detectron2's own model zoo.
 TRUSTED_ADDRESSES = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
+# Holds the name of the last checkpoint.
+POINTER = "last_checkpoint"
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 
@@ -110,17 +112,17 @@ def check_written(path: str) -> None:
         raise OSError(errno.EIO, f"it does not read back as it was written ({reason})")
 
 
-def find_newest(folder: str, pointer: str) -> str:
+def find_newest(folder: str) -> str:
     """The checkpoint that a run goes on from.
 
     Returns:
-        The file that the pointer names if it is intact, else the intact one of the latest
+        The file that `last_checkpoint` names if it is intact, else the intact one of the latest
         iteration; empty if there is none at all.
 
     Raises:
         ValueError: if there are checkpoints, but none is intact.
     """
-    named = _pointed(os.path.join(folder, pointer))
+    named = _pointed(os.path.join(folder, POINTER))
     if named and not _problem(named):
         return named
     files = [str(p) for p in Path(folder).glob("model_*.pth")] if os.path.isdir(folder) else []

@@ -9,14 +9,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from alignzeg.engine.checkpoints.checkpoint import KEY, describe
-from alignzeg.engine.checkpoints.integrity import check_room
-from alignzeg.engine.checkpoints.reading import check_written
-from alignzeg.engine.checkpoints.state import PRIMITIVES, rng_state, tensor_bytes
-from alignzeg.files import ATTEMPTS, atomic_write
+from alignzeg.engine.checkpoints.checkpoint import KEY, describe, write_archive
+from alignzeg.engine.checkpoints.state import PRIMITIVES, rng_state
+from alignzeg.files import atomic_write
 from alignzeg.structures import Targets, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -107,14 +104,7 @@ class CrashWriter:
         }
         try:
             os.makedirs(self.folder, exist_ok=True)
-            check_room(self.folder, tensor_bytes(content))
-            atomic_write(
-                path,
-                lambda file: torch.save(content, file),
-                durable=True,
-                check=check_written,
-                attempts=ATTEMPTS,
-            )
+            write_archive(path, content)
             text = json.dumps(dict(facts), indent=1)
             atomic_write(path.removesuffix("pth") + "json", text, durable=True)
         except OSError as error:

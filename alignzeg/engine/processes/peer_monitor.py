@@ -35,6 +35,7 @@ from alignzeg.engine.processes.process_exit import (
     LEAVE_SECONDS,
     POLL_SECONDS,
     force_exit_later,
+    later,
     leave,
 )
 
@@ -163,9 +164,7 @@ class PeerMonitor:
         self._done.add(rank)
         if code:
             reason = f"process {rank} ended with exit code {code}"
-            timer = threading.Timer(LEAVE_SECONDS, self._abort, (reason,))
-            timer.daemon = True
-            timer.start()
+            later(LEAVE_SECONDS, self._abort, reason)
 
     def _abort(self, reason: str) -> None:
         """Ends this process because of another one, unless it is about to end anyway."""

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from alignzeg.arguments import PARENT
 from alignzeg.engine.processes.errors import PEER_FAILED, one_line
@@ -58,7 +59,7 @@ def _after_parent(parent: int, act: Callable[[], None]) -> None:
 def leave(reason: str, *, aloud: bool) -> None:
     """Ends this process at once, whatever its main thread does; `aloud` tells the user why."""
     # Writing may wait for a lock of the main thread, or for a full pipe.
-    threading.Thread(target=_exit_after, args=(5,), name="leave", daemon=True).start()
+    later(5, os._exit, PEER_FAILED)
     logger.error("leaving: %s", reason)
     if aloud:
         sys.stderr.write(f"error: {one_line(reason)}\n")
@@ -87,6 +88,9 @@ def force_exit_later(seconds: float = LEAVE_SECONDS) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
-def _exit_after(seconds: float) -> None:
-    threading.Event().wait(seconds)
-    os._exit(PEER_FAILED)
+def later(seconds: float, act: Callable[..., Any], *args: Any) -> threading.Timer:
+    """Does something after a while, unless the process has ended, or the timer is cancelled."""
+    timer = threading.Timer(seconds, act, args)
+    timer.daemon = True
+    timer.start()
+    return timer

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from alignzeg.engine.processes.process_exit import later
+
 logger = logging.getLogger(__name__)
 
 # EX_TEMPFAIL of sysexits.h: "the user is invited to retry". Saved; start again with --resume.
@@ -72,9 +74,7 @@ class StopRequest:
         if self.received:
             return
         self.received = signal.Signals(number).name
-        self._timer = threading.Timer(self.grace_s, os._exit, (128 + number,))
-        self._timer.daemon = True
-        self._timer.start()
+        self._timer = later(self.grace_s, os._exit, 128 + number)
 
     def disarm(self) -> None:
         """Lets what follows, such as saving, take as long as it takes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import IO
 
@@ -27,13 +26,9 @@ class LossCurve(HookBase):
     def before_train(self) -> None:
         """Opens the file, and ends a line that a kill has cut short."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        torn = False
-        if self._path.exists() and self._path.stat().st_size:
-            with self._path.open("rb") as file:
-                file.seek(-1, os.SEEK_END)
-                torn = file.read() != b"\n"
+        before = self._path.read_bytes() if self._path.exists() else b""
         self._file = self._path.open("a", encoding="utf-8")
-        if torn:
+        if before and not before.endswith(b"\n"):
             self._file.write("\n")
 
     def after_step(self) -> None:

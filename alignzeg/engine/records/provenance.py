@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -187,20 +188,14 @@ def append_entry(folder: Path, entry: Mapping[str, Any]) -> None:
     try:
         history = read_history(folder)
     except ValueError as error:
-        aside = _free_name(path)
+        names = (path.with_name(f"{path.name}.damaged{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
         path.replace(aside)
         logger.warning("%s; it is kept as %s and a new one is begun", error, aside.name)
         history = []
     content = {"format": FORMAT, "history": [*history, entry]}
     text = json.dumps(content, indent=1, default=str) + "\n"
     atomic_write(path, text, durable=True, attempts=ATTEMPTS)
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while path.with_name(f"{path.name}.damaged{number}").exists():
-        number += 1
-    return path.with_name(f"{path.name}.damaged{number}")
 
 
 def read_history(folder: str | Path) -> list[dict[str, Any]]:

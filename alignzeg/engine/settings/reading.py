@@ -114,24 +114,19 @@ def require_device(name: str, key: str = "--device") -> None:
             f"{key} is {name!r}, but this machine has no GPU that PyTorch can use; "
             f"give {key} cpu, or leave it out"
         )
-    _check_index(device, name, key)
-
-
-def _settle_device(cfg: CfgNode) -> None:
-    """Refuses a device that is not there; "cpu" stands in for CUDA on a machine without."""
-    name = cfg.MODEL.DEVICE
-    device = _known_device(name, "MODEL.DEVICE")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    elif device.type == "cuda":
-        _check_index(device, name, "MODEL.DEVICE")
-
-
-def _check_index(device: torch.device, name: str, key: str) -> None:
     if (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"{key} is {name!r}, but this machine has {torch.cuda.device_count()} GPUs"
         )
+
+
+def _settle_device(cfg: CfgNode) -> None:
+    """Refuses a device that is not there; "cpu" stands in for CUDA on a machine without."""
+    name, key = cfg.MODEL.DEVICE, "MODEL.DEVICE"
+    if _known_device(name, key).type == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    else:
+        require_device(name, key)
 
 
 def _known_device(name: str, key: str) -> torch.device:

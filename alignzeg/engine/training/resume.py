@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from alignzeg.data.labels import get_vocabulary, training_vocabulary
-from alignzeg.engine.checkpoints.checkpoint import KEY, POINTER
+from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.reading import find_newest, read_checkpoint
 from alignzeg.engine.checkpoints.state import config_changes, rng_state
 from alignzeg.engine.training.sampling import TrainLoader
@@ -33,7 +33,7 @@ def saved_seed(folder: str) -> int | None:
     """The SEED of the run that will be resumed, the same in all processes; None without one."""
     seed = None
     if comm.is_main_process():
-        path = find_newest(folder, POINTER)
+        path = find_newest(folder)
         config = read_checkpoint(path).get(KEY, {}).get("config") if path else None
         seed = yaml.safe_load(config).get("SEED") if config else None
     return comm.all_gather(seed)[0]

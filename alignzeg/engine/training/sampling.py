@@ -88,22 +88,19 @@ class TrainLoader:
         if self._workers:
             # When this process ends, it would wait for workers that do not heed SIGTERM.
             util.Finalize(None, _kill_workers, exitpriority=0)
-        common: dict[str, Any] = {
-            "num_workers": self._workers,
-            "worker_init_fn": start_worker,
+        loader = DataLoader(
+            self._data,
+            # With groups, which samples make a batch is known when they are there.
+            batch_size=None if self._group else self._images,
+            sampler=order,
+            collate_fn=_same,
+            num_workers=self._workers,
+            worker_init_fn=start_worker,
             # The loader draws a seed for its workers; the run's generators must not notice.
-            "generator": torch.Generator().manual_seed(self.seed),
-        }
-        if self._group:
-            # Which samples make a batch is known when they are there.
-            yield from DataLoader(
-                self._data, batch_size=None, sampler=order, collate_fn=_same, **common
-            )
-        else:
-            for batch in DataLoader(
-                self._data, batch_size=self._images, sampler=order, collate_fn=_same, **common
-            ):
-                yield from batch
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        for loaded in loader:
+            yield from [loaded] if self._group else loaded
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process stands, counted in samples handed out, not in samples loaded ahead."""

