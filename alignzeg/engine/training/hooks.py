@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from alignzeg.data.labels import eval_vocabulary
@@ -20,24 +20,24 @@ from alignzeg.structures import Vocabulary
 logger = logging.getLogger(__name__)
 
 
-class SaveHook(HookBase):
-    """Saves every few steps, after the last one, and when the run is asked to stop.
+class SaveHook(hooks.PeriodicCheckpointer):
+    """Detectron2's, which saves every few steps and after the last one; also on a request to stop.
 
     It belongs into every process, after the learning rate's hook and before the evaluation's.
     """
 
     def __init__(self, checkpointer: AlignZegCheckpointer, period: int, stop: StopRequest) -> None:
-        """Takes what saves, steps between two checkpoints (0: the last only), and what stops."""
-        self._checkpointer = checkpointer
-        self._period = period
+        """Takes what saves, steps between two checkpoints, and what asks to save and leave."""
+        super().__init__(checkpointer, period)
         self._stop = stop
 
     def before_train(self) -> None:
         """Writes the final checkpoint of a run that was killed just before it."""
+        super().before_train()
         start = self.trainer.start_iter
         if start and start == self.trainer.max_iter:
             self.trainer.iter = start - 1
-            self._checkpointer.save("model_final", iteration=start - 1)
+            self.checkpointer.save("model_final", iteration=start - 1)
             self.trainer.iter = start
 
     def after_step(self) -> None:
@@ -50,20 +50,18 @@ class SaveHook(HookBase):
         asked = self._stop.agreed()
         if asked:
             self._stop.disarm()
-        last = step + 1 >= self.trainer.max_iter
-        due = self._period > 0 and (step + 1) % self._period == 0
-        if due or (asked and not last):
-            self._checkpointer.save(f"model_{step:07d}", iteration=step)
-        if last:
-            self._checkpointer.save("model_final", iteration=step)
-        if asked:
-            logger.warning(
-                "stopped by %s: saved at iteration %d; start again with --resume (exit code %d)",
-                self._stop.received or "a signal to another process",
-                step,
-                EXIT_SAVED,
-            )
-            raise SystemExit(EXIT_SAVED)
+        super().after_step()
+        if not asked:
+            return
+        if (step + 1) % self.period and step + 1 < self.trainer.max_iter:
+            self.checkpointer.save(f"model_{step:07d}", iteration=step)
+        logger.warning(
+            "stopped by %s: saved at iteration %d; start again with --resume (exit code %d)",
+            self._stop.received or "a signal to another process",
+            step,
+            EXIT_SAVED,
+        )
+        raise SystemExit(EXIT_SAVED)
 
 
 def selects_on_the_test(metric: str, tested: Iterable[Vocabulary], hold_out: str) -> bool:
