@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from alignzeg.arguments import OneLineParser, add_opts, command_parser, number, require_folder
@@ -81,16 +82,21 @@ def add_run_arguments(result: argparse.ArgumentParser, output: str) -> None:
     add_opts(result)
 
 
-def check_opts(plan: Plan) -> None:
-    """Refuses KEY VALUE pairs that a config does not take, before anything runs.
+def checked_plan(args: argparse.Namespace, rows: Sequence[Row]) -> Plan:
+    """The plan of a command line with `add_run_arguments`, checked before anything runs.
 
     Raises:
-        ValueError: naming the key.
+        ValueError: if the configs, seeds or KEY VALUE pairs cannot work.
     """
     from alignzeg.engine import setup_config
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    require_folder(args.output, "--output")
+    plan = Plan(tuple(rows), tuple(args.seeds), Path(args.output), tuple(args.opts), args.jobs)
+    check(plan)
     for row in plan.rows if plan.opts else ():
         setup_config(row.config, plan.opts)
+    return plan
 
 
 def main(args: argparse.Namespace) -> None:
@@ -100,17 +106,7 @@ def main(args: argparse.Namespace) -> None:
         ValueError: if the configs or seeds cannot work.
         TrainingError: if a training fails.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    require_folder(args.output, "--output")
     names = {Path(config).stem for config in args.configs}
     reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
-    plan = Plan(
-        rows=tuple(Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs),
-        seeds=tuple(args.seeds),
-        output=Path(args.output),
-        opts=tuple(args.opts),
-        jobs=args.jobs,
-    )
-    check(plan)
-    check_opts(plan)
-    sys.stdout.write(table(run(plan)) + "\n")
+    rows = [Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs]
+    sys.stdout.write(table(run(checked_plan(args, rows))) + "\n")

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignzeg.arguments import OneLineParser, command_parser, require_folder
+from alignzeg.arguments import OneLineParser, command_parser
 from alignzeg.commands import find_repository
-from alignzeg.commands.ablate import add_run_arguments, check_opts, whole_numbers
-from alignzeg.studies.ablation import Plan, Row, check, run
+from alignzeg.commands.ablate import add_run_arguments, checked_plan, whole_numbers
+from alignzeg.studies.ablation import Row, run
 
 RESUMABLE = True
 METRICS = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
@@ -144,18 +143,8 @@ def main(args: argparse.Namespace) -> None:
         ValueError: if the configs or the numbers cannot work.
         TrainingError: if a training fails.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    require_folder(args.output, "--output")
     splits = Splits(find_repository() / "configs" / args.benchmark, args.encoder, args.dataset)
-    plan = Plan(
-        rows=rows(splits, args.splits, args.base),
-        seeds=tuple(args.seeds),
-        output=Path(args.output),
-        opts=tuple(args.opts),
-        jobs=args.jobs,
-    )
-    check(plan)
-    check_opts(plan)
+    plan = checked_plan(args, rows(splits, args.splits, args.base))
     run(plan)
     folders = {
         split: {
