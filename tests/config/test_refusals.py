@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from alignzeg.config.table import ALIGNZEG as ALIGNZEG_KEYS
 from alignzeg.config.values import allowed_values, validate_values
 from alignzeg.engine import setup_config, validate
 from alignzeg.engine.checkpoints.state_check import check_kinds, misfit
-from alignzeg.engine.records.log import LOGGERS, start_log
 from alignzeg.engine.settings.reading import default_config, flat_keys
 
 
@@ -162,16 +160,3 @@ def test_a_state_of_another_kind_is_named(change, where):
     change(found)
     with pytest.raises(ValueError, match=where):
         check_kinds("x.pth", found, state())
-
-
-def test_a_logged_traceback_is_one_line_on_the_terminal_and_whole_in_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start_log(tmp_path, tracebacks=False)
-    try:
-        raise ValueError("label file\na.png")
-    except ValueError:
-        logging.getLogger(LOGGERS[1]).exception("Exception during %s:", "training")
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("Exception during training: label file a.png")
-    assert "Traceback (most recent call last)" in (tmp_path / "log.txt").read_text()

@@ -104,3 +104,17 @@ def test_the_config_is_a_file_and_not_in_the_log(tmp_path: Path, monkeypatch) ->
     assert "PyTorch" in log  # the environment
     loaded = setup_config(tmp_path / "config.yaml")
     assert yaml.safe_load(loaded.dump()) == yaml.safe_load(cfg.dump())
+
+
+def test_a_logged_traceback_is_one_line_on_the_terminal_and_whole_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = watched(monkeypatch)
+    start_log(tmp_path, tracebacks=False)
+    try:
+        raise ValueError("label file\na.png")
+    except ValueError:
+        logging.getLogger(LOGGERS[1]).exception("Exception during %s:", "training")
+    (line,) = screen.getvalue().splitlines()
+    assert line.endswith("Exception during training: label file a.png")
+    assert "Traceback (most recent call last)" in (tmp_path / "log.txt").read_text()
