@@ -46,8 +46,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"matrix": False})
         vectors = [
             tuple(p.shape)
-            for group in self.param_groups
-            if group["matrix"]
+            for group in self._groups(matrix=True)
             for p in group["params"]
             if p.ndim < 2
         ]
@@ -56,24 +55,24 @@ class MuonWithAdamW(torch.optim.Optimizer):
         # Parameters of the same memory, as Muon accepts matrices only.
         self._flat = {
             p: nn.Parameter(_matrix(p.detach(), p))
-            for group in self.param_groups
-            if group["matrix"]
+            for group in self._groups(matrix=True)
             for p in group["params"]
         }
-        self._parts: list[tuple[torch.optim.Optimizer, list[dict[str, Any]]]] = []
-        for matrix in (True, False):
-            mine = [group for group in self.param_groups if group["matrix"] == matrix]
-            if mine:
-                self._parts.append((self._part(matrix, mine), mine))
+        self._parts = {
+            matrix: self._part(matrix) for matrix in (True, False) if self._groups(matrix)
+        }
 
-    def _part(self, matrix: bool, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def _groups(self, matrix: bool) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["matrix"] == matrix]
+
+    def _part(self, matrix: bool) -> torch.optim.Optimizer:
         copies = [
             {
                 "params": [self._flat.get(p, p) for p in group["params"]],
                 "lr": group["lr"],
                 "weight_decay": group["weight_decay"],
             }
-            for group in groups
+            for group in self._groups(matrix)
         ]
         if matrix:
             return torch.optim.Muon(copies, adjust_lr_fn="match_rms_adamw")
@@ -90,8 +89,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 loss = closure()
         for parameter, flat in self._flat.items():
             flat.grad = None if parameter.grad is None else _matrix(parameter.grad, parameter)
-        for optimizer, groups in self._parts:
-            for inner, group in zip(optimizer.param_groups, groups, strict=True):
+        for matrix, optimizer in self._parts.items():
+            for inner, group in zip(optimizer.param_groups, self._groups(matrix), strict=True):
                 inner["lr"], inner["weight_decay"] = group["lr"], group["weight_decay"]
             optimizer.step()
         return loss
@@ -100,7 +99,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """The groups' settings, and the states of both optimizers in order."""
         return {
             **super().state_dict(),
-            "parts": [optimizer.state_dict() for optimizer, _ in self._parts],
+            "parts": [optimizer.state_dict() for optimizer in self._parts.values()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -116,12 +115,5 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 "the ALIGNZEG.SOLVER.OPTIMIZER that the checkpoint was trained with"
             )
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "parts"})
-        for (optimizer, _), state in zip(self._parts, parts, strict=True):
+        for optimizer, state in zip(self._parts.values(), parts, strict=True):
             optimizer.load_state_dict(state)
-        # Loading puts new dictionaries in the place of the old ones.
-        matrix = [group for group in self.param_groups if group["matrix"]]
-        rest = [group for group in self.param_groups if not group["matrix"]]
-        groups = [part for part in (matrix, rest) if part]
-        self._parts = [
-            (optimizer, mine) for (optimizer, _), mine in zip(self._parts, groups, strict=True)
-        ]
