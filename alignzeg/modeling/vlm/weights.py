@@ -81,12 +81,8 @@ def _trained_with_quick_gelu(model_name: str, weights: str) -> bool | None:
     return True if any(tag in path.name.lower().replace("-", "_") for tag in quick) else None
 
 
-def _check_activation(model_name: str, weights: str) -> None:
-    """Refuse weights trained with the other activation; nothing is downloaded before this."""
-    _refuse_activation(model_name, weights, _trained_with_quick_gelu(model_name, weights))
-
-
 def _refuse_activation(model_name: str, weights: str, trained: bool | None) -> None:
+    """Refuse weights trained with the other activation."""
     built = bool(open_clip.get_model_config(model_name).get("quick_gelu", False))
     if trained is None or trained == built:
         return
@@ -171,7 +167,8 @@ def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
             trained with the other GELU.
     """
     _check_model(model_name)
-    _check_activation(model_name, weights)
+    # Before anything is downloaded.
+    _refuse_activation(model_name, weights, _trained_with_quick_gelu(model_name, weights))
     path = _weight_file(model_name, weights)
     state = _read(path, model_name)
     if state.keys() >= _OPENAI:
