@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
 from alignzeg.engine import Trainer
 from alignzeg.evaluation import confusion, metrics_from_confusion
-from alignzeg.evaluation.cached_proposals import ProposalFile, cache_proposals, save_proposals
+from alignzeg.evaluation.cached_proposals import ProposalFile, iterate_proposals, save_proposals
 from alignzeg.evaluation.calibration import Grid, Setting, best, sweep
 
 DATASET = "zeroshapes_val"
@@ -44,7 +44,7 @@ def swept(cfg, grid):
     """Model, vocabulary and the settings of a sweep."""
     vocabulary = get_vocabulary(DATASET, "pseudo_unseen")
     model = build_model(cfg).eval()
-    cached = cache_proposals(model, loader(cfg), DATASET)
+    cached = list(iterate_proposals(model, loader(cfg), DATASET))
     return model, vocabulary, sweep(model, cached, vocabulary, grid)
 
 
@@ -123,7 +123,7 @@ def test_the_model_is_restored_after_an_error(held_out):
     vocabulary = get_vocabulary(DATASET, "pseudo_unseen")
     model = build_model(held_out).eval()
     before = (model.ensemble, model.head.corrector.gamma, model.head.corrector.threshold)
-    (cached, *_) = cache_proposals(model, loader(held_out), DATASET)
+    (cached, *_) = iterate_proposals(model, loader(held_out), DATASET)
     cached = dataclasses.replace(cached, padded_size=(1, 1))
     with pytest.raises(ValueError, match="sizes must be positive"):
         sweep(model, [cached], vocabulary, Grid([9.0], [0.9], [0.5], [0.5]))
@@ -149,7 +149,7 @@ def test_several_views_are_refused(held_out):
     held_out.ALIGNZEG.TEST.WINDOW = 64
     model = build_model(held_out).eval()
     with pytest.raises(ValueError, match=r"looks at each image once; set TEST\.AUG"):
-        cache_proposals(model, loader(held_out), DATASET)
+        next(iterate_proposals(model, loader(held_out), DATASET))
 
 
 def test_no_truly_unseen_class_is_looked_at(held_out):
@@ -157,7 +157,7 @@ def test_no_truly_unseen_class_is_looked_at(held_out):
     used = get_vocabulary(DATASET, "pseudo_unseen")
     assert not {real.names[i] for i in real.unseen_ids} & set(used.names)
     model = build_model(held_out).eval()
-    for image in cache_proposals(model, loader(held_out), DATASET):
+    for image in iterate_proposals(model, loader(held_out), DATASET):
         assert set(np.unique(image.truth)) <= {*range(len(used)), 255}
         assert image.outputs.class_logits.shape[-1] == len(used) + 1
 
@@ -189,7 +189,7 @@ def test_a_thousand_settings_from_a_file_equal_running_the_model_again(held_out,
     """Spot checks of a sweep that is too large to repeat."""
     vocabulary = get_vocabulary(DATASET, "pseudo_unseen")
     model = build_model(held_out).eval()
-    save_proposals(tmp_path / "kept", cache_proposals(model, loader(held_out), DATASET), {})
+    save_proposals(tmp_path / "kept", iterate_proposals(model, loader(held_out), DATASET), {})
     steps = [i / 9 for i in range(10)]
     grid = Grid([0.4 * i for i in range(10)], [0.45], steps, steps)
     settings = sweep(model, ProposalFile(tmp_path / "kept"), vocabulary, grid)

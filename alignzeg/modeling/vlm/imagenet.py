@@ -84,6 +84,7 @@ class ImageNetVLM(FrozenVLM):
 
     to_text: Tensor
     text_mean: Tensor
+    _hidden: tuple[PlaceClassifier]
 
     @configurable
     def __init__(
@@ -159,7 +160,6 @@ class ImageNetVLM(FrozenVLM):
         """The frozen classifier."""
         return self._hidden[0]
 
-    @override
     def _apply(self, fn: Callable, recurse: bool = True) -> ImageNetVLM:
         super()._apply(fn, recurse)
         pointwise_by_onednn(self.classifier, self.device)

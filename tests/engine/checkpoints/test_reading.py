@@ -24,13 +24,13 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_newest_intact_one_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert find_newest(str(tmp_path), "last_checkpoint") == ""
+    assert find_newest(str(tmp_path)) == ""
     paths = [save(tmp_path, step) for step in (9, 19, 29)]
     checkpointer(tmp_path, 39.0).save("model_final", iteration=39)
     final = str(tmp_path / "model_final.pth")
 
     def newest() -> str:
-        return find_newest(str(tmp_path), "last_checkpoint")
+        return find_newest(str(tmp_path))
 
     assert newest() == final
     pointer = tmp_path / "last_checkpoint"
