@@ -32,6 +32,7 @@ def atomic_write(
     """Puts a file in its place in one step; a reader sees the old file or the new one.
 
     The content goes to a hidden file beside it, which is then renamed. Missing folders are made.
+    A device or a pipe, such as /dev/stdout, stays what it is and is written into.
 
     Args:
         path: the file.
@@ -90,13 +91,14 @@ def leftovers(folder: str | Path, pattern: str = "*") -> list[Path]:
 def _write_once(
     path: str, content: Content, durable: bool, check: Callable[[str], Any] | None
 ) -> None:
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        with open(path, "wb") as file:
+            _write(content, file)
+        return
     hidden = hidden_file(path)
     try:
         with open(hidden, "wb") as file:
-            if callable(content):
-                _run(content, file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
+            _write(content, file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -112,6 +114,13 @@ def _write_once(
         if os.path.lexists(hidden):
             os.unlink(hidden)
         raise
+
+
+def _write(content: Content, file: IO[bytes]) -> None:
+    if callable(content):
+        _run(content, file)
+    else:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 class _Watched:

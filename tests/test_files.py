@@ -114,6 +114,27 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch) -> No
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        atomic_write(pipe, "all of it")
+        assert os.read(reader, 100) == b"all of it"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_device_stays_a_device() -> None:
+    device = Path("/dev/full")
+    if not device.is_char_device():
+        pytest.skip("there is no /dev/full")
+    with pytest.raises(OSError, match="cannot write '/dev/full': No space left"):
+        atomic_write(device, "anything")
+    assert device.is_char_device()
+
+
 def test_what_a_killed_writer_left_is_found(tmp_path: Path) -> None:
     path = tmp_path / "model_1.pth"
     program = (
