@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = f"unknown {kind} {words[0]!r}" if words else "no command given"
         hint = did_you_mean(words[0], [*COMMANDS, "--help", "--version"]) if words else ""
         return refuse(f"{problem}; {hint}it can be one of {sorted(COMMANDS)}")
+    # Of fvcore, with a PyTorch that is newer than it.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     command = load(words[0])
     try:
         args = read_words(command.parser(), words[1:])

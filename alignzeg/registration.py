@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from alignzeg import EXPORTS
+from alignzeg.machine import DETECTRON2_COMMAND
 
 try:
     import detectron2  # noqa: F401
@@ -13,9 +14,8 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(
         "alignzeg needs Detectron2, which is not installed. `make setup` installs it; by hand, "
-        "from a package index: uv pip install --python-version 3.10 --no-deps --target "
-        '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
-        "sal-detectron2==0.7.2; or from its source: pip install --no-build-isolation "
+        f"from a package index: {DETECTRON2_COMMAND}; or from its source: pip install "
+        "--no-build-isolation "
         "git+https://github.com/facebookresearch/detectron2.git"
     ) from None
 

@@ -61,7 +61,8 @@ class Vocabulary:
         twice = sorted({name for names in alike.values() if len(names) > 1 for name in names})
         if twice:
             raise ValueError(
-                f"class names must be unique, also without capitals; given more than once: {twice}"
+                "class names must be unique, also without capitals; given more than once: "
+                f"{twice}; keep one of each"
             )
         if len(self.seen) != len(self.names):
             raise ValueError(f"{len(self.names)} names but {len(self.seen)} seen flags")

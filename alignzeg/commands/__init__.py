@@ -7,6 +7,7 @@ where it was stopped when it is given again has `RESUMABLE = True`.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -40,6 +41,8 @@ COMMANDS = {
     "share": "make the folder of a model that others can use, with a model card",
     "replay": "repeat a failed training step from its crash bundle",
 }
+# What nobody wants to read in an error.
+_LONG_WORD = re.compile(r"\S{1000,}")
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 TERMINATED = 128 + signal.SIGTERM
 
@@ -50,7 +53,8 @@ class Terminated(KeyboardInterrupt):
 
 def refuse(problem: str) -> int:
     """Says on one line what is wrong with the input; returns the exit code."""
-    sys.stderr.write(f"error: {' '.join(problem.split())}\n")
+    line = _LONG_WORD.sub(lambda word: f"{word[0][:60]}...{word[0][-20:]}", problem)
+    sys.stderr.write(f"error: {' '.join(line.split())}\n")
     return USER_ERROR
 
 
@@ -90,12 +94,27 @@ def _complain(error: Exception, debug: bool) -> int:
     if debug and trace is None:
         raise error
     sys.stderr.write(trace if debug and trace else "")
+    command = _installation(error)
+    if command:
+        return refuse(f"{error}: {command}; alignzeg doctor says what else is missing")
     if "alignzeg.engine" not in sys.modules and isinstance(error, (ValueError, ImportError)):
         # What explains all other errors takes seconds to import, or cannot be.
         return refuse(str(error))
     from alignzeg.engine.processes.launch import complain
 
     return complain(error)
+
+
+def _installation(error: Exception) -> str:
+    """What installs the module that was not found; empty if the error is of another kind."""
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    from alignzeg.machine import DETECTRON2_COMMAND, PACKAGES
+
+    module = (error.name or "").partition(".")[0]
+    if module == "detectron2":
+        return DETECTRON2_COMMAND
+    return f"pip install {PACKAGES[module]}" if module in PACKAGES else ""
 
 
 @contextmanager

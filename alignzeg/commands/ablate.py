@@ -19,8 +19,19 @@ ZEROSHAPES = [
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Whole numbers separated by commas, so that KEY VALUE pairs may follow."""
-    return [int(part) for part in text.split(",") if part]
+    """Different whole numbers from 0, separated by commas, so that KEY VALUE pairs may follow."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = [-1]
+    # Detectron2 takes a negative seed for a random one.
+    if min(values) < 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of whole numbers from 0, separated by commas, such as 1,2,3"
+        )
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"{text!r} has a number twice; give each once")
+    return values
 
 
 def words(text: str) -> list[str]:
@@ -48,10 +59,10 @@ def parser() -> OneLineParser:
     result.add_argument(
         "--reuse",
         type=words,
-        default=["baseline_shift=baseline"],
+        default=None,
         metavar="ROW=OTHER",
         help="evaluate ROW with the weights that row OTHER trained; several pairs are separated "
-        "by commas",
+        "by commas; baseline_shift=baseline by default",
     )
     add_run_arguments(result, "output/ablation")
     return result
@@ -99,6 +110,30 @@ def checked_plan(args: argparse.Namespace, rows: Sequence[Row]) -> Plan:
     return plan
 
 
+def read_reuse(pairs: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
+    """Row -> the row whose weights it takes.
+
+    Args:
+        pairs: ROW=OTHER each; None: the shifted baseline takes those of the baseline, where both
+            are among the rows.
+        names: of the rows.
+
+    Raises:
+        ValueError: on what is no such pair, or names no row.
+    """
+    if pairs is None:
+        return {"baseline_shift": "baseline"} if "baseline_shift" in names else {}
+    result = {}
+    for pair in pairs:
+        row, equals, other = pair.partition("=")
+        if not equals or row not in names:
+            raise ValueError(
+                f"--reuse has {pair!r}; give ROW=OTHER, where both are among the rows {names}"
+            )
+        result[row] = other
+    return result
+
+
 def main(args: argparse.Namespace) -> None:
     """Trains, and prints the table.
 
@@ -106,7 +141,6 @@ def main(args: argparse.Namespace) -> None:
         ValueError: if the configs or seeds cannot work.
         TrainingError: if a training fails.
     """
-    names = {Path(config).stem for config in args.configs}
-    reuse = dict(pair.split("=", 1) for pair in args.reuse if pair.split("=", 1)[0] in names)
+    reuse = read_reuse(args.reuse, [Path(config).stem for config in args.configs])
     rows = [Row(Path(c).stem, Path(c), reuse.get(Path(c).stem, "")) for c in args.configs]
     sys.stdout.write(table(run(checked_plan(args, rows))) + "\n")

@@ -137,12 +137,16 @@ def _preparation(name: str) -> str:
 
 
 def runnable(command: str) -> str:
-    """A command of the repository, with the whole path of its script where that is not here."""
+    """A command of the repository, with the whole path of its script where that is not here.
+
+    Where no repository is known it says that it takes one.
+    """
     words = command.split()
     for place, word in enumerate(words):
         if word.endswith(".py") and not Path(word).exists() and (REPOSITORY / word).exists():
             words[place] = str(REPOSITORY / word)
-    return " ".join(words)
+    known = all(Path(word).exists() for word in words if word.endswith(".py"))
+    return " ".join(words) + ("" if known else " in a checkout of the repository")
 
 
 def weights(cfg: Any) -> Iterator[Check]:

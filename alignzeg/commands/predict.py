@@ -211,11 +211,15 @@ def main(args: argparse.Namespace) -> int:
     }
     settings = {**_settings(args.weights), "classes": names, "opts": opts, "max_pixels": limit}
     results = ResultFolder(args.output, {**settings, **wanted}, args.overwrite)
+    # What is wrong with a single file is the error itself.
+    single = len(sources) == 1
     run = Run(
         build,
         results,
         say=lambda line: said.print(line, markup=False),
-        warn=lambda line: shown.print(line, markup=False, highlight=False, soft_wrap=True),
+        warn=lambda line: (
+            None if single else shown.print(line, markup=False, highlight=False, soft_wrap=True)
+        ),
         progress=with_progress(shown),
         every=args.every,
         limit=args.frames or 0,
@@ -230,10 +234,14 @@ def main(args: argparse.Namespace) -> int:
         if run.done or run.kept or results.failed:
             results.write_index({"weights": args.weights, "classes": names})
     said.print(outcome(run), markup=False)
+    if results.failed and single:
+        (reason,) = results.failed.values()
+        fix = "" if ";" in reason else "; give an image such as PNG or JPEG, or a video"
+        raise ValueError(f"{reason}{fix}")
     if results.failed:
         raise ValueError(
             f"{len(results.failed)} of {len(sources)} files could not be read, the others are "
-            f"done: {', '.join(results.failed[:5])}{', ...' if len(results.failed) > 5 else ''}"
+            f"done: {', '.join([*results.failed][:5])}{', ...' if len(results.failed) > 5 else ''}"
         )
     return 0
 

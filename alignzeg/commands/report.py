@@ -82,6 +82,10 @@ def main(args: argparse.Namespace) -> None:
         read_run(label, label, folder, dataset, command_of(folder))
         for label, folder in zip(labels(folders), folders, strict=True)
     ]
+    if not (folders[-1] / "config.yaml").is_file():
+        raise ValueError(
+            f"{str(folders[-1])!r} holds no config.yaml; give the OUTPUT_DIR of a run itself"
+        )
     # Of the last run, which also registers its data set where that is a folder of the user.
     cfg = setup_config(folders[-1] / "config.yaml")
     vocabulary = eval_vocabulary(cfg, dataset)
@@ -144,4 +148,6 @@ def command_of(folder: Path) -> str:
     from alignzeg.engine.records.provenance import last_training, read_history
 
     entries: list[dict[str, Any]] = last_training(read_history(folder))
-    return shlex.join(entries[0].get("command", ())) if entries else ""
+    words = [*entries[0].get("command", ())] if entries else []
+    # Where the program lies on that machine is of no use to others.
+    return shlex.join([Path(word).name if place == 0 else word for place, word in enumerate(words)])

@@ -73,8 +73,12 @@ def main(args: argparse.Namespace) -> None:
         )
     from alignzeg.data.class_names import read_class_list
     from alignzeg.engine.settings.reading import require_device
+    from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
-    classes = ", ".join(read_class_list(args.classes)) if args.classes else ""
+    names = read_class_list(args.classes) if args.classes else ()
+    if names:
+        Vocabulary.from_unseen([name.split(SYNONYM_SEPARATOR)[0] for name in names], [])
+    classes = ", ".join(names)
     if args.device:
         require_device(args.device)
     # Gradio reads these at its import: it is not to report home.
@@ -101,6 +105,8 @@ def main(args: argparse.Namespace) -> None:
             **look(),
         )
         sys.stdout.write(f"http://{HOST}:{args.port}\n")
+        if sys.stdout.isatty():
+            sys.stdout.write("Open this address in a browser; Ctrl-C ends it.\n")
         if page.share_url:
             sys.stdout.write(f"{page.share_url}\n")
         sys.stdout.flush()

@@ -102,7 +102,7 @@ class Choices:
                 near = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(
-                    f"{key} is {name!r}, which is unknown; {hint}It can be one of {known}"
+                    f"{key} is {name!r}, which is unknown; {hint}it can be one of {known}"
                 )
 
 

@@ -15,6 +15,8 @@ _FILES = (
     *(".txt", ".text", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".xml"),
     *(".names", ".lst", ".list", ".md", ".py", ".xlsx"),
 )
+# Letters of a name at most; text encoders read about 300 and cut off the rest.
+_LONGEST = 200
 _INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"
 # What a name cannot be, and what to do instead.
 _ODD = (
@@ -166,6 +168,8 @@ def _problem(name: str) -> str:
     hidden = [c for c in text if c in _INVISIBLE or unicodedata.category(c) == "Cc"]
     if hidden:
         return f"holds the invisible character U+{ord(hidden[0]):04X}; delete it"
+    if max(map(len, text.split(SYNONYM_SEPARATOR.strip()))) > _LONGEST:
+        return f"has {len(text)} letters; a class name has {_LONGEST} at most: shorten it"
     if text.lower().endswith(_FILES):
         return "is called like a file; give the names in it, or that file where a file is read"
     return next((what for pattern, what in _ODD if re.match(pattern, text)), "")

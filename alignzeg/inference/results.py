@@ -88,9 +88,9 @@ class ResultFolder:
         self._rows[image] = {**row, **({"error": error} if error else {})}
 
     @property
-    def failed(self) -> list[str]:
-        """Images without a result."""
-        return [name for name, row in self._rows.items() if "error" in row]
+    def failed(self) -> dict[str, str]:
+        """Why images have no result."""
+        return {name: row["error"] for name, row in self._rows.items() if "error" in row}
 
     def write_index(self, about: dict[str, Any]) -> Path:
         """Writes the list of all images that were noted, and more that is known about the run.

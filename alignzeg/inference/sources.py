@@ -116,6 +116,8 @@ def _files_of(word: str) -> list[tuple[str, str]]:
             found = f"only files that are no images, such as {matches[0]}" if matches else "nothing"
             raise ValueError(f"the pattern {word} matches {found}; give another")
         return [(str(file), file.name) for file in files]
+    if os.path.islink(path):
+        raise ValueError(f"{word} is a link to what does not exist; mend it, or give another")
     raise ValueError(f"{word} does not exist; {_similar(path)}give an image, a folder or a video")
 
 

@@ -95,7 +95,7 @@ def read_run(
     found.sort(key=lambda path: path.stat().st_mtime)
     if not found:
         raise ValueError(f"no evaluation_{dataset}.json below {folder}; was the run evaluated?")
-    evaluation = json.loads(found[-1].read_text(encoding="utf-8"))
+    evaluation = read_evaluation(found[-1])
     losses, evaluations = read_log(folder / "metrics.json")
     config = folder / "config.yaml"
     kept = read_images(found[-1].with_name(FILE_PATTERN.format(dataset)))
@@ -114,6 +114,22 @@ def read_run(
         confusion=evaluation.get("confusion", []),
         images={} if kept is None else accuracies(kept),
     )
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What an evaluation wrote.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {"metrics": dict, "groups": dict, "protocol": dict, "classes": list}
+        if not all(isinstance(content.get(key, kind()), kind) for key, kind in kinds.items()):
+            raise TypeError
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no evaluation of alignzeg; evaluate the run again") from error
+    return content
 
 
 def read_images(path: Path) -> PerImage | None:

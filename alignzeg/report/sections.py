@@ -110,7 +110,10 @@ def headline(runs: Sequence[RunResult]) -> str:
 
 
 def recall_chart(runs: Sequence[RunResult]) -> str:
-    """Class-agnostic recall of seen and unseen segments over training."""
+    """Class-agnostic recall over training; nothing where no run has two evaluations.
+
+    Lone points do not say which of them is that of the seen segments.
+    """
     series, legend = [], []
     for i, run in enumerate(runs):
         for group, style in (("seen", f"run{i} dashed"), ("unseen", f"run{i}")):
@@ -120,6 +123,8 @@ def recall_chart(runs: Sequence[RunResult]) -> str:
             if points:
                 dashes = 'class="dashed"' if group == "seen" else ""
                 legend.append(f'<span class="run{i}"><i {dashes}></i>{escape(label)}</span>')
+    if max((len(line.points) for line in series), default=0) < 2:
+        return ""
     top = 100.0
     lowest = min((y for line in series for _, y in line.points), default=0)
     low = 50.0 if lowest >= 50 else 0.0

@@ -83,12 +83,17 @@ def check(plan: Plan) -> None:
     """
     names = [row.name for row in plan.rows]
     if not names or not plan.seeds:
-        raise ValueError("an ablation needs at least one config and one seed")
+        raise ValueError(
+            "an ablation needs at least one config and one seed; give both --configs and --seeds"
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"two configs share a name: {names}; rename one of the files")
     for index, row in enumerate(plan.rows):
         if not row.config.is_file():
-            raise ValueError(f"no config file {row.config}")
+            raise ValueError(
+                f"no config file {row.config}; give one that exists, or run this in a checkout "
+                "of the repository"
+            )
         for other in filter(None, (row.weights_from, row.starts_from)):
             if other not in names[:index]:
                 raise ValueError(

@@ -17,7 +17,8 @@ from alignzeg.web.session import Answer, Scene, Session
 
 logger = logging.getLogger(__name__)
 
-_PROPOSALS = 12
+# Proposals at most, and the score that each has at least: 0.01 as it is written.
+_PROPOSALS, _LEAST_SHOWN = 12, 0.005
 _EMPTY = '<p class="hint">Choose an image and type what may be in it.</p>'
 # The largest gamma of the slider, in logits, where the checkpoint's own is not larger.
 _GAMMA = 15.0
@@ -58,7 +59,9 @@ def build(session: Session, examples: Sequence[Example] = (), classes: str = "")
                     max_lines=4,
                 )
                 marked = gr.CheckboxGroup(
-                    label="Seen in training (only these are lowered)", elem_id="seen", choices=[]
+                    label="Seen in training: the correction lowers their scores",
+                    elem_id="seen",
+                    choices=[],
                 )
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
                 gamma = gr.Slider(
@@ -96,6 +99,7 @@ def build(session: Session, examples: Sequence[Example] = (), classes: str = "")
                 [[str(example.file), example.classes] for example in examples],
                 [image, text],
                 label="Examples",
+                elem_id="examples",
                 cache_examples=False,
             )
         same: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -125,7 +129,11 @@ def look() -> dict[str, Any]:
     style = (resources.files("alignzeg") / "assets" / "web.css").read_text(encoding="utf-8")
     sans = ["Segoe UI", "Roboto", "Helvetica Neue", "DejaVu Sans", "sans-serif"]
     mono = ["Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
-    theme = gr.themes.Default(primary_hue="teal", font=sans, font_mono=mono)
+    theme = gr.themes.Default(primary_hue="teal", font=sans, font_mono=mono).set(
+        # Gradio's own grey is too faint to read: 2 to 1 on white.
+        block_info_text_color="*neutral_500",
+        input_placeholder_color="*neutral_500",
+    )
     return {"theme": theme, "css": style}
 
 
@@ -179,6 +187,8 @@ class _Page:
         order = (-answer.scores).argsort()[:_PROPOSALS].tolist()
         colors = class_colors(scene.vocabulary.names)
         shown = []
+        # Those that no class claims say nothing; the first stands for them where all are such.
+        order = [n for n in order if answer.scores[n] >= _LEAST_SHOWN] or order[:1]
         for number, mask in zip(order, self.session.masks(scene, order), strict=True):
             kind = int(answer.classes[number])
             name = f"{scene.vocabulary.names[kind]} {answer.scores[number]:.2f}"
@@ -197,7 +207,7 @@ def _note(scene: Scene, marked: Sequence[str], gamma: float, before: Answer, aft
     if len(marked) == len(scene.vocabulary):
         said = "All classes are marked as seen: there is nothing to correct."
     elif not gamma:
-        said = "gamma is 0: there is no correction."
+        said = "gamma is 0: there is no correction. Both pictures are the same."
     else:
         said = f"The correction renames {100 * moved:.1f} % of the pixels."
     warnings = "".join(f"<li>{escape(note)}</li>" for note in scene.notes)

@@ -1,13 +1,15 @@
-"""Wrong inputs of calibrate, web and report: one line that names the value and the fix, code 2."""
+"""Wrong inputs of all commands: one line that names the value and the fix, code 2."""
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import CONFIGS
+from PIL import Image
 
 from alignzeg.__main__ import main
 
@@ -15,6 +17,12 @@ CONFIG = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
 # Words of the command line, where {…} is a file of `place`; and what the line says.
 CALIBRATE = ["calibrate", "--config-file", CONFIG, "--weights", "{model.pth}"]
 WEB = ["web", "--weights", "{model.pth}"]
+PREDICT = ["predict", "--weights", "{model.pth}", "--classes"]
+TRAIN = ["train", "--config-file", CONFIG]
+ABLATE = ["ablate", "--configs", CONFIG, "--output", "{out}"]
+LABELS = ["pseudo-labels", "--config-file", CONFIG, "--dataset"]
+LONG = "c" * 201
+NO_LIST = "is no list of whole numbers from 0, separated by commas, such as 1,2,3"
 CASES = [
     (
         ["calibrate", "--config-file", CONFIG, "--weights", "{none.pth}"],
@@ -47,15 +55,81 @@ CASES = [
     (["report", "{empty}", "--output", "{empty}"], "which is a folder; give a file"),
     (["report", "{run}", "--dataset", "zeroshapes_val"], "no evaluation_zeroshapes_val.json below"),
     (["report", "{run}", "--images", "few"], "--images: 'few' is not a whole number 0 or more"),
+    (
+        ["report", "{list}"],
+        "evaluation_x.json is no evaluation of alignzeg; evaluate the run again",
+    ),
+    (["report", "{words}"], "evaluation_x.json is no evaluation of alignzeg; evaluate the run"),
+    (["report", "{bare}"], "holds no config.yaml; give the OUTPUT_DIR of a run itself"),
+    ([*TRAIN, "--num-gpus", "0"], "--num-gpus is 0 and --num-machines 1; both must be 1 or more"),
+    (["evaluate", "--config-file", CONFIG], "give the checkpoint to evaluate, as --weights FILE"),
+    ([*CALIBRATE, "--output", "{pipe}"], "which is no plain file; give another"),
+    ([*CALIBRATE, "--cache", "{pipe}"], "which is no plain file; give another"),
+    ([*WEB, "--port", "{free}", "--classes", "cat, Cat"], "['Cat', 'cat']; keep one of each"),
+    (
+        [*WEB, "--port", "{free}", "--classes", LONG],
+        "has 201 letters; a class name has 200 at most",
+    ),
+    (["web"], "required: --weights; see --help, or for example: alignzeg web --weights output"),
+    (["predict", "{a.png}"], "required: --weights; see --help, or for example: alignzeg predict"),
+    ([*PREDICT, LONG, "{a.png}"], "has 201 letters; a class name has 200 at most: shorten it"),
+    ([*PREDICT, f"sofa; {LONG}", "{a.png}"], "a class name has 200 at most: shorten it"),
+    ([*PREDICT, "grass, grass", "{a.png}"], "given more than once: ['grass']; keep one of each"),
+    ([*PREDICT, "{lines.txt}", "{a.png}"], "line 2, 'sky\\x00', holds the invisible character"),
+    ([*PREDICT, "grass\nsky", "{a.png}"], "holds the invisible character U+000A; delete it"),
+    ([*PREDICT, "grass", "{a.png}", "--output", ""], "--output is ''; give the name of a folder"),
+    ([*PREDICT, "grass", "{a.png}", "--output", "o" * 256], "--output holds a name of 256 bytes"),
+    ([*PREDICT, "grass", "{a.png}", "--output", "{model.pth}"], "is a file; give another folder"),
+    ([*PREDICT, "grass", "{loop}"], "is a link to what does not exist; mend it, or give another"),
+    ([*PREDICT, "grass", "{a.png}", "SEED"], "the last one is 'SEED': give both, as in SEED 1"),
+    (["predict", "--weights", "{empty}", "--classes", "a", "{a.png}"], "give another, such as the"),
+    (["predict", "--weights", "{a.png}", "--classes", "a", "{a.png}"], "give another, such as the"),
+    (["predict", "--weights", "", "--classes", "a", "{a.png}"], "'' does not exist; give another"),
+    (["train", "--config-file", "{empty}"], "is a folder; give a YAML file, such as configs/"),
+    (["train", "--config-file", "{none.yaml}"], "does not exist; give a YAML file, such as"),
+    (["train", "--config-file", "{empty.yaml}"], "write keys with values into it, such as SEED: 1"),
+    ([*TRAIN, "OUTPUT_DIR", ""], "OUTPUT_DIR is ''; give the name of a folder"),
+    ([*TRAIN, "OUTPUT_DIR", "{model.pth}"], "model.pth is a file; give another folder"),
+    ([*ABLATE, "--seeds", "-1"], f"'-1' {NO_LIST}"),
+    ([*ABLATE, "--seeds", "one"], f"'one' {NO_LIST}"),
+    ([*ABLATE, "--seeds", ""], f"'' {NO_LIST}"),
+    ([*ABLATE, "--seeds", "4,5,4"], "'4,5,4' has a number twice; give each once"),
+    ([*ABLATE, "--reuse", "a=b"], "--reuse has 'a=b'; give ROW=OTHER, where both are among the"),
+    ([*ABLATE, "--reuse", "alignzeg"], "--reuse has 'alignzeg'; give ROW=OTHER"),
+    (["ablate", "--configs", "{none.yaml}", "--output", "{out}"], "give one that exists, or run"),
+    (["ablate", "--configs", "", "--output", "{out}"], "give both --configs and --seeds"),
+    (["ksplits", "--splits", "3,x"], f"'3,x' {NO_LIST}"),
+    ([*LABELS, "nope", "--output", "{out}"], "alignzeg doctor --all lists them"),
+    ([*LABELS, "zeroshapes_train", "--output", ""], "--output is ''; give the name of a folder"),
+    (["export", "{empty}", "{a.onnx}", "--classes", "a"], "give another, such as the model_final"),
+    (["share", "{none.pth}", "{out}"], "does not exist; give another, such as the model_final.pth"),
+    (["replay", "{empty}"], "give another, such as the model_final.pth that alignzeg train writes"),
+    (["vocabulary", f"{LONG},"], "has 201 letters; a class name has 200 at most: shorten it"),
+    (
+        ["audit"],
+        "required: --config-file; see --help, or for example: alignzeg audit --config-file",
+    ),
+    (["demo", "extra"], "the last one is 'extra': give both, as in SEED 1, or leave it out"),
+    (["doctor", "--config-file", "{empty}"], "is a folder; give a YAML file, such as configs/"),
+    (["compare", "{run}"], "required: REFERENCE; see --help, or for example: alignzeg compare"),
+    (["significance", "{none}"], "does not exist; give a run's folder, evaluated with"),
 ]
 
 
 @pytest.fixture
 def place(tmp_path: Path):
-    """Paths of a folder with a file that is no checkpoint, a run, and a port that is taken."""
+    """Paths of a folder with what is none of what is asked for, a run, and a port that is taken."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "evaluation_other.json").write_text("{}")
+    for name, held in (("list", "[1]"), ("bare", "{}"), ("words", '{"metrics": ["sIoU"]}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation_x.json").write_text(held)
+    (tmp_path / "empty.yaml").touch()
+    (tmp_path / "lines.txt").write_bytes(b"grass\nsky\0\n")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     torch.save({"model": {}}, tmp_path / "model.pth")
     with socket.socket() as taken, socket.socket() as free:
         taken.bind(("127.0.0.1", 0))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +167,85 @@ def test_commands_are_dispatched(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["trane"]) == 2
     assert "unknown command 'trane'; did you mean 'train'?" in capsys.readouterr().err
+
+
+# Runs command lines in one process; prints exit code, lines of stderr and stdout of each.
+SEVERAL = """
+import contextlib, io, json, sys
+sys.path.insert(0, sys.argv[1])
+__alignzeg_late__ = True
+import alignzeg
+from alignzeg.__main__ import main
+assert alignzeg.__file__.startswith(sys.argv[1])
+for words in json.loads(sys.argv[2]):
+    said, wrong = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+        code = main(words)
+    print(json.dumps([code, wrong.getvalue().splitlines(), said.getvalue()]))
+"""
+
+
+def run_installed(folder: Path, options: list[str], *lines: str) -> list[tuple[int, list, str]]:
+    """Runs commands of a copy of the package from an empty folder, outside of any checkout."""
+    package, empty = folder / "site" / "alignzeg", folder / "empty"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(alignzeg.__file__).parent, package, ignore=ignore)
+    empty.mkdir()
+    words = json.dumps([line.split() for line in lines])
+    done = subprocess.run(
+        [sys.executable, *options, "-c", SEVERAL, str(package.parent), words],
+        **{"capture_output": True, "text": True, "timeout": 300, "cwd": empty},
+    )
+    assert done.returncode == 0, done.stderr
+    # Whoever only asks gets no new files.
+    assert not [*empty.iterdir()]
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def test_without_its_dependencies_every_command_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "evaluation_x.json").write_text("{}")
+    (tmp_path / "m.pth").touch()
+    usage, doctor, page, *rest = run_installed(
+        tmp_path,
+        ["-I", "-S"],  # no site-packages
+        "--help",
+        "doctor",
+        "web --help",
+        "predict --weights ../m.pth --classes cat x.png",
+        "train --config-file configs/zeroshapes/alignzeg.yaml",
+        "evaluate --config-file c.yaml --weights ../m.pth",
+        "calibrate --config-file c.yaml --weights ../m.pth",
+        "export ../m.pth m.onnx --classes cat",
+        "share ../m.pth shared",
+        "report ../run",
+        "vocabulary cat,dog",
+        "audit --config-file c.yaml",
+        "demo",
+        "web --weights ../m.pth",
+    )
+    assert usage[0] == page[0] == 0 and "usage: alignzeg" in usage[2]
+    assert "usage: alignzeg web" in page[2]
+    assert doctor[0] == 1 and doctor[1] == [] and len(doctor[2].splitlines()) == 4
+    assert "torch: not installed" in doctor[2] and "matplotlib: not installed" in doctor[2]
+    assert "pip install torch torchvision open_clip_torch" in doctor[2]
+    assert "pip install --python-version 3.10 --no-deps" in doctor[2]
+    for code, (line,), _ in rest:
+        assert code == 2 and line.startswith("error: ")
+        assert "pip install" in line or "run this in a checkout" in line, line
+
+
+def test_outside_of_a_checkout_every_command_works_or_says_what_is_missing(tmp_path: Path) -> None:
+    wanted = {
+        "train --config-file configs/zeroshapes/alignzeg.yaml": "in a checkout of the repository",
+        "train": "DATASETS.TRAIN is empty; give a data set",
+        "predict --weights m.pth --classes cat x.png": "x.png does not exist; give an image",
+        "predict --weights m.pth --words": "checkpoint 'm.pth' does not exist; give another",
+        "report run": "'run' holds no evaluation; give the OUTPUT_DIR of an evaluated run",
+        "demo": "there is no folder configs; run this in a checkout of the repository",
+        "ablate": "give one that exists, or run this in a checkout of the repository",
+        "share m.pth shared": "checkpoint 'm.pth' does not exist; give another",
+    }
+    done = run_installed(tmp_path, [], *wanted)
+    for (code, (line,), _), said in zip(done, wanted.values(), strict=True):
+        assert code == 2 and said in line

@@ -25,8 +25,8 @@ PAGES = [
     DOCS / "extend.md",
     DOCS / "share.md",
 ]
-# Their commands have a test of their own (test_custom_data_tutorial, test_photographs), or take
-# hours; those of the last are read here, but not run.
+# Their commands have a test of their own (test_custom_data_tutorial), or take photographs or hours;
+# those of the last two are read here, but not run.
 OTHERS = {DOCS / f"{name}.md" for name in ("custom_data", "photographs", "results")}
 # Run elsewhere: `make test` is this suite; `make demo`, `make photos`, ablation and K-splits are
 # long and have tests of their own, as has `alignzeg web`, which ends when it is told to; the
@@ -125,9 +125,10 @@ def test_commands_in_order(workplace):
     assert (workplace / "output" / "predictions" / "image.json").is_file()
 
 
-def test_the_commands_of_the_results_can_be_read():
-    lines = [line for line in commands(DOCS / "results.md") if line.startswith("alignzeg ")]
-    assert len(lines) > 10
+@pytest.mark.parametrize(("page", "least"), [("results", 11), ("photographs", 4)])
+def test_the_commands_of_long_trainings_can_be_read(page, least):
+    lines = [line for line in commands(DOCS / f"{page}.md") if line.startswith("alignzeg ")]
+    assert len(lines) >= least
     for line in lines:
         name, *words = shlex.split(line)[1:]
         command = importlib.import_module(f"alignzeg.commands.{name.replace('-', '_')}")

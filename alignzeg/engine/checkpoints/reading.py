@@ -31,6 +31,9 @@ POINTER = "last_checkpoint"
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 
+_GIVE = "give another, such as the model_final.pth that alignzeg train writes"
+
+
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Reads a file of torch.save, or a .safetensors file, to the CPU without running code in it.
 
@@ -47,11 +50,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
                 raise ValueError(f"checkpoint {path!r} is damaged: {reason}; use another one")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ValueError(f"checkpoint {path!r} does not exist") from error
+        raise ValueError(f"checkpoint {path!r} does not exist; {_GIVE}") from error
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(
             f"checkpoint {path!r} is damaged, or holds more than tensors and plain values, which "
-            "is not loaded because it could run code"
+            f"is not loaded because it could run code; {_GIVE}"
         ) from error
     except DAMAGED as error:
         if str(error).startswith("checkpoint "):
@@ -59,7 +62,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"checkpoint {path!r} is damaged, or no checkpoint at all: "
-            f"{type(error).__name__} {reason}"
+            f"{type(error).__name__} {reason}".rstrip()
+            + f"; {_GIVE}"
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(

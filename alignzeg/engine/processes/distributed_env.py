@@ -92,7 +92,10 @@ def world_size(args: argparse.Namespace) -> int:
     if env is not None:
         return env.world_size
     if args.num_gpus < 1 or args.num_machines < 1:
-        raise ValueError("--num-gpus and --num-machines must be 1 or more")
+        raise ValueError(
+            f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}; both must be "
+            "1 or more"
+        )
     if not 0 <= args.machine_rank < args.num_machines:
         raise ValueError(
             f"--machine-rank is {args.machine_rank}; with --num-machines {args.num_machines} it "

@@ -146,7 +146,11 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
     if not config_file:
         return []
     if not PathManager.isfile(str(config_file)):
-        raise ValueError(f"config file {str(config_file)!r} does not exist")
+        what = "is a folder" if PathManager.isdir(str(config_file)) else "does not exist"
+        raise ValueError(
+            f"config file {str(config_file)!r} {what}; give a YAML file, such as "
+            "configs/zeroshapes/alignzeg.yaml in a checkout of the repository"
+        )
     try:
         loaded = CfgNode.load_yaml_with_base(str(config_file), allow_unsafe=False)
     except yaml.YAMLError as error:
@@ -155,7 +159,8 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
         ) from error
     except _BAD_BASE as error:
         raise ValueError(
-            f"config file {str(config_file)!r} is empty, or does not fit its _BASE_"
+            f"config file {str(config_file)!r} is empty, or does not fit its _BASE_; "
+            "write keys with values into it, such as SEED: 1"
         ) from error
     except (OSError, UnicodeError, RecursionError) as error:
         reason = " ".join(str(error).split())

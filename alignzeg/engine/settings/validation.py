@@ -71,7 +71,9 @@ def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> 
     """Refuses a weight file that is not there, or an untrusted pickle."""
     weights = cfg.MODEL.WEIGHTS
     if not weights and needed:
-        raise ValueError("MODEL.WEIGHTS is empty; give the checkpoint to evaluate")
+        raise ValueError(
+            "MODEL.WEIGHTS is empty; give the checkpoint to evaluate, as --weights FILE"
+        )
     if weights and "://" not in weights and not os.path.isfile(weights):
         raise ValueError(f"MODEL.WEIGHTS is {weights!r}, but there is no such file")
     if weights.endswith(".pkl"):
