@@ -236,7 +236,8 @@ class _Tiles:
         least = logits.amin(1)[self.columns.low].amin(1).sigmoid_()
         most = logits.amax(1)[self.columns.low].amax(1).sigmoid_()
         lower = torch.mm(least, self.probs).amax(1, keepdim=True)
-        return torch.mm(most, self.probs) * (1 + _ROUNDING) >= lower
+        # NaN leaves no class out.
+        return ~(torch.mm(most, self.probs) * (1 + _ROUNDING) < lower)
 
     def _turns(
         self, possible: Tensor, counts: Tensor, rows: int

@@ -182,6 +182,19 @@ def test_sizes_around_those_of_a_tile(output: tuple[int, int]) -> None:
     assert unexplained(labels, plain_scores(probs, logits, *sizes)) == 0
 
 
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_an_image_of_nan_is_named_and_spoils_nothing_else(mode: str) -> None:
+    probs, logits = random_case(5, 9, (24, 24))
+    sizes = ((96, 96), (96, 96), (96, 96))
+    whole = semantic_inference(probs, logits, *sizes, 0.1, mode)
+    logits[:, :2, :2] = torch.nan
+    best = torch.zeros(96, 96)
+    labels = semantic_inference(probs, logits, *sizes, 0.1, mode, confidence=best)
+    assert int(labels.max()) < 9
+    assert torch.equal(labels[16:, 16:], whole[16:, 16:])
+    assert best[:4, :4].isnan().all() and not best[16:, 16:].isnan().any()
+
+
 def test_where_the_background_wins() -> None:
     probs = torch.tensor([[0.6, 0.1, 0.3], [0.1, 0.1, 0.8]])
     logits = torch.full((2, 5, 6), -8.0)
