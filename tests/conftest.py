@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,20 @@ def seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def loud() -> None:
-    """Logs reach `caplog` also after a test that has set up the logging of a run."""
+def logging_as_before() -> Iterator[None]:
+    """Logs reach `caplog`, and nothing of a run's logging is left to later tests."""
     for name in LOGGERS:
         logging.getLogger(name).propagate = True
+    loggers = [logging.getLogger(), *map(logging.getLogger, LOGGERS)]
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.setLevel(level)
+        for handler in list(logger.handlers):
+            # Those of pytest come and go by themselves.
+            if handler not in handlers and not type(handler).__module__.startswith("_pytest"):
+                logger.removeHandler(handler)
+                handler.close()
 
 
 @pytest.fixture(scope="session")
