@@ -78,6 +78,12 @@ def test_an_answer_that_differs_is_refused() -> None:
     other[2, 3] = 1
     with pytest.raises(AssertionError, match="1 of 16 pixels differ"):
         label_map.all_equal(labels, other)
+    sides = label_map.exact(20, 512, quick=True)
+    named, wanted = sides["ours"](), sides["peer"]()
+    assert label_map.equal_but_for_ties(20, 512, "plain", named, wanted) == "0 pixels differ"
+    named[5, 7] = 19 - named[5, 7]
+    with pytest.raises(AssertionError, match=r"1 pixels differ, by 0\.\d+ of score"):
+        label_map.equal_but_for_ties(20, 512, "plain", named, wanted)
     with pytest.raises(AssertionError, match="prototypes differ"):
         vlm.close(torch.zeros(2, 3), torch.full((2, 3), 1e-3))
     sides = losses.matching("maskformer", 5, quick=True)
