@@ -30,8 +30,8 @@ PINNED = {
 # beside which others kept more than this many cores busy.
 DISTURBED, OTHER_CORES = 1.15, 0.15
 _LOOP_SIDE, _LOOP_ROUNDS = 512, 20
-# Processes whose peak memory is measured for one figure.
-_PROCESSES = 3
+# Runs whose peak memory is measured for one figure.
+_MEMORY_RUNS = 3
 
 Sides = dict[str, Callable[[], Any]]
 
@@ -110,39 +110,40 @@ def memory(name: str, row: Row, quick: bool) -> Result:
 
 
 def peak_mib(row: str, side: str, quick: bool) -> float:
-    """Growth of the resident memory, in MiB, of a fresh process that runs one side once.
+    """Growth of the resident memory, in MiB, of a fresh process that runs one side.
 
-    The median of a few processes: what the allocator asks the system for differs from one to the
-    next. Toys need no process of their own: their memory means nothing.
+    Toys need no process of their own: their memory means nothing.
     """
     if quick:
         return growth_mib(importlib.import_module("bench.run").rows()[row][1], side, quick)
     command = [sys.executable, str(REPOSITORY / "dev" / "bench"), "--peak", row, side]
     # With a pinned allocator a process also holds what others of its buffers have freed.
     env = {key: value for key, value in os.environ.items() if key not in PINNED}
-    found = []
-    for _ in range(_PROCESSES):
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-        found.append(float(done.stdout.split()[-1]))
-    return statistics.median(found)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
 
 
 def growth_mib(row: Row, side: str, quick: bool) -> float:
-    """Peak growth in this process; what is made once for all calls is made before, at toy size."""
+    """Peak growth in this process; what is made once for all calls is made before, at toy size.
+
+    The median of a few runs: what the allocator asks the system for differs from one to the next.
+    """
     assert row.build is not None
     row.build(True)[side]()
     run = row.build(quick)[side]
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _status("VmRSS")
-    kept = run()
-    grown = (_status("VmHWM") - before) / 1024
-    del kept
+    found = []
+    for _ in range(1 if quick else _MEMORY_RUNS):
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = _status("VmRSS")
+        kept = run()
+        found.append((_status("VmHWM") - before) / 1024)
+        del kept
     # A page is the least that can be seen.
-    return max(grown, 1 / 256)
+    return max(statistics.median(found), 1 / 256)
 
 
 def _status(key: str) -> int:
