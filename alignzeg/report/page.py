@@ -196,5 +196,5 @@ def _settings(runs: Sequence[RunResult], about: About) -> str:
         for run in runs
         if run.config
     )
-    facts_list = f'<dl>{rows}</dl>' if rows else ""
+    facts_list = f"<dl>{rows}</dl>" if rows else ""
     return facts_list + block + details
