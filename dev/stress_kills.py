@@ -139,21 +139,26 @@ def strike(child: int, folder: Path, in_save: bool, wait_s: float) -> str:
         child: its process id.
         folder: of its run.
         in_save: wait for a save first.
-        wait_s: seconds to the moment, from then or from now on.
+        wait_s: seconds to the moment, from then or from now on; less where a save takes less.
 
     Returns:
         "save" if a checkpoint was being written, "other" if not, "end" if it had ended before.
     """
     born = time.time()
-    while in_save and not saving(folder, born):
-        if ended(child):
-            return "end"
-        time.sleep(IDLE_S)
-    deadline = time.monotonic() + wait_s
-    while time.monotonic() < deadline:
-        if ended(child):
-            return "end"
-        time.sleep(IDLE_S)
+    while True:
+        while in_save and not saving(folder, born):
+            if ended(child):
+                return "end"
+            time.sleep(IDLE_S)
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and (not in_save or saving(folder, born)):
+            if ended(child):
+                return "end"
+            time.sleep(IDLE_S)
+        if not in_save or saving(folder, born):
+            break
+        # This save was over before that moment: earlier in the next one.
+        wait_s /= 2
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "save" if saving(folder, born) else "other"
