@@ -145,20 +145,16 @@ def strike(child: int, folder: Path, in_save: bool, wait_s: float) -> str:
         "save" if a checkpoint was being written, "other" if not, "end" if it had ended before.
     """
     born = time.time()
-    while True:
-        while in_save and not saving(folder, born):
-            if ended(child):
-                return "end"
-            time.sleep(IDLE_S)
-        deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline and (not in_save or saving(folder, born)):
-            if ended(child):
-                return "end"
-            time.sleep(IDLE_S)
-        if not in_save or saving(folder, born):
-            break
-        # This save was over before that moment: earlier in the next one.
-        wait_s /= 2
+    start = None if in_save else time.monotonic()
+    while start is None or time.monotonic() < start + wait_s:
+        if ended(child):
+            return "end"
+        time.sleep(IDLE_S)
+        if start is None and saving(folder, born):
+            start = time.monotonic()
+        elif in_save and start is not None and not saving(folder, born):
+            # This save was over before that moment: earlier in the next one.
+            start, wait_s = None, wait_s / 2
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "save" if saving(folder, born) else "other"

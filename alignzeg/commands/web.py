@@ -77,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
 
     names = read_class_list(args.classes) if args.classes else ()
     if names:
+        # Refuses a name that is given twice.
         Vocabulary.from_unseen([name.split(SYNONYM_SEPARATOR)[0] for name in names], [])
     classes = ", ".join(names)
     if args.device:

@@ -83,10 +83,21 @@ def read_values(path: str | Path) -> NDArray:
         raise ValueError(f"cannot read label file {path}: {error}") from error
 
 
-def check_image(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image as `read_rgb` returns it, from the file's header.
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image as `read_rgb` returns it, from the file's header alone.
 
-    An image of another depth than 8 bits is read, for its range.
+    Raises:
+        ValueError: if the file cannot be read; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return _size(image)
+    except READ_ERRORS as error:
+        raise ValueError(f"cannot read image file {path}: {error}") from error
+
+
+def check_image(path: str | Path) -> tuple[int, int]:
+    """As `picture_size`; an image of another depth than 8 bits is read, and so is its range.
 
     Raises:
         ValueError: as `read_rgb`, for the images that are read.

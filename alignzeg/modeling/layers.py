@@ -46,10 +46,10 @@ class PixelNormalizer(nn.Module):
 def pointwise_by_onednn(module: nn.Module, device: torch.device) -> None:
     """Lets a CPU compute kernels of 1 x 1 by oneDNN where channels come last, with one thread too.
 
-    With one thread and fewer than 16 images PyTorch takes an older algorithm for these, which needs
-    twice as long on maps with the channels last. It takes oneDNN for dilated kernels, and dilation
-    changes nothing in a kernel of one place. Networks with the channels first gain nothing and are
-    left alone.
+    With one thread and fewer than 16 images PyTorch takes an older algorithm for these, which takes
+    longer on batches with the channels last; by how much depends on the processor. It takes oneDNN
+    for dilated kernels, and dilation changes nothing in a kernel of one place. Networks with the
+    channels first gain nothing and are left alone.
 
     Args:
         module: if it has kernels with the channels last, its kernels of 1 x 1 get a dilation of 2

@@ -2,8 +2,8 @@
 
 The usual order upsamples all Q masks, multiplies by all K classes and takes the argmax of a
 (K, H, W) map, which at 1024 x 1024 pixels and 847 classes needs 7 GB. Here a tile of the answer
-goes all the way to labels before the next one starts, so that memory depends neither on K nor on
-the size of the image.
+goes all the way to labels before the next one starts, so that memory hardly depends on K or on the
+size of the image.
 
 In most tiles few classes can win. A mask inside a tile lies between the sigmoid of the lowest and
 of the highest logit around it, because interpolation is a weighted mean; so the score of each
@@ -267,11 +267,11 @@ class _Tiles:
         values = logits.index_select(0, low.flatten()).view(*low.shape, *logits.shape[1:])
         if self.columns.fast:
             values = _product(values.sigmoid_(), probs)
-        for taps, weights in zip(rows, self.columns.steps, strict=True):
+        for step, (taps, weights) in enumerate(zip(rows, self.columns.steps, strict=True)):
             values = interpolate(values, taps, 2)
             flat = torch.bmm(weights[tiles], values.flatten(2))
             values = flat.view(*flat.shape[:2], *values.shape[2:])
-            if not self.columns.fast and weights is self.columns.steps[0]:
+            if step == 0 and not self.columns.fast:
                 values.sigmoid_()
         values = values if self.columns.fast else _product(values, probs)
         return values.flatten(1, 2)

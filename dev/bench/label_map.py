@@ -146,10 +146,8 @@ def grows_little(name: str, row: Row, quick: bool) -> Result:
 
 def _exact_row(goal: float, classes: int, size: int, **options: Any) -> Row:
     what = f"exact label map, {classes} classes, {size}², beside MaskFormer's order"
-    build, check = (
-        partial(exact, classes, size),
-        partial(equal_but_for_ties, classes, size, "plain"),
-    )
+    build = partial(exact, classes, size)
+    check = partial(equal_but_for_ties, classes, size, "plain")
     return Row(goal, what, timed, build, allocator=True, check=check, **options)
 
 

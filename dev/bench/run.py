@@ -174,8 +174,14 @@ def write(report: dict[str, Any], args: argparse.Namespace) -> int:
     # A part that is measured anew takes its place among the other rows.
     kept = json.loads(path.read_text()) if path.is_file() else {}
     both = kept | found
+    about = args.output / "about.json"
+    if kept.keys() - found.keys() and about.is_file():
+        # The page tells of the worst that happened beside any of its rows.
+        reports = (report, json.loads(about.read_text()))
+        noises = [one["disturbance"] for one in reports]
+        report["disturbance"] = max(noises, key=lambda noise: noise.get("other_cores", 0.0))
     atomic_write(path, json.dumps(both, indent=1) + "\n")
-    atomic_write(args.output / "about.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(about, json.dumps(report, indent=1) + "\n")
     known = {name: row for name, (_, row) in rows().items()}
     if not args.quick and args.output == OUTPUT and known.keys() <= both.keys():
         atomic_write(PAGE, render({**report, "rows": both}, known))

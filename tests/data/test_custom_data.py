@@ -17,7 +17,7 @@ import alignzeg
 from alignzeg.data.checks import check_files
 from alignzeg.data.labels import get_vocabulary, training_vocabulary
 from alignzeg.data.mapper import ZeroShotMapper
-from alignzeg.data.pictures import check_image, read_rgb
+from alignzeg.data.pictures import picture_size, read_rgb
 from alignzeg.engine import setup_config, validate
 from alignzeg.inference.checkpoint_classes import provide_seen
 
@@ -230,7 +230,7 @@ def test_a_turned_photograph_has_the_size_that_is_read(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((4, 9, 3), np.uint8)).save(tmp_path / "phone.jpg", exif=exif)
-    assert check_image(str(tmp_path / "phone.jpg")) == (9, 4)
+    assert picture_size(str(tmp_path / "phone.jpg")) == (9, 4)
     assert read_rgb(str(tmp_path / "phone.jpg")).shape[:2] == (9, 4)
 
 

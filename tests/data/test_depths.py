@@ -16,7 +16,7 @@ import alignzeg
 from alignzeg.data.checks import count_classes
 from alignzeg.data.input_images import as_rgb
 from alignzeg.data.labels import get_vocabulary, label_lookup, read_labels
-from alignzeg.data.pictures import check_image, eight_bits, read_rgb, read_values
+from alignzeg.data.pictures import check_image, eight_bits, picture_size, read_rgb, read_values
 
 GREY = np.array([[0, 1, 200], [255, 90, 30]], np.uint8)
 
@@ -64,7 +64,7 @@ def test_a_turned_tiff_is_turned_once(tmp_path: Path, tag: int, turns: int) -> N
     path = tmp_path / "turned.tif"
     Image.fromarray(GREY).save(path, tiffinfo={0x0112: tag})
     right = np.rot90(GREY, turns)
-    assert check_image(path) == right.shape
+    assert picture_size(path) == check_image(path) == right.shape
     assert np.array_equal(read_rgb(path)[..., 0], right)
     assert np.array_equal(read_values(path), right)
     with Image.open(path) as image:

@@ -56,16 +56,9 @@ def test_indicator_reads_what_it_says():
 def test_leaving_names_out_makes_the_examples():
     """With one name left out at a time, each draw knows whose proposals have no name."""
     torch.manual_seed(0)
-    part = LeaveOutIndicator(
-        left_out=0.34,
-        embed_dim=0,
-        logit_scale=5.0,
-        hidden_dim=3,
-        top_cosines=2,
-        threshold=0.5,
-        gamma=1.0,
-        mode="soft",
-    )
+    parts = {"embed_dim": 0, "logit_scale": 5.0, "hidden_dim": 3, "top_cosines": 2}
+    parts |= {"threshold": 0.5, "gamma": 1.0, "mode": "soft"}
+    part = LeaveOutIndicator(left_out=0.34, **parts)
     regions, text, labels = unit(4, 6), unit(3, 6), torch.tensor([0, 1, 2, 2])
     logits, unseen = part.examples(unit(4, 6), regions, labels, text, None)
     assert len(logits) % 4 == 0
@@ -84,16 +77,7 @@ def test_leaving_names_out_makes_the_examples():
         torch.testing.assert_close(got, want)
     assert len(seen_draws) > 1
     with pytest.raises(ValueError, match="LEFT_OUT must be above 0 and below 1; got 1.0"):
-        LeaveOutIndicator(
-            left_out=1.0,
-            embed_dim=0,
-            logit_scale=5.0,
-            hidden_dim=3,
-            top_cosines=2,
-            threshold=0.5,
-            gamma=1.0,
-            mode="soft",
-        )
+        LeaveOutIndicator(left_out=1.0, **parts)
 
 
 def test_ensemble_exponents():

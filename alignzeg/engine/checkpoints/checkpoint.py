@@ -14,6 +14,7 @@ from torch import nn
 
 from alignzeg.engine.checkpoints.integrity import check_room
 from alignzeg.engine.checkpoints.reading import (
+    KEY,
     POINTER,
     check_written,
     find_newest,
@@ -27,7 +28,6 @@ from alignzeg.files import ATTEMPTS, atomic_write
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-KEY = "alignzeg"
 # Room for what is not tensors, and for the archive around them.
 SLACK_BYTES = 2**20
 

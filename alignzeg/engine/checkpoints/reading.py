@@ -28,9 +28,9 @@ TRUSTED_VARIABLE = "ALIGNZEG_TRUSTED"
 TRUSTED_ADDRESSES = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
 # Holds the name of the last checkpoint.
 POINTER = "last_checkpoint"
+# What a checkpoint says of itself.
+KEY = "alignzeg"
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
-
-
 _GIVE = "give another, such as the model_final.pth that alignzeg train writes"
 
 
@@ -79,7 +79,7 @@ def read_about(path: str) -> dict[str, Any]:
     Raises:
         ValueError: as `read_checkpoint`, or if the file says too little.
     """
-    about = read_checkpoint(path).get("alignzeg")
+    about = read_checkpoint(path).get(KEY)
     about = about if isinstance(about, dict) else {}
     config, seen = about.get("config"), about.get("seen")
     told = config and isinstance(config, str) and seen and isinstance(seen, list)

@@ -30,6 +30,7 @@ from alignzeg.engine.processes.errors import (
     explain,
 )
 from alignzeg.engine.processes.signals import forward, handling
+from alignzeg.files import atomic_write
 
 # CUDA does not survive a fork.
 START_METHOD = "spawn"
@@ -105,7 +106,8 @@ def _work(
     except BaseException as error:  # noqa: BLE001 (the parent process raises it)
         code, trace = exit_code(error), traceback.format_exc()[-20000:]
         report = ChildReport(code, explain(error), trace, time.monotonic())
-    (Path(folder) / str(index)).write_bytes(pickle.dumps(report))
+    # Whole or not at all, should this process be killed meanwhile.
+    atomic_write(Path(folder) / str(index), pickle.dumps(report))
     process_exit.exit_now(code)
 
 
@@ -135,7 +137,7 @@ def _cause(context: ProcessContext, first: int, folder: Path) -> tuple[int, Chil
     `first` was noticed first; it may have left because of another.
     """
     codes = [process.exitcode for process in context.processes]
-    reports = {int(path.name): pickle.loads(path.read_bytes()) for path in folder.iterdir()}
+    reports = {int(path.name): pickle.loads(path.read_bytes()) for path in folder.glob("[0-9]*")}
     told = [index for index, report in reports.items() if report is not None]
     if first in told or codes[first] == PEER_FAILED:
         others = (i for i, code in enumerate(codes) if code not in (0, PEER_FAILED))

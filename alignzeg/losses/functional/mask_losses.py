@@ -54,9 +54,7 @@ class _MaskLosses(torch.autograd.Function):
         for rows in _row_parts(logits):
             x, weighted, w = _visible(logits, targets, weights, ids, rows)
             probs = x.sigmoid()
-            # softplus(x) is max(x, 0) - log sigmoid(|x|), and sigmoid(|x|) is there already.
-            entropy = x.clamp(min=0).sub_(torch.maximum(probs, 1 - probs).log_())
-            sums[0, rows] = _row_sums(entropy, w) - (x * weighted).sum(1)
+            sums[0, rows] = _row_sums(_softplus(x, probs), w) - (x * weighted).sum(1)
             sums[1, rows] = x.shape[1] if w is None else w.sum(-1)
             sums[2, rows] = 2 * (probs * weighted).sum(1) + 1
             sums[3, rows] = _row_sums(probs, w) + weighted.sum(1) + 1
@@ -104,6 +102,11 @@ def _visible(
     w = (weights if weights.dim() == 1 else weights[rows]).to(x.dtype)
     hidden = w <= 0
     return x.masked_fill(hidden, 0), (t * w).masked_fill_(hidden, 0), w
+
+
+def _softplus(logits: Tensor, probs: Tensor) -> Tensor:
+    """max(x, 0) - log sigmoid(|x|), from the sigmoids that are there already."""
+    return logits.clamp(min=0).sub_(torch.maximum(probs, 1 - probs).log_())
 
 
 def _row_sums(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -203,13 +206,11 @@ def pairwise_mask_costs(
         x, probs = both[:queries], both[queries:]
         torch.sigmoid(x.copy_(logits[:, where]), out=probs)
         columns = weighted[:, start:stop]
-        # softplus(x) is max(x, 0) - log sigmoid(|x|), and sigmoid(|x|) is there already.
-        certain = torch.maximum(probs, 1 - probs)
         if targets.alike:
-            lost = x.clamp(min=0).sum(1) - _sum_of_logs(certain)
+            lost = x.clamp(min=0).sum(1) - _sum_of_logs(torch.maximum(probs, 1 - probs))
             entropy += lost * columns[-1, :1]
         else:
-            entropy += x.clamp(min=0).sub_(certain.log_()) @ columns[-1]
+            entropy += _softplus(x, probs) @ columns[-1]
         products += both @ columns.T
     linear, overlap = products[:queries, :count], products[queries:, :count]
     area = products[queries:, count:]
