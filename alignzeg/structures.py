@@ -123,7 +123,7 @@ class Vocabulary:
 
     def unseen_mask(self, device: torch.device | str = "cpu") -> Tensor:
         """(K,) bool, true where the class is unseen."""
-        return ~torch.tensor(self.seen, dtype=torch.bool, device=device)
+        return ~torch.tensor(self.seen, dtype=torch.bool).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,17 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         """The same targets on another device."""
+
+        def moved(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=True)
+
         return Targets(
-            self.labels.to(device),
-            self.masks.to(device),
-            self.valid.to(device),
+            moved(self.labels),
+            moved(self.masks),
+            moved(self.valid),
             self.name,
-            None if self.padding is None else self.padding.to(device),
-            None if self.weights is None else self.weights.to(device),
+            None if self.padding is None else moved(self.padding),
+            None if self.weights is None else moved(self.weights),
         )
 
     def padded(self, size: tuple[int, int]) -> Targets:

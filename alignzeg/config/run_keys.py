@@ -46,7 +46,8 @@ TEST = Section(
         ),
         "MEMORY_MIB": Key(
             32,
-            "Memory that the making of a label map may take, besides the map itself.",
+            "Memory that the making of a label map may take on a CPU, besides the map itself; "
+            "16 times as much on a GPU.",
             COUNT,
             "MiB",
             "ours",

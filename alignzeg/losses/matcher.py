@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -73,24 +75,27 @@ class HungarianMatcher(nn.Module):
             FloatingPointError: if a cost is not finite; names the layer, the image and the cost.
             ValueError: if the targets' size is no multiple of the mask logits' size.
         """
+        device = outputs.class_logits.device
+        with torch.autocast(device.type, enabled=False):
+            costs = [self._costs(outputs, *pair) for pair in enumerate(targets)]
+        # Two moves between devices a batch, as each waits.
+        flat = torch.cat([of_image.flatten() for of_image in costs]).cpu()
+        parts = flat.split([of_image.numel() for of_image in costs])
+        found = []
+        for image, (target, part) in enumerate(zip(targets, parts, strict=True)):
+            of_layers = part.view(costs[image].shape)
+            name = target.name or f"#{image}"
+            found += [self._assign(cost, layer, name) for layer, cost in enumerate(of_layers)]
+        ids = torch.from_numpy(np.concatenate(found, axis=1)).to(device)
+        pairs = ids.split([len(rows) for rows, _ in found], dim=1)
         layers = len(outputs.proposals)
-        matches: list[list[Matches]] = [[] for _ in range(layers)]
-        device_type = outputs.class_logits.device.type
-        with torch.autocast(device_type, enabled=False):
-            for image, target in enumerate(targets):
-                costs = self._costs(outputs, image, target).cpu()
-                for layer in range(layers):
-                    found = self._assign(costs[layer], layer, target.name or f"#{image}")
-                    matches[layer].append(
-                        Matches(*(ids.to(outputs.class_logits.device) for ids in found))
-                    )
-        return matches
+        return [[Matches(*pair) for pair in pairs[layer::layers]] for layer in range(layers)]
 
     def _costs(self, outputs: Outputs, image: int, target: Targets) -> Tensor:
         """(L, 3, Q, G) unweighted class, mask and dice costs of one image."""
         logits = [layer.mask_logits[image].flatten(1) for layer in outputs.proposals]
         if not len(target.labels):
-            return torch.zeros(len(logits), 3, len(logits[0]), 0)
+            return logits[0].new_zeros(len(logits), 3, len(logits[0]), 0, dtype=torch.float32)
         height, width = outputs.proposals[-1].mask_logits.shape[-2:]
         dtype = functional.full_precision(logits[0]).dtype
         pair_targets = functional.PairTargets.of_masks(
@@ -101,10 +106,15 @@ class HungarianMatcher(nn.Module):
             named = -scores.softmax(-1)[:, target.labels]
         else:
             named = logits[0].new_zeros(len(logits[0]), len(target.labels))
+        if named.device.type != "cpu":
+            # One large operation takes as long as a small one.
+            found = functional.pairwise_mask_costs(torch.cat(logits), pair_targets)
+            bce, dice = (cost.view(len(logits), *named.shape) for cost in found)
+            return torch.stack([named.to(bce).expand_as(bce), bce, dice], dim=1)
         pairs = (functional.pairwise_mask_costs(layer, pair_targets) for layer in logits)
         return torch.stack([torch.stack([named.to(bce), bce, dice]) for bce, dice in pairs])
 
-    def _assign(self, costs: Tensor, layer: int, name: str) -> tuple[Tensor, Tensor]:
+    def _assign(self, costs: Tensor, layer: int, name: str) -> tuple[NDArray, NDArray]:
         """Proposal and target indices of the cheapest assignment; costs is (3, Q, G)."""
         scale = costs.new_tensor([self.class_cost, self.mask_cost, self.dice_cost])
         # Finite costs may add up to more than a number can hold.
@@ -118,4 +128,4 @@ class HungarianMatcher(nn.Module):
                     "(SOLVER.CLIP_GRADIENTS)"
                 )
         rows, columns = linear_sum_assignment(total.numpy())
-        return torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)
+        return rows.astype(np.int64), columns.astype(np.int64)

@@ -38,6 +38,11 @@ class Geometry:
         """Where rows (axis 0) or columns (axis 1) of the image lie in the grid."""
         return _source(index.double(), self.low[axis], self.padded[axis])
 
+    def direct_positions(self, index: Tensor, axis: int) -> Tensor:
+        """Where output rows (axis 0) or columns (axis 1) lie in the grid, in one step."""
+        inside = self.image_positions(index, axis).clamp_(max=self.image[axis] - 1)
+        return self.low_positions(inside, axis)
+
 
 def _source(index: Tensor, size_in: int, size_out: int) -> Tensor:
     """Where output positions lie in the input (align_corners=False), not below 0."""
@@ -66,8 +71,11 @@ def output_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool = 
         return _image_rows(values, rows, geometry, masks)
     height = geometry.image[0]
     first, second, weight = interpolation_taps(geometry.image_positions(rows, 0), height)
-    # Strong reduction skips rows, so only those that count are upsampled.
-    needed, place = torch.unique(torch.cat([first, second]), return_inverse=True)
+    needed = torch.cat([first, second])
+    place = torch.arange(len(needed), device=needed.device)
+    if values.device.type == "cpu":
+        # Each row once; other devices would have to wait for their number.
+        needed, place = torch.unique(needed, return_inverse=True)
     found = _image_rows(values, needed, geometry, masks)
     found = interpolate(found, (place[: len(rows)], place[len(rows) :], weight), 1)
     return _widen(found, geometry.output[1])

@@ -155,7 +155,7 @@ class AlignZeg(ImageModel):
             # Networks see padding: an answer must not depend on the sizes of other images.
             return [self([item])[0] for item in batched_inputs]
         images = ImageList.from_tensors(
-            [item["image"].to(self.device).float() for item in batched_inputs],
+            [item["image"].to(self.device, non_blocking=True).float() for item in batched_inputs],
             self.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,8 +160,8 @@ def operations(run: Step) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def syncs(bench: Bench, run: Step) -> int | None:
-    """How often one call waits for the device; None without a GPU."""
+def syncs(bench: Bench, run: Step) -> dict[str, int] | None:
+    """How often a line of Python waits for the device in one call; None without a GPU."""
     if bench.device.type != "cuda":
         return None
     torch.cuda.set_sync_debug_mode("warn")
@@ -170,7 +171,8 @@ def syncs(bench: Bench, run: Step) -> int | None:
             run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)
+    waits = [w for w in caught if "synchroniz" in str(w.message)]
+    return dict(Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waits).most_common())
 
 
 def peak_gib(bench: Bench, run: Step) -> float | None:
@@ -180,6 +182,37 @@ def peak_gib(bench: Bench, run: Step) -> float | None:
     torch.cuda.reset_peak_memory_stats(bench.device)
     run()
     return torch.cuda.max_memory_allocated(bench.device) / 2**30
+
+
+def agreement(bench: Bench) -> dict[str, float]:
+    """How far a batch on the device is from the same on a CPU, in full precision.
+
+    The largest relative difference of a loss and of a gradient's norm, and the share of pixels
+    with another label.
+    """
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    size, found = 64 if bench.quick else 256, []
+    data = batch(size)
+    for device in ("cpu", str(bench.device)):
+        # Points would be drawn by another generator.
+        grid = ("ALIGNZEG.LOSS.NUM_POINTS", "0")
+        model = ours("baseline", bench.quick, vlm=True, opts=grid, device=device).train()
+        losses = model(data)
+        sum(losses.values()).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        with torch.no_grad():
+            item = {key: data[0][key] for key in ("image", "vocabulary")}
+            labels = model.eval()([item])[0]["sem_seg"]
+        found.append((torch.stack(list(losses.values())).detach().cpu(), norm.cpu(), labels))
+    torch.backends.cudnn.allow_tf32 = allowed
+    (losses, norm, labels), (our_losses, our_norm, our_labels) = found
+    return {
+        "loss": float(((our_losses - losses).abs() / losses.abs().clamp(min=1e-6)).max()),
+        "gradient_norm": float((our_norm - norm).abs() / norm),
+        "labels": float((our_labels != labels).float().mean()),
+    }
 
 
 def compare(bench: Bench, steps: dict[str, Callable[[], Step]]) -> dict[str, dict[str, Any]]:
@@ -239,6 +272,8 @@ def main() -> int:
         "transformers, MaskFormer": lambda: bench.their_inference(maskformer(SEEN, args.quick)),
         "transformers, Mask2Former": lambda: bench.their_inference(mask2former(SEEN, args.quick)),
     }
+    agreed = agreement(bench)
+    sys.stdout.write(f"beside the CPU, differences at most: {agreed}\n")
     most = ceiling(bench)
     found = {"training": compare(bench, training), "inference": compare(bench, inference)}
     about = machine()
@@ -251,13 +286,15 @@ def main() -> int:
                 sys.stdout.write(f"{kind:10s} {name:28s} FAILED: {result['error']}\n")
                 continue
             result["share_of_ceiling"] = result["tflops"] / most
-            memory = result["peak_gib"]
+            memory, waits = result["peak_gib"], result["syncs"]
+            waits = "-" if waits is None else f"{sum(waits.values())} {waits}"
             sys.stdout.write(
                 f"{kind:10s} {name:28s} {result['images_per_second']:8.2f} images/s  "
                 f"{100 * result['share_of_ceiling']:5.1f} % of the ceiling  "
-                f"{'-' if memory is None else f'{memory:.1f} GiB'}  syncs {result['syncs']}\n"
+                f"{'-' if memory is None else f'{memory:.1f} GiB'}  syncs {waits}\n"
             )
-    report = {"machine": about, "ceiling_tflops": most, "images": bench.images, **found}
+    report = {"machine": about, "ceiling_tflops": most, "images": bench.images, "agreement": agreed}
+    report |= found
     atomic_write(args.output / "gpu.json", json.dumps(report, indent=1) + "\n")
     # Without a compiler the rest still counts.
     broken = [n for group in found.values() for n, r in group.items() if "error" in r]

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignzeg.modeling.semantic_inference import background_wins, semantic_inference
+from alignzeg.modeling.interpolation import Geometry
+from alignzeg.modeling.semantic_inference import (
+    background_wins,
+    named_in_stripes,
+    semantic_inference,
+)
 
 
 def plain_scores(
@@ -63,6 +68,41 @@ def test_equals_the_plain_formula(name: str, memory_mib: float) -> None:
         assert labels.dtype == torch.uint8
         assert labels.shape == output
         assert unexplained(labels, scores) == 0
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("memory", [2e4, 3e5, 1e8])
+def test_the_way_of_a_gpu_equals_the_plain_formula(name: str, memory: float) -> None:
+    low, padded, image, output = GEOMETRIES[name]
+    for queries, classes in itertools.product((1, 7), (1, 2, 37)):
+        probs, logits = random_case(queries, classes, low)
+        geometry = Geometry(low, padded, image, output)
+        found = list(named_in_stripes(probs, logits, geometry, int(memory), False, True))
+        places = [i for rows, _, _ in found for i in range(rows.start, rows.stop)]
+        assert places == list(range(output[0]))
+        scores = plain_scores(probs, logits, padded, image, output)
+        assert unexplained(torch.cat([names for _, names, _ in found]), scores) == 0
+        best = torch.cat([values for _, _, values in found if values is not None])
+        torch.testing.assert_close(best, scores.amax(0).float())
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_fast_way_of_a_gpu_is_that_of_a_cpu(name: str) -> None:
+    low, padded, image, output = GEOMETRIES[name]
+    probs, logits = random_case(7, 37, low)
+    best = torch.zeros(output)
+    semantic_inference(probs, logits, padded, image, output, 1.0, "fast", confidence=best)
+    geometry = Geometry(low, padded, image, output)
+    found = list(named_in_stripes(probs, logits, geometry, 10**5, True, True))
+    torch.testing.assert_close(torch.cat([v for _, _, v in found if v is not None]), best)
+
+
+def test_autocast_does_not_round_the_scores() -> None:
+    probs, logits = random_case(7, 37, (16, 16))
+    sizes = ((64, 64), (64, 64), (64, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        labels = semantic_inference(probs, logits, *sizes, 1.0)
+    assert unexplained(labels, plain_scores(probs, logits, *sizes)) == 0
 
 
 @pytest.mark.parametrize("name", ["padded, odd", "up", "far down"])

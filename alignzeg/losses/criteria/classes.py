@@ -76,12 +76,15 @@ class ClassCriterion(Criterion):
             mask_logits = outputs.proposals[-1].mask_logits[image]
             copies = self._copies(mask_logits, target)
             counted[image] = self._judgeable(mask_logits, target) & ~copies
-            counted[image, match.proposals] = True
+            counted[image].index_fill_(0, match.proposals, True)
             classes[image, match.proposals] = target.labels[match.targets]
             shares[image, match.proposals] = target.mask_weights[match.targets]
-        entropy = F.cross_entropy(scores[counted], classes[counted], reduction="none")
+        # The only number that the device is waited for.
+        rows = counted.flatten().nonzero()[:, 0]
+        chosen, truth = scores.flatten(0, 1)[rows], classes.flatten()[rows]
+        entropy, weights = F.cross_entropy(chosen, truth, reduction="none"), shares.flatten()[rows]
         # Nothing to judge gives 0 / floor; otherwise the sum is at least one proposal's weight.
-        mean = (entropy * shares[counted]).sum() / shares[counted].sum().clamp(min=1e-12)
+        mean = (entropy * weights).sum() / weights.sum().clamp(min=1e-12)
         return {"loss_class": self.weight * mean}
 
     @torch.no_grad()

@@ -13,13 +13,15 @@ from alignzeg.peers import world_size
 from alignzeg.registries import CRITERION_REGISTRY
 from alignzeg.structures import Matches, Outputs, Targets
 
-# Masks whose points are drawn at once; the candidates' coordinates are what takes memory.
-_ROWS_AT_ONCE = 32
+# Masks whose points are drawn at once, on a CPU and elsewhere; the candidates' coordinates are
+# what takes memory.
+_ROWS_AT_ONCE, _ROWS_ON_DEVICE = 32, 512
 
 
 def count_masks(targets: list[Targets]) -> Tensor:
     """Ground-truth masks per process, at least 1; the mean over processes, which wait for it."""
-    count = targets[0].labels.new_tensor(sum(len(t.labels) for t in targets), dtype=torch.float32)
+    masks = float(sum(len(target.labels) for target in targets))
+    count = torch.full((), masks, device=targets[0].labels.device)
     if world_size() > 1:
         torch.distributed.all_reduce(count)
     return (count / world_size()).clamp(min=1)
@@ -110,9 +112,8 @@ class MaskCriterion(Criterion):
         masks = target.masks.flatten(1)
         of_pixels = None if target.weights is None else target.weights.flatten()
         parts = []
-        for rows, of_rows in zip(
-            logits.split(_ROWS_AT_ONCE), ids.split(_ROWS_AT_ONCE), strict=True
-        ):
+        step = _ROWS_AT_ONCE if logits.device.type == "cpu" else _ROWS_ON_DEVICE
+        for rows, of_rows in zip(logits.split(step), ids.split(step), strict=True):
             coords, pixels = functional.sample_uncertain_points(
                 rows.detach(), target.valid, self.num_points, self.oversample, self.importance
             )

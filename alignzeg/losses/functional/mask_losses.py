@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from alignzeg.losses.functional.masks import cell_shares, write_targets
 from alignzeg.losses.functional.numeric import full_precision
 
-# Elements of one tile of a cost matrix's temporaries: half a MiB in float32, which stays in a
-# cache.
+# Elements of one tile of the temporaries: half a MiB in float32, which stays in a cache, and on
+# other devices, where few large operations are fastest, 64 times as many.
 _TILE_ELEMENTS = 2**17
 
 
@@ -84,10 +84,13 @@ class _MaskLosses(torch.autograd.Function):
         return found, None, None, None
 
 
+def _tile_elements(device: torch.device) -> int:
+    return _TILE_ELEMENTS if device.type == "cpu" else 64 * _TILE_ELEMENTS
+
+
 def _row_parts(logits: Tensor) -> list[slice]:
-    """Rows that are done at once: on a CPU, temporaries that stay in a cache."""
-    most = _TILE_ELEMENTS if logits.device.type == "cpu" else 64 * _TILE_ELEMENTS
-    step = max(1, most // max(1, logits.shape[1]))
+    """Rows that are done at once."""
+    step = max(1, _tile_elements(logits.device) // max(1, logits.shape[1]))
     return [slice(start, start + step) for start in range(0, len(logits), step)]
 
 
@@ -126,7 +129,8 @@ class PairTargets:
         places: (p,) int64 these places; None: all.
         total: sum of all weights.
         masses: (G,) sums of the first G rows.
-        alike: whether all weights that are not 0 are equal.
+        alike: whether all weights that are not 0 are known to be equal.
+        hidden: (p,) bool where the weight is 0 all the same; None: nowhere.
     """
 
     weighted: Tensor
@@ -134,6 +138,7 @@ class PairTargets:
     total: Tensor
     masses: Tensor
     alike: bool
+    hidden: Tensor | None = None
 
     @classmethod
     def of(cls, targets: Tensor, weights: Tensor) -> PairTargets:
@@ -157,6 +162,8 @@ class PairTargets:
         """Takes (G + 1, P), targets with room for the weights below them; changes it."""
         weighted[:-1] *= weights
         weighted[-1] = weights
+        if weights.device.type != "cpu":
+            return cls.of_all_places(weighted)
         places = weights.nonzero()[:, 0]
         if len(places) == len(weights):
             alike = bool((weights == weights[:1]).all())
@@ -165,6 +172,13 @@ class PairTargets:
         weighted = weighted[:, places]
         alike = bool((weighted[-1] == weighted[-1, :1]).all())
         return cls(weighted, places, weights.sum(), masses, alike)
+
+    @classmethod
+    def of_all_places(cls, weighted: Tensor) -> PairTargets:
+        """Takes (G + 1, P) as `weighted`, changes it, and never waits for its device."""
+        hidden = weighted[-1] <= 0
+        weighted.masked_fill_(hidden, 0)
+        return cls(weighted, None, weighted[-1].sum(), weighted[:-1].sum(1), False, hidden)
 
 
 @torch.no_grad()
@@ -183,7 +197,7 @@ def pairwise_mask_costs(
         logits: (Q, P) predictions; they receive no gradient.
         targets: (G, P) in [0, 1], or what was prepared of them and the weights, in full precision.
         weights: (P,) >= 0; places of weight 0 have no influence. None: all 1, or as prepared.
-        tile: places per tile; None: as many as keep a temporary at half a MiB.
+        tile: places per tile; None: as many as keep a temporary at half a MiB on a CPU.
 
     Returns:
         (Q, G) mean cross-entropy and (Q, G) dice loss.
@@ -194,7 +208,8 @@ def pairwise_mask_costs(
         targets = PairTargets.of(targets.to(dtype), weights.to(dtype))
     weighted, places = targets.weighted, targets.places
     count, length = len(weighted) - 1, weighted.shape[1]
-    tile = min(tile or max(1, _TILE_ELEMENTS // max(1, queries)), max(1, length))
+    most = max(1, _tile_elements(logits.device) // max(1, queries))
+    tile = min(tile or most, max(1, length))
     entropy = weighted.new_zeros(queries)
     products = weighted.new_zeros(2 * queries, count + 1)
     # Logits of a tile above their probabilities: one memory for all tiles.
@@ -204,7 +219,10 @@ def pairwise_mask_costs(
         where = slice(start, stop) if places is None else places[start:stop]
         both = memory[: 2 * queries * (stop - start)].view(2 * queries, -1)
         x, probs = both[:queries], both[queries:]
-        torch.sigmoid(x.copy_(logits[:, where]), out=probs)
+        x.copy_(logits[:, where])
+        if targets.hidden is not None:
+            x.masked_fill_(targets.hidden[where], 0)
+        torch.sigmoid(x, out=probs)
         columns = weighted[:, start:stop]
         if targets.alike:
             lost = x.clamp(min=0).sum(1) - _sum_of_logs(torch.maximum(probs, 1 - probs))

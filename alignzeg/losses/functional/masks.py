@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 from alignzeg.losses.functional.numeric import full_precision
 
-# Masks brought to the prediction grid at once, which bounds the full-size float temporary.
+# Masks brought to the prediction grid at once on a CPU, which bounds the full-size temporary.
 _MASKS_AT_ONCE = 2
+# Numbers of which a rank is drawn: so many that no rank is favoured by a part in 10^10.
+_RANKS = 2**62
 
 
 def _stride(area: Tensor, size: tuple[int, int]) -> tuple[int, int]:
@@ -69,8 +71,9 @@ def write_targets(masks: Tensor, area: Tensor, weights: Tensor, targets: Tensor)
     """Writes what `grid_targets` returns, of weights (h, w), into targets (G, h, w)."""
     stride = _stride(area, (weights.shape[0], weights.shape[1]))
     supervised = weights.masked_fill(weights == 0, 1)
-    for start in range(0, len(masks), _MASKS_AT_ONCE):
-        part = slice(start, start + _MASKS_AT_ONCE)
+    step = _MASKS_AT_ONCE if masks.device.type == "cpu" else max(1, len(masks))
+    for start in range(0, len(masks), step):
+        part = slice(start, start + step)
         torch.div(_shares_inside(masks[part], area, stride), supervised, out=targets[part])
 
 
@@ -98,11 +101,21 @@ def sample_points(area: Tensor, rows: int, points: int) -> tuple[Tensor, Tensor]
         (rows, points) int64 flat index y * W + x of the pixel each point lies in.
     """
     height, width = area.shape
-    inside = area.flatten().nonzero()[:, 0]
-    pixels = inside[torch.randint(len(inside), (rows, points), device=area.device)]
+    if area.device.type == "cpu":
+        inside = area.flatten().nonzero()[:, 0]
+        pixels = inside[torch.randint(len(inside), (rows, points), device=area.device)]
+    else:
+        pixels = drawn_by_rank(area.flatten(), rows, points)
     corners = torch.stack([pixels % width, pixels // width], dim=-1)
-    size = torch.tensor([width, height], device=area.device)
+    size = torch.stack([torch.full((), edge, device=area.device) for edge in (width, height)])
     return (corners + torch.rand(corners.shape, device=area.device)) / size, pixels
+
+
+def drawn_by_rank(inside: Tensor, rows: int, points: int) -> Tensor:
+    """(rows, points) int64 places of (P,) trues; never waits for the device."""
+    counts = inside.cumsum(0)
+    ranks = torch.randint(_RANKS, (rows, points), device=inside.device) % counts[-1]
+    return torch.searchsorted(counts, ranks, right=True)
 
 
 def logits_at(logits: Tensor, known: Tensor, coords: Tensor) -> Tensor:
@@ -118,7 +131,8 @@ def logits_at(logits: Tensor, known: Tensor, coords: Tensor) -> Tensor:
         shared among the known ones.
     """
     coords = coords.to(logits.dtype)
-    if known.all():
+    # Other devices than a CPU would have to be waited for.
+    if known.device.type == "cpu" and known.all():
         # The nearest cells share what lies outside the image.
         border = {"align_corners": False, "padding_mode": "border"}
         return point_sample(logits[:, None], coords, **border)[:, 0]

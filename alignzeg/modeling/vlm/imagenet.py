@@ -185,11 +185,11 @@ class ImageNetVLM(FrozenVLM):
     @torch.no_grad()
     def embed_text(self, names: Sequence[str]) -> Tensor:
         # Without the mean of ImageNet's names.
-        embeds = self._sentence_embeds(checked_names(names)).to(self.device)
+        embeds = self._sentence_embeds(checked_names(names), self.device)
         return centred(embeds, self.text_mean.float())
 
-    def _sentence_embeds(self, names: list[str]) -> Tensor:
-        """(K, D) unit length, not centred, on the CPU."""
+    def _sentence_embeds(self, names: list[str], device: torch.device | str = "cpu") -> Tensor:
+        """(K, D) unit length, not centred."""
         identity = {
             "hash": self._settings["text_weights"],
             "templates": self.templates,
@@ -200,7 +200,7 @@ class ImageNetVLM(FrozenVLM):
         def encode() -> Tensor:
             return prompt_means(names, self.templates, self._sentences.encode)
 
-        return self._cache.get(identity, shape, encode)
+        return self._cache.get(identity, shape, encode, device)
 
     # --------------------------------------------------------------------------------------- images
     @override

@@ -62,7 +62,7 @@ class OpenClipVLM(FrozenVLM):
         region_blocks: last blocks that a region's class token runs through, 1 to the depth of the
             ViT.
         image_size: shorter side in pixels that the tower sees; 0 is the model's own.
-        logit_scale: cosines times this are logits; 0 is the model's own.
+        logit_scale: cosines times this are logits; 0 is the model's own, at most 100.
         cache_dir: folder of text prototypes; "" is ``~/.cache/alignzeg/text``.
 
     Raises:
@@ -101,7 +101,10 @@ class OpenClipVLM(FrozenVLM):
         self._preprocess = dict(clip.visual.preprocess_cfg)
         own = self._preprocess["size"]
         self.image_size = image_size or (own if isinstance(own, int) else min(own))
-        self._scale = float(logit_scale)
+        self.logit_scale = float(logit_scale) or min(float(clip.logit_scale.exp()), 100.0)
+        for key in ("mean", "std"):
+            values = torch.tensor(self._preprocess[key]).view(1, 3, 1, 1)
+            self.register_buffer(f"image_{key}", values, persistent=False)
         self.regions = regions
         self.region_blocks = region_blocks
         self._cache = TextCache(cache_dir)
@@ -136,11 +139,6 @@ class OpenClipVLM(FrozenVLM):
         """Rows and columns of pixels that the sides of the image it sees are multiples of."""
         return cell_size(self.clip.visual)
 
-    @property
-    def logit_scale(self) -> float:
-        """Cosines times this are logits; the model's own is exp(logit_scale), at most 100."""
-        return self._scale or min(float(self.clip.logit_scale.exp()), 100.0)
-
     # ---------------------------------------------------------------------------------------- names
     @property
     def known_words(self) -> frozenset[str] | None:
@@ -159,7 +157,7 @@ class OpenClipVLM(FrozenVLM):
         names = checked_names(names)
         identity = {"id": self.id, "hash": self.hash, "templates": self.templates, "names": names}
         shape = (len(names), self.embed_dim)
-        return self._cache.get(identity, shape, lambda: self._prototypes(names)).to(self.device)
+        return self._cache.get(identity, shape, lambda: self._prototypes(names), self.device)
 
     def _prototypes(self, names: list[str]) -> Tensor:
         def encode(prompts: list[str]) -> Tensor:
@@ -172,9 +170,8 @@ class OpenClipVLM(FrozenVLM):
     def _prepared(self, image: Tensor) -> Tensor:
         """Resize to the model's resolution (aspect kept, sides in whole patches) and normalise."""
         image = resized(image, self.image_size, self.cell)
-        mean = image.new_tensor(self._preprocess["mean"]).view(1, 3, 1, 1)
-        std = image.new_tensor(self._preprocess["std"]).view(1, 3, 1, 1)
-        return ((image / 255 - mean) / std).to(self.clip.logit_scale.dtype)
+        normal = (image / 255 - self.image_mean) / self.image_std
+        return normal.to(self.clip.logit_scale.dtype)
 
     @override
     @torch.no_grad()

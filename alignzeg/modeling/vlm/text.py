@@ -128,23 +128,31 @@ class TextCache:
         """Keeps files in `folder`; "" is ``~/.cache/alignzeg/text``."""
         default = Path.home() / ".cache" / "alignzeg" / "text"
         self._folder = Path(folder).expanduser() if folder else default
-        self._memory: dict[str, Tensor] = {}
+        self._memory: dict[tuple[str, torch.device], Tensor] = {}
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def get(
-        self, identity: Mapping[str, Any], shape: tuple[int, int], make: Callable[[], Tensor]
+        self,
+        identity: Mapping[str, Any],
+        shape: tuple[int, int],
+        make: Callable[[], Tensor],
+        device: torch.device | str = "cpu",
     ) -> Tensor:
         """The stored prototypes, or those that `make` computes; an unreadable file is made anew.
 
-        `identity` is all that they depend on, as JSON holds it. What is made is float32.
+        `identity` is all that they depend on, as JSON holds it. What is made is float32. Each
+        device that asks keeps a copy.
         """
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        key = (name, torch.device(device))
         if key not in self._memory:
-            path = self._folder / f"{key}.safetensors"
+            path = self._folder / f"{name}.safetensors"
             stored = self._read(path, shape)
             if stored is None:
                 stored = make().cpu()
                 self._write(path, stored)
-            self._memory[key] = stored
+            self._memory[key] = stored.to(device)
         return self._memory[key]
 
     @staticmethod

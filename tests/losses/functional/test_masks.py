@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from alignzeg.losses import functional
+from alignzeg.losses.functional.masks import drawn_by_rank
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +128,22 @@ def test_targets_prepared_once_give_the_same_costs(hidden: bool) -> None:
         assert all(cost.isfinite().all() for cost in found)
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_targets_that_wait_for_no_device_give_the_same_costs(hidden: bool) -> None:
+    targets, weights = torch.rand(4, 300), torch.rand(300) + 0.1
+    if hidden:
+        weights[::3], targets[:, ::3] = 0, math.nan
+    logits = 4 * torch.randn(5, 300)
+    expected = functional.pairwise_mask_costs(logits, targets, weights)
+    weighted = torch.cat([targets * weights, weights[None]])
+    prepared = functional.PairTargets.of_all_places(weighted)
+    if hidden:
+        logits[:, ::3] = math.inf
+    for tile in (None, 7):
+        found = functional.pairwise_mask_costs(logits, prepared, tile=tile)
+        torch.testing.assert_close(found, expected)
+
+
 def test_targets_prepared_of_masks_are_those_of_the_grid() -> None:
     masks, area = torch.rand(3, 16, 24) > 0.5, torch.rand(16, 24) > 0.3
     area[:4] = False
@@ -209,6 +226,17 @@ def test_points_lie_in_supervised_pixels_uniformly() -> None:
     assert ((y * 12 + x) == pixels).float().mean() > 0.999  # float rounding at a pixel's edge
     shares = pixels.flatten().bincount(minlength=96)[area.flatten()] / pixels.numel()
     assert torch.allclose(shares, torch.full((4,), 0.25), atol=0.03)
+
+
+def test_points_drawn_by_rank_are_the_trues_uniformly() -> None:
+    inside = torch.zeros(50, dtype=torch.bool)
+    inside[[0, 7, 8, 49]] = True
+    places = drawn_by_rank(inside, 3, 4000)
+    assert places.shape == (3, 4000)
+    shares = places.flatten().bincount(minlength=50) / places.numel()
+    assert torch.allclose(shares, inside / 4, atol=0.02)
+    assert not shares[~inside].any()
+    assert (places[0] != places[1]).any()
 
 
 def test_logits_at_is_bilinear_where_all_is_known() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_cases import some_image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignzeg.config import add_alignzeg_config
@@ -83,12 +84,14 @@ def test_frozen_and_outside_checkpoints(make_clip) -> None:
     assert vlm.embed_regions(image, torch.randn(2, 2, 8, 8)).isfinite().all()
 
 
-def test_properties(make_clip) -> None:
+def test_properties(make_clip, clip_files: dict[str, str], tmp_path: Path) -> None:
     vlm = make_clip()
     assert vlm.embed_dim == 24
-    assert 1 < vlm.logit_scale <= 100
-    vlm.clip.logit_scale.data.fill_(9.0)
-    assert vlm.logit_scale == 100
+    assert vlm.logit_scale == pytest.approx(float(vlm.clip.logit_scale.exp()))
+    assert 1 < vlm.logit_scale < 100
+    weights = load_file(clip_files["test-vit"]) | {"logit_scale": torch.tensor(9.0)}
+    save_file(weights, tmp_path / "test-vit.safetensors")
+    assert make_clip(weights=str(tmp_path / "test-vit.safetensors")).logit_scale == 100
     assert len(vlm.hash) == 64
     assert vlm.id == "test-vit/test-vit.safetensors"
 
