@@ -78,15 +78,15 @@ class HungarianMatcher(nn.Module):
         device = outputs.class_logits.device
         with torch.autocast(device.type, enabled=False):
             costs = [self._costs(outputs, *pair) for pair in enumerate(targets)]
-        # Two moves between devices a batch, as each waits.
+        # One wait for the device a batch.
         flat = torch.cat([of_image.flatten() for of_image in costs]).cpu()
         parts = flat.split([of_image.numel() for of_image in costs])
         found = []
         for image, (target, part) in enumerate(zip(targets, parts, strict=True)):
-            of_layers = part.view(costs[image].shape)
-            name = target.name or f"#{image}"
-            found += [self._assign(cost, layer, name) for layer, cost in enumerate(of_layers)]
-        ids = torch.from_numpy(np.concatenate(found, axis=1)).to(device)
+            found += self._assign(part.view(costs[image].shape), target.name or f"#{image}")
+        ids = torch.from_numpy(np.concatenate(found, axis=1).astype(np.int64)).to(
+            device, non_blocking=True
+        )
         pairs = ids.split([len(rows) for rows, _ in found], dim=1)
         layers = len(outputs.proposals)
         return [[Matches(*pair) for pair in pairs[layer::layers]] for layer in range(layers)]
@@ -114,18 +114,20 @@ class HungarianMatcher(nn.Module):
         pairs = (functional.pairwise_mask_costs(layer, pair_targets) for layer in logits)
         return torch.stack([torch.stack([named.to(bce), bce, dice]) for bce, dice in pairs])
 
-    def _assign(self, costs: Tensor, layer: int, name: str) -> tuple[NDArray, NDArray]:
-        """Proposal and target indices of the cheapest assignment; costs is (3, Q, G)."""
+    def _assign(self, costs: Tensor, name: str) -> list[tuple[NDArray, NDArray]]:
+        """Proposal and target indices of the cheapest assignment of each layer.
+
+        Costs (L, 3, Q, G) are unweighted.
+        """
         scale = costs.new_tensor([self.class_cost, self.mask_cost, self.dice_cost])
+        total = (costs * scale[:, None, None]).sum(1)
         # Finite costs may add up to more than a number can hold.
-        total = (costs * scale[:, None, None]).sum(0)
-        kinds = ("class", "mask", "dice", "weighted")
-        for kind, cost in zip(kinds, (*costs, total), strict=True):
-            if not cost.isfinite().all():
-                raise FloatingPointError(
-                    f"the {kind} cost of layer {layer} is not finite for image {name}: the model "
-                    "has diverged; lower SOLVER.BASE_LR or clip gradients "
-                    "(SOLVER.CLIP_GRADIENTS)"
-                )
-        rows, columns = linear_sum_assignment(total.numpy())
-        return rows.astype(np.int64), columns.astype(np.int64)
+        if not total.isfinite().all():
+            kinds = torch.cat([costs, total[:, None]], dim=1).isfinite().flatten(2).all(2)
+            layer, kind = (~kinds).nonzero()[0].tolist()
+            raise FloatingPointError(
+                f"the {('class', 'mask', 'dice', 'weighted')[kind]} cost of layer {layer} is not "
+                f"finite for image {name}: the model has diverged; lower SOLVER.BASE_LR or clip "
+                "gradients (SOLVER.CLIP_GRADIENTS)"
+            )
+        return [linear_sum_assignment(cost) for cost in total.numpy()]

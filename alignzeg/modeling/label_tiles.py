@@ -52,9 +52,8 @@ def named_in_tiles(
         rows = torch.arange(start, min(start + _TILE, height), device=logits.device)
         top, bottom, steps = _row_steps(rows, geometry, fast)
         names, best = tiles.name(logits[:, top:bottom].float(), steps)
-        names = names.flatten(0, 1)[:width].T
-        best = best.flatten(0, 1)[:width].T if scored else None
-        yield slice(start, start + len(rows)), names, best
+        scores = best.flatten(0, 1)[:width].T if scored else None
+        yield slice(start, start + len(rows)), names.flatten(0, 1)[:width].T, scores
 
 
 @dataclass(frozen=True)

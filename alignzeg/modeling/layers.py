@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -161,7 +162,7 @@ class AttentionBlock(nn.Module):
 
 
 def sine_position(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Two-dimensional sine position encoding.
+    """Two-dimensional sine position encoding; the same tensor for the same arguments.
 
     Args:
         height: rows of the grid.
@@ -179,6 +180,19 @@ def sine_position(height: int, width: int, dim: int, device: torch.device | None
     """
     if dim % 4:
         raise ValueError(f"a sine position encoding needs channels in multiples of 4; got {dim}")
+    # A graph must not depend on the sizes that it was traced with.
+    if torch.compiler.is_compiling():
+        return _sine_position(height, width, dim, device)
+    return _kept_sine_position(height, width, dim, device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _kept_sine_position(height: int, width: int, dim: int, device: torch.device | None) -> Tensor:
+    return _sine_position(height, width, dim, device)
+
+
+def _sine_position(height: int, width: int, dim: int, device: torch.device | None) -> Tensor:
     frequency = torch.exp(torch.arange(dim // 4, device=device) * (-math.log(10000.0) / (dim // 4)))
 
     def encode(length: int) -> Tensor:

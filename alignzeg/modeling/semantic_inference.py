@@ -76,10 +76,10 @@ def semantic_inference(
     with torch.autocast(labels.device.type, enabled=False):
         parts = (class_probs.float(), mask_logits, geometry, memory, mode == "fast", scored)
         for rows, names, best in named(*parts):
-            if reject_below > 0:
+            if best is not None and reject_below > 0:
                 names = names.masked_fill(best < reject_below, torch.iinfo(dtype).max)
             labels[rows] = names.to(dtype)
-            if confidence is not None:
+            if best is not None and confidence is not None:
                 confidence[rows] = best
     return labels
 

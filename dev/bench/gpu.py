@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from alignzeg.files import atomic_write
+from bench.agreement import agreement
 from bench.measure import OUTPUT
 from bench.models import batch, normalized, ours
 from bench.peers import mask2former, maskformer
@@ -100,9 +101,12 @@ class Bench:
 
         return step
 
-    def our_inference(self) -> Step:
-        """Label maps of the images by ours, one after the other."""
-        model = ours("alignzeg", self.quick, vlm=True, device=str(self.device)).eval()
+    def our_inference(self, method: str, backend: str = "") -> Step:
+        """Label maps of the images by ours, one after the other; compiled with a backend."""
+        model = ours(method, self.quick, vlm=True, device=str(self.device)).eval()
+        if backend:
+            for part in (model.backbone, model.head.extractor):
+                part.compile(backend=backend)
 
         @torch.no_grad()
         def run() -> None:
@@ -184,37 +188,6 @@ def peak_gib(bench: Bench, run: Step) -> float | None:
     return torch.cuda.max_memory_allocated(bench.device) / 2**30
 
 
-def agreement(bench: Bench) -> dict[str, float]:
-    """How far a batch on the device is from the same on a CPU, in full precision.
-
-    The largest relative difference of a loss and of a gradient's norm, and the share of pixels
-    with another label.
-    """
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    size, found = 64 if bench.quick else 256, []
-    data = batch(size)
-    for device in ("cpu", str(bench.device)):
-        # Points would be drawn by another generator.
-        grid = ("ALIGNZEG.LOSS.NUM_POINTS", "0")
-        model = ours("baseline", bench.quick, vlm=True, opts=grid, device=device).train()
-        losses = model(data)
-        sum(losses.values()).backward()
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
-        with torch.no_grad():
-            item = {key: data[0][key] for key in ("image", "vocabulary")}
-            labels = model.eval()([item])[0]["sem_seg"]
-        found.append((torch.stack(list(losses.values())).detach().cpu(), norm.cpu(), labels))
-    torch.backends.cudnn.allow_tf32 = allowed
-    (losses, norm, labels), (our_losses, our_norm, our_labels) = found
-    return {
-        "loss": float(((our_losses - losses).abs() / losses.abs().clamp(min=1e-6)).max()),
-        "gradient_norm": float((our_norm - norm).abs() / norm),
-        "labels": float((our_labels != labels).float().mean()),
-    }
-
-
 def compare(bench: Bench, steps: dict[str, Callable[[], Step]]) -> dict[str, dict[str, Any]]:
     """Images a second of each, in turns; one that fails says why and the others go on."""
     ready, found = {}, {}
@@ -268,11 +241,17 @@ def main() -> int:
     if not args.no_compile:
         training["ours, AlignZeg, compiled"] = lambda: bench.our_step("alignzeg", compiled=True)
     inference = {
-        "ours, AlignZeg": bench.our_inference,
+        "ours, baseline": lambda: bench.our_inference("baseline"),
+        "ours, AlignZeg": lambda: bench.our_inference("alignzeg"),
         "transformers, MaskFormer": lambda: bench.their_inference(maskformer(SEEN, args.quick)),
         "transformers, Mask2Former": lambda: bench.their_inference(mask2former(SEEN, args.quick)),
     }
-    agreed = agreement(bench)
+    if not args.no_compile:
+        for backend in ("cudagraphs", "inductor"):
+            inference[f"ours, AlignZeg, {backend}, compiled"] = lambda backend=backend: (
+                bench.our_inference("alignzeg", backend)
+            )
+    agreed = agreement(args.device, args.quick)
     sys.stdout.write(f"beside the CPU, differences at most: {agreed}\n")
     most = ceiling(bench)
     found = {"training": compare(bench, training), "inference": compare(bench, inference)}

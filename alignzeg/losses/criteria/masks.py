@@ -84,13 +84,16 @@ class MaskCriterion(Criterion):
         layers = [layer.mask_logits for layer in outputs.proposals]
         chosen = [matched_logits(*pair) for pair in zip(layers, matches, strict=True)]
         sums = [functional.no_loss(*of_layer).repeat(2) for of_layer in chosen]
+        # One wait for the device.
+        labelled = torch.stack([target.valid.any() for target in targets]).tolist()
         for image, target in enumerate(targets):
             counts = [len(of_layer[image].targets) for of_layer in matches]
             if not sum(counts):
                 continue
             logits = torch.cat([of_layer[image] for of_layer in chosen])
             ids = torch.cat([of_layer[image].targets for of_layer in matches])
-            rows = self._rows(functional.full_precision(logits), target, ids)
+            points = self.num_points if labelled[image] else 0
+            rows = self._rows(functional.full_precision(logits), target, ids, points)
             parts = torch.stack(rows).split(counts, dim=1)
             sums = [total + part.sum(1) for total, part in zip(sums, parts, strict=True)]
         count = count_masks(targets) if outputs.mask_count is None else outputs.mask_count
@@ -101,10 +104,12 @@ class MaskCriterion(Criterion):
             losses[f"loss_dice{suffix}"] = self.dice_weight * dice / count
         return losses
 
-    def _rows(self, logits: Tensor, target: Targets, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _rows(
+        self, logits: Tensor, target: Targets, ids: Tensor, points: int
+    ) -> tuple[Tensor, Tensor]:
         """(n,) cross-entropy and dice of logits (n, h, w) against masks `ids` (n,)."""
         size = (logits.shape[1], logits.shape[2])
-        if not self.num_points or not target.valid.any():
+        if not points:
             soft, weights = functional.grid_targets(target.masks, target.supervision, size)
             flat = (logits.flatten(1), soft.flatten(1), weights.flatten())
             return functional.mask_losses(*flat, ids)
@@ -115,7 +120,7 @@ class MaskCriterion(Criterion):
         step = _ROWS_AT_ONCE if logits.device.type == "cpu" else _ROWS_ON_DEVICE
         for rows, of_rows in zip(logits.split(step), ids.split(step), strict=True):
             coords, pixels = functional.sample_uncertain_points(
-                rows.detach(), target.valid, self.num_points, self.oversample, self.importance
+                rows.detach(), target.valid, points, self.oversample, self.importance
             )
             at_points = functional.logits_at(rows, known, coords)
             truth = masks[of_rows[:, None], pixels]

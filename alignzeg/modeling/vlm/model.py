@@ -70,6 +70,9 @@ class OpenClipVLM(FrozenVLM):
             a tower that cannot be read that way; raised before any download where that is possible.
     """
 
+    image_mean: Tensor
+    image_std: Tensor
+
     @configurable
     def __init__(
         self,
