@@ -101,12 +101,12 @@ class Bench:
 
         return step
 
-    def our_inference(self, method: str, backend: str = "") -> Step:
-        """Label maps of the images by ours, one after the other; compiled with a backend."""
+    def our_inference(self, method: str, compiled: bool = False) -> Step:
+        """Label maps of the images by ours, one after the other."""
         model = ours(method, self.quick, vlm=True, device=str(self.device)).eval()
-        if backend:
-            for part in (model.backbone, model.head.extractor):
-                part.compile(backend=backend)
+        if compiled:
+            model.backbone.compile()
+            model.head.extractor.compile()
 
         @torch.no_grad()
         def run() -> None:
@@ -223,6 +223,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--images", type=int, default=8, help="in a batch")
     parser.add_argument("--quick", action="store_true", help="toy sizes")
+    parser.add_argument("--only", default="", help='such as "inference: ours"')
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
@@ -247,14 +248,14 @@ def main() -> int:
         "transformers, Mask2Former": lambda: bench.their_inference(mask2former(SEEN, args.quick)),
     }
     if not args.no_compile:
-        for backend in ("cudagraphs", "inductor"):
-            inference[f"ours, AlignZeg, {backend}, compiled"] = lambda backend=backend: (
-                bench.our_inference("alignzeg", backend)
-            )
+        inference["ours, AlignZeg, compiled"] = lambda: bench.our_inference("alignzeg", True)
     agreed = agreement(args.device, args.quick)
     sys.stdout.write(f"beside the CPU, differences at most: {agreed}\n")
     most = ceiling(bench)
-    found = {"training": compare(bench, training), "inference": compare(bench, inference)}
+    found = {}
+    for kind, steps in (("training", training), ("inference", inference)):
+        chosen = {n: make for n, make in steps.items() if f"{kind}: {n}".startswith(args.only)}
+        found[kind] = compare(bench, chosen)
     about = machine()
     if bench.device.type == "cuda":
         about["gpu"] = torch.cuda.get_device_name(bench.device)

@@ -26,8 +26,8 @@ class Machine:
         jitter: relative standard deviation of a step between GPUs, such as by sizes of images.
     """
 
-    step_ms: float = 250.0
-    backward_share: float = 0.6
+    step_ms: float = 223.0
+    backward_share: float = 0.3
     gradient_bytes: float = 170e6
     node_gbs: float = 150.0
     network_gbs: float = 25.0
