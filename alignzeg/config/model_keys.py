@@ -117,6 +117,11 @@ ENCODER = Section(
             "Its weights: empty for random ones, `pretrained` or a tag of timm, a weight file, or "
             "`package:NAME` of an installed package.",
         ),
+        "CHANNELS_LAST": Key(
+            False,
+            "Keep the channels of the encoder's kernels last in memory. Faster for wide encoders, "
+            "such as ResNet-50, slower for narrow ones; timm's networks always do.",
+        ),
     },
 )
 

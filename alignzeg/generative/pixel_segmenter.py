@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from alignzeg.data.labels import training_vocabulary
 from alignzeg.generative.pixel_branch import PixelBranch
 from alignzeg.generative.pixel_loss import pixel_cross_entropy
 from alignzeg.modeling.augmented_inference import cut_views
+from alignzeg.modeling.encoders import build_image_encoder
 from alignzeg.modeling.interpolation import Geometry, Size, output_rows
 from alignzeg.modeling.layers import ImageModel, PixelNormalizer
 from alignzeg.modeling.prompts import shared_vocabulary
@@ -82,7 +83,7 @@ class PixelSegmenter(ImageModel):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Builds the parts that the config names."""
-        backbone = build_backbone(cfg)
+        backbone = build_image_encoder(cfg)
         seen = training_vocabulary(cfg)
         return {
             "backbone": backbone,

@@ -9,9 +9,10 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone import FPN, ResNet, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 from torch import nn
@@ -44,6 +45,18 @@ def _pick(sizes: dict[str, dict], size: str, key: str) -> dict:
     if size not in sizes:
         raise ValueError(f"{key} is {size!r}; choose one of {sorted(sizes)}")
     return sizes[size]
+
+
+def build_image_encoder(cfg: CfgNode) -> Backbone:
+    """The encoder of MODEL.BACKBONE.NAME.
+
+    With ALIGNZEG.ENCODER.CHANNELS_LAST its kernels have their channels last in memory, and so has
+    all that is convolved by them; see `layers.pointwise_by_onednn`.
+    """
+    encoder = build_backbone(cfg)
+    if cfg.ALIGNZEG.ENCODER.CHANNELS_LAST:
+        encoder.to(memory_format=torch.channels_last)
+    return encoder
 
 
 @BACKBONE_REGISTRY.register()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from alignzeg.data.labels import training_vocabulary
 from alignzeg.losses.criteria import count_masks, merge_losses
 from alignzeg.losses.matcher import HungarianMatcher
 from alignzeg.modeling.augmented_inference import segment_augmented
+from alignzeg.modeling.encoders import build_image_encoder
 from alignzeg.modeling.layers import (
     MASK_STRIDE,
     REFINED_STRIDES,
@@ -98,7 +99,7 @@ class AlignZeg(ImageModel):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Builds the parts that the config names."""
-        backbone = build_backbone(cfg)
+        backbone = build_image_encoder(cfg)
         test = cfg.ALIGNZEG.TEST
         return {
             "backbone": backbone,
