@@ -6,8 +6,7 @@ from alignzeg import registration  # noqa: F401 (what a config may name)
 from alignzeg.config.plugins import import_plugin
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
-from alignzeg.engine.processes.distributed_env import world_size
-from alignzeg.engine.processes.launch import launch
+from alignzeg.engine.processes.launch import launch, world_size
 from alignzeg.engine.run import evaluate, train
 from alignzeg.engine.settings.reading import config_from_yaml, setup_config
 from alignzeg.engine.settings.validation import validate

@@ -1,13 +1,16 @@
-"""What every process does first: logging, seeds, and the config into the run's folder."""
+"""What every process does first: its folder, logging, seeds, and the config into that folder."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import os
 import platform
+import shutil
 from pathlib import Path
+from typing import IO
 
 import torch
 from detectron2.config import CfgNode
@@ -17,14 +20,26 @@ from detectron2.utils.env import seed_all_rng
 
 from alignzeg.config.values import flatten
 from alignzeg.engine.records.log import start_log
-from alignzeg.engine.records.output_lock import check_unused, clear, lock_output
 from alignzeg.engine.solver.optim import scaled_lr
 from alignzeg.engine.training.resume import saved_seed
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h, in bytes.
 _MALLOC_OPTIONS = {-3: 2**30, -1: 2**31 - 1, -2: 2**28}
+# What a training leaves that another one would add to, and all that it writes but config.yaml,
+# which is replaced anyway and may be the very config of the new run.
+_TRAINED = ("metrics.json", "losses.jsonl", "last_checkpoint", "model_*.pth")
+_WRITTEN = (
+    *_TRAINED,
+    *("log.txt*", "provenance.json*", "events.out.tfevents.*", "inference", "crash"),
+)
+_held: dict[Path, IO[str]] = {}
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
@@ -32,7 +47,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
     To be called once in every process, after the processes have found each other. A SEED below 0
     is replaced by a random one, or by that of the run that is resumed, and logged and saved like
-    any other.
+    any other. `args` need not have every option of the command.
 
     Returns:
         The same config, frozen.
@@ -41,9 +56,10 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         ValueError: if another process is training into OUTPUT_DIR, as this one would, or has
             trained there, see `check_folder`.
     """
+    evaluating = getattr(args, "eval_only", False)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
-    if comm.is_main_process() and not getattr(args, "eval_only", False):
+    if comm.is_main_process() and not evaluating:
         check_folder(cfg, args)
         lock_output(cfg.OUTPUT_DIR)
         if getattr(args, "overwrite", False):
@@ -55,9 +71,14 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     debug = bool(getattr(args, "debug", False) or os.environ.get("ALIGNZEG_DEBUG"))
     start_log(cfg.OUTPUT_DIR, comm.get_rank(), tracebacks=debug)
     logger.info(run_line(cfg, comm.get_world_size()))
-    describe(cfg, args)
+    logger.debug("command line: %s", args)
+    logger.debug("environment:\n%s", collect_env_info())
+    if comm.is_main_process():
+        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+        path.write_text(cfg.dump(), encoding="utf-8")
+        logger.info("the whole config is in %s", path)
     seed_all_rng(cfg.SEED + comm.get_rank())
-    if not getattr(args, "eval_only", False):
+    if not evaluating:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     return cfg
 
@@ -79,21 +100,79 @@ def keep_freed_memory() -> None:
 def check_folder(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Refuses to train anew in a folder with a training, unless it is resumed or overwritten.
 
+    One that is to be overwritten, see `clear`, holds no file that the config names.
+
     Raises:
-        ValueError: naming the folder.
+        ValueError: naming the folder or the key, and what can be done.
     """
-    if not (getattr(args, "eval_only", False) or getattr(args, "resume", False)):
-        check_unused(cfg.OUTPUT_DIR, getattr(args, "overwrite", False), dict(flatten(cfg)))
+    if getattr(args, "eval_only", False) or getattr(args, "resume", False):
+        return
+    folder = Path(cfg.OUTPUT_DIR).absolute()
+    if not getattr(args, "overwrite", False):
+        for found in _matching(folder, _TRAINED)[:1]:
+            raise ValueError(
+                f"OUTPUT_DIR {str(folder)!r} holds a training already ({found.name}); go on with "
+                "it by --resume, delete it by --overwrite, or choose another OUTPUT_DIR"
+            )
+        return
+    doomed = {path.resolve() for path in _matching(folder, _WRITTEN)}
+    for key, value in flatten(cfg):
+        file = Path(value).resolve() if isinstance(value, str) and value else None
+        if file is not None and not doomed.isdisjoint((file, *file.parents)):
+            raise ValueError(
+                f"{key} is {value!r}, which --overwrite would delete; copy it to another folder, "
+                "or choose another OUTPUT_DIR"
+            )
 
 
-def describe(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Writes the config to OUTPUT_DIR/config.yaml; command line and machine go into log.txt."""
-    logger.debug("command line: %s", args)
-    logger.debug("environment:\n%s", collect_env_info())
-    if comm.is_main_process():
-        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-        path.write_text(cfg.dump(), encoding="utf-8")
-        logger.info("the whole config is in %s", path)
+def lock_output(folder: str | os.PathLike[str]) -> None:
+    """Keeps other processes from training into a folder as long as this one lives.
+
+    The lock is the operating system's: it goes with the process, however that ends, and forked
+    workers do not keep it. Where the file system knows no locks, nothing is locked.
+
+    Raises:
+        ValueError: if another process has the folder.
+    """
+    folder = Path(folder).absolute()
+    if fcntl is None or folder in _held:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Kept open: closing it would unlock it.
+    file = open(folder / "run.lock", "a+")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        owner = file.read().strip() or "?"
+        file.close()
+        raise ValueError(
+            f"process {owner} is training into OUTPUT_DIR {str(folder)!r}; stop it, or choose "
+            "another OUTPUT_DIR"
+        ) from None
+    except OSError:
+        file.close()
+        return
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    _held[folder] = file
+
+
+def clear(folder: str | os.PathLike[str]) -> None:
+    """Deletes what an earlier run has written into its folder; other files stay."""
+    for path in _matching(Path(folder), _WRITTEN):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
 
 
 def run_line(cfg: CfgNode, world_size: int) -> str:

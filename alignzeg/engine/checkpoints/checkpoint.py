@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +14,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from alignzeg.engine.checkpoints.integrity import check_room
 from alignzeg.engine.checkpoints.reading import (
     KEY,
     POINTER,
@@ -102,9 +103,17 @@ def write_archive(path: str, content: Mapping[str, Any]) -> None:
     """Writes tensors and plain values by torch.save, whole or not at all, and reads them back.
 
     Raises:
-        OSError: if there is no room, or the file could not be written.
+        OSError: if there is no room, which is looked for first, or the file could not be written.
     """
-    check_room(os.path.dirname(path), tensor_bytes(content) + SLACK_BYTES)
+    folder = os.path.dirname(path)
+    needed, free = tensor_bytes(content) + SLACK_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"no room for a checkpoint in {folder!r}: it takes {needed / 2**20:.1f} MiB and "
+            f"{free / 2**20:.1f} MiB are free; free some, or set OUTPUT_DIR to another disk "
+            "(ALIGNZEG.CHECKPOINT.KEEP bounds how many are kept)",
+        )
     atomic_write(
         path,
         lambda file: torch.save(content, file),
@@ -253,15 +262,22 @@ class AlignZegCheckpointer(DetectionCheckpointer):
             )
         if KEY in checkpoint:
             verify(self._path, checkpoint[KEY], self.model, self.other_classes)
-        about = checkpoint.get(KEY) or {}
+        seen = (checkpoint.get(KEY) or {}).get("seen")
         incompatible = super()._load_model(checkpoint)
-        if self.other_classes and incompatible.incorrect_shapes:
-            self._refuse_class_weights(about, incompatible)
+        misshapen = [key for key, *_ in incompatible.incorrect_shapes]
+        # Of a model whose weights belong to classes, those of other classes are of no use.
+        others = seen not in (None, describe(self.model, "")["seen"])
+        if self.other_classes and misshapen and others:
+            raise ValueError(
+                f"checkpoint {self._path!r} was trained on other classes, and {len(misshapen)} "
+                f"weights ({misshapen[0]}, ...) are of another shape here; start from one of the "
+                "same classes"
+            )
         if self.strict:
             wrong = {
                 "missing": incompatible.missing_keys,
                 "unknown to the model": incompatible.unexpected_keys,
-                "of another shape": [key for key, *_ in incompatible.incorrect_shapes],
+                "of another shape": misshapen,
             }
             found = [f"{len(keys)} {what} ({keys[0]}, ...)" for what, keys in wrong.items() if keys]
             if found:
@@ -270,13 +286,3 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                     f"{'; '.join(found)}; use the config that they were trained with"
                 )
         return incompatible
-
-    def _refuse_class_weights(self, about: Mapping[str, Any], incompatible: Any) -> None:
-        """Of a model whose weights belong to classes, those of other classes are of no use."""
-        if about.get("seen", None) in (None, describe(self.model, "")["seen"]):
-            return
-        keys = [key for key, *_ in incompatible.incorrect_shapes]
-        raise ValueError(
-            f"checkpoint {self._path!r} was trained on other classes, and {len(keys)} weights "
-            f"({keys[0]}, ...) are of another shape here; start from one of the same classes"
-        )

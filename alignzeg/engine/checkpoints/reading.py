@@ -9,19 +9,21 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from alignzeg.engine.checkpoints.integrity import damage
 from alignzeg.files import leftovers
 
 logger = logging.getLogger(__name__)
 
 # What reading a file that is cut short, overwritten or of another kind has been seen to raise.
 DAMAGED = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+# The same of a zip archive.
+_BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 # Folders, joined as in PATH, whose .pkl files are trusted.
 TRUSTED_VARIABLE = "ALIGNZEG_TRUSTED"
 # Addresses of Detectron2's own model zoo.
@@ -79,10 +81,10 @@ def read_about(path: str) -> dict[str, Any]:
     Raises:
         ValueError: as `read_checkpoint`, or if the file says too little.
     """
-    about = read_checkpoint(path).get(KEY)
-    about = about if isinstance(about, dict) else {}
-    config, seen = about.get("config"), about.get("seen")
-    told = config and isinstance(config, str) and seen and isinstance(seen, list)
+    found = read_checkpoint(path).get(KEY)
+    about = found if isinstance(found, dict) else {}
+    kinds = {"config": str, "seen": list}
+    told = all(about.get(key) and isinstance(about[key], kind) for key, kind in kinds.items())
     if not told or not {"version", "vlm_id", "vlm_hash"} <= about.keys():
         raise ValueError(
             f"{path!r} is not a checkpoint of alignzeg: it does not say which config and classes "
@@ -97,7 +99,24 @@ def _read_safetensors(path: str) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("alignzeg", "null"))
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    return {"model": weights} if about is None else {"model": weights, "alignzeg": about}
+    return {"model": weights} if about is None else {"model": weights, KEY: about}
+
+
+def damage(path: str) -> str:
+    """What is wrong with a zip archive, such as torch.save writes, read to its last byte.
+
+    Returns:
+        The reason; empty if every part of it agrees with its checksum.
+
+    Raises:
+        OSError: if the file cannot be read at all.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except _BAD_ARCHIVE as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if bad is None else f"the checksum of its part {bad!r} is wrong"
 
 
 def check_written(path: str) -> None:
@@ -127,11 +146,12 @@ def find_newest(folder: str) -> str:
         ValueError: if there are checkpoints, but none is intact.
     """
     named = _pointed(os.path.join(folder, POINTER))
-    if named and not _problem(named):
+    reason = _problem(named) if named else ""
+    if named and not reason:
         return named
-    files = [str(p) for p in Path(folder).glob("model_*.pth")] if os.path.isdir(folder) else []
     if named:
-        logger.warning("%s, the last checkpoint, %s; looking for another", named, _problem(named))
+        logger.warning("%s, the last checkpoint, %s; looking for another", named, reason)
+    files = [str(path) for path in Path(folder).glob("model_*.pth")]
     for file in sorted(files, key=_iteration, reverse=True):
         reason = _problem(file)
         if not reason:
@@ -182,15 +202,12 @@ def prune(folder: str, keep: int) -> None:
     """
     for left in leftovers(folder, "model_*.pth"):
         left.unlink(missing_ok=True)
-    numbered = sorted(
-        (int(match.group(1)), path)
-        for path in Path(folder).iterdir()
-        if (match := _NUMBERED.fullmatch(path.name))
-    )
-    newest = max(numbered, key=lambda entry: entry[1].stat().st_mtime, default=(0, Path()))[0]
-    old = [path for number, path in numbered if number <= newest]
-    for path in old[:-keep] if keep else []:
-        path.unlink(missing_ok=True)
+    found = [path for path in Path(folder).iterdir() if _NUMBERED.fullmatch(path.name)]
+    if keep and found:
+        numbered = sorted(found, key=lambda path: int(path.stem.removeprefix("model_")))
+        newest = numbered.index(max(numbered, key=lambda path: path.stat().st_mtime))
+        for path in numbered[: newest + 1][:-keep]:
+            path.unlink(missing_ok=True)
 
 
 def require_trust(address: str, local: str, trust: bool = False) -> None:
@@ -202,13 +219,10 @@ def require_trust(address: str, local: str, trust: bool = False) -> None:
     Raises:
         ValueError: if it is not.
     """
-    folders = [
-        Path(name) for name in os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep) if name
-    ]
-    real = Path(local).resolve()
-    if trust or address.startswith(TRUSTED_ADDRESSES):
-        return
-    if not any(real.is_relative_to(folder.expanduser().resolve()) for folder in folders):
+    names = filter(None, os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep))
+    folders = [Path(name).expanduser().resolve() for name in names]
+    trust = trust or address.startswith(TRUSTED_ADDRESSES)
+    if not trust and not any(map(Path(local).resolve().is_relative_to, folders)):
         raise ValueError(
             f"{address!r} is a pickle, which can run any code when it is read; if you trust where "
             f"it comes from, add --trust-pickle, or its folder to {TRUSTED_VARIABLE}"

@@ -1,4 +1,7 @@
-"""NaN and infinity: noticed in every step for next to nothing, traced to their origin later."""
+"""NaN and infinity: noticed in every step for next to nothing, traced to their origin later.
+
+An error names the images of the batch, in an evaluation any error does.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,53 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from alignzeg.engine.failures.batches import images_in, names_in, tensors_in
+from alignzeg.engine.checkpoints.state import tensors_in
+from alignzeg.engine.processes.errors import USER_ERRORS, explain
 from alignzeg.peers import alone
 
 # Seconds in which the other processes reach the same point, if this one has something bad to say.
 AGREE_SECONDS = 20
+
+
+def images_in(data: Any) -> Iterator[tuple[int, Tensor]]:
+    """The images of a batch as the mapper makes it, with their positions."""
+    if isinstance(data, Sequence):
+        for index, item in enumerate(data):
+            image = item.get("image") if isinstance(item, Mapping) else item
+            if isinstance(image, Tensor):
+                yield index, image
+
+
+def names_in(data: Any) -> list[str]:
+    """The file name of every image of a batch, "?" where there is none."""
+    if not isinstance(data, Sequence):
+        return []
+    return [str(item.get("file_name", "?")) if isinstance(item, Mapping) else "?" for item in data]
+
+
+@contextlib.contextmanager
+def naming_images(model: nn.Module) -> Iterator[None]:
+    """Adds to an error inside which images the model was given last.
+
+    Raises:
+        ValueError: for an error of the user.
+        RuntimeError: for any other error, after it.
+    """
+    names: list[str] = []
+
+    def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        names[:] = names_in(arguments[0]) if arguments else []
+
+    handle = model.register_forward_pre_hook(remember)
+    try:
+        yield
+    except Exception as error:
+        if not names or any(name in str(error) for name in names):
+            raise
+        kind = ValueError if isinstance(error, USER_ERRORS) else RuntimeError
+        raise kind(f"{explain(error)}; the last image was {', '.join(names)}") from error
+    finally:
+        handle.remove()
 
 
 def is_finite(tensor: Tensor) -> Tensor:
@@ -105,20 +150,14 @@ class Watch:
         if self._group is not None:
             work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
             # The others may wait for this process somewhere else, if the model itself talks.
-            self.alone = bool(self.found) and not _done_in_time(work)
-            if self.alone:
-                return False
+            limit = time.monotonic() + AGREE_SECONDS
+            while self.found and not work.is_completed():
+                if time.monotonic() > limit:
+                    self.alone = True
+                    return False
+                time.sleep(0.01)
             work.wait()
         return not bool(flag)
-
-
-def _done_in_time(work: dist.Work) -> bool:
-    limit = time.monotonic() + AGREE_SECONDS
-    while not work.is_completed():
-        if time.monotonic() > limit:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def trace(

@@ -84,9 +84,7 @@ def validate_expected(cfg: CfgNode) -> None:
     """Refuses expected results that Detectron2 cannot compare with."""
     for item in cfg.TEST.EXPECTED_RESULTS:
         fits = isinstance(item, (list, tuple)) and len(item) == len(_EXPECTED)
-        if not fits or not all(
-            isinstance(part, kind) for part, kind in zip(item, _EXPECTED, strict=True)
-        ):
+        if not fits or not all(map(isinstance, item, _EXPECTED)):
             raise ValueError(
                 f"TEST.EXPECTED_RESULTS lists {item!r}; an entry is a list such as "
                 "['sem_seg', 'hIoU', 69.0, 1.0]: task, metric, value and tolerance"
@@ -133,29 +131,29 @@ def validate_tracking(cfg: CfgNode) -> None:
 def validate_datasets(cfg: CfgNode, training: bool) -> None:
     """Refuses data sets that are not registered, or whose files are not there or wrong."""
     validate_pseudo_labels(cfg)
-    groups = {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST}
-    for key, names in groups.items():
+    for group in ("TRAIN", "TEST"):
+        names = cfg.DATASETS[group]
         # The training set is read in evaluation too: it says which classes were seen.
-        required = training == (key == "DATASETS.TRAIN")
-        if required and not names:
-            raise ValueError(f"{key} is empty; give a data set; {known_names('')}")
+        if not names and training == (group == "TRAIN"):
+            raise ValueError(f"DATASETS.{group} is empty; give a data set; {known_names('')}")
         for name in names:
             if name not in DatasetCatalog:
-                raise ValueError(f"{key} names the unknown data set {name!r}; {known_names(name)}")
-    used = [*groups["DATASETS.TEST"], *(groups["DATASETS.TRAIN"] if training else ())]
-    for name in dict.fromkeys(used):
+                raise ValueError(
+                    f"DATASETS.{group} names the unknown data set {name!r}; {known_names(name)}"
+                )
+    trained = cfg.DATASETS.TRAIN if training else ()
+    for name in dict.fromkeys((*cfg.DATASETS.TEST, *trained)):
         limit = -1 if is_custom(name) else cfg.ALIGNZEG.DATA.CHECK_FILES
-        check_files(name, limit, training=training and name in cfg.DATASETS.TRAIN)
+        check_files(name, limit, training=name in trained)
 
 
 def advice(cfg: CfgNode) -> list[str]:
     """What a training with this config should be warned of, one line each."""
-    solver = cfg.SOLVER
-    lines = []
-    if solver.WARMUP_ITERS >= solver.MAX_ITER > 0 and solver.WARMUP_ITERS:
-        lines.append(
-            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, but SOLVER.MAX_ITER only "
-            f"{solver.MAX_ITER}: the learning rate never gets near SOLVER.BASE_LR and little is "
-            f"learnt; set SOLVER.WARMUP_ITERS to {solver.MAX_ITER // 10}, or train longer"
-        )
-    return lines
+    warm, steps = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if not 0 < steps <= warm:
+        return []
+    return [
+        f"SOLVER.WARMUP_ITERS is {warm}, but SOLVER.MAX_ITER only {steps}: the learning rate never "
+        "gets near SOLVER.BASE_LR and little is learnt; set SOLVER.WARMUP_ITERS to "
+        f"{steps // 10}, or train longer"
+    ]

@@ -16,10 +16,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alignzeg.engine.checkpoints.state import rng_state, set_rng_state
-from alignzeg.engine.failures.batches import names_in
-from alignzeg.engine.failures.crash import Batch
-from alignzeg.engine.failures.finite import Watch, trace
+from alignzeg.engine.checkpoints.state import isolated_rng
+from alignzeg.engine.failures.crash import Batch, trace_batches
+from alignzeg.engine.failures.finite import Watch, names_in
 from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.errors import NonFiniteError
 
@@ -113,8 +112,10 @@ class StepTrainer(SimpleTrainer):
             for key, value in terms.items():
                 losses[key] = losses.get(key, 0) + value
         self.scaler.unscale_(self.optimizer)
-        norm = self._clip()
-        if not bool(torch.isfinite(norm)) and not self._overflow():
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
+        overflow = self.scaler.is_enabled() and self.scaler.get_scale() >= SMALLEST_SCALE
+        if not bool(torch.isfinite(norm)) and not overflow:
             return self._refuse(batches, statistics, backward=True)
         self.after_backward()
         self.scaler.step(self.optimizer)
@@ -149,13 +150,6 @@ class StepTrainer(SimpleTrainer):
             self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         )
 
-    def _clip(self) -> Tensor:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
-
-    def _overflow(self) -> bool:
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= SMALLEST_SCALE
-
     def _statistics(self) -> list[tuple[Tensor, Tensor]]:
         """Running statistics, which a step that is left out must not change."""
         if self.skipped >= self.max_skipped:
@@ -171,7 +165,6 @@ class StepTrainer(SimpleTrainer):
         self, batches: list[Batch], statistics: list[tuple[Tensor, Tensor]], *, backward: bool
     ) -> None:
         """Leaves the step out if that is allowed, in all processes alike, or raises."""
-        allowed = self.skipped < self.max_skipped
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         here = self._trace(batches, backward)
         found = [text for text in comm.all_gather(here) if text]
@@ -179,11 +172,17 @@ class StepTrainer(SimpleTrainer):
         if not found:
             found = ["the gradient, which is finite in every process alone, is not in their sum"]
         message = f"{'; '.join(found)}; iteration {self.iter}, learning rate {lr:g}"
-        if allowed:
+        if self.skipped < self.max_skipped:
             # The samples of the step count as used.
             for _ in range(self.accumulate - len(batches)):
                 next(self._data_loader_iter)
-            self._skip(statistics, backward)
+            with torch.no_grad():
+                for buffer, before in statistics:
+                    buffer.copy_(before)
+            if backward and self.scaler.is_enabled():
+                self.scaler.update()
+            self.skipped += 1
+            get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
             logger.warning("step %d of %d left out: %s", self.skipped, self.max_skipped, message)
             return
         path = ""
@@ -213,48 +212,20 @@ class StepTrainer(SimpleTrainer):
         if comm.get_world_size() == 1 or not any(isinstance(m, SYNCHRONIZED) for m in modules):
             # Ten times as long as the step has taken so far.
             patience = 10 * (time.perf_counter() - self._start) + peer_monitor.LEAVE_SECONDS
-            with peer_monitor.limited(patience):
-                text = self._compute_again(batches, backward)
+            self.optimizer.zero_grad(set_to_none=True)
+            with peer_monitor.limited(patience), isolated_rng():
+                text = trace_batches(
+                    self.inner_model, batches, backward=backward, autocast=self._autocast
+                )
             if text:
                 return who + text
         names = names_in(batches[-1].data)
         return "" if backward else f"{who}{self.watch.found}, in a batch of {names}"
 
-    def _compute_again(self, batches: list[Batch], backward: bool) -> str:
-        now = rng_state()
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            for batch in batches:
-                set_rng_state(batch.rng)
-                text = trace(
-                    self.inner_model,
-                    batch.data,
-                    names_in(batch.data),
-                    backward=backward,
-                    autocast=self._autocast,
-                )
-                if text:
-                    return text
-        finally:
-            set_rng_state(now)
-        return ""
-
-    def _skip(self, statistics: list[tuple[Tensor, Tensor]], backward: bool) -> None:
-        self.skipped += 1
-        with torch.no_grad():
-            for buffer, before in statistics:
-                buffer.copy_(before)
-        if backward and self.scaler.is_enabled():
-            self.scaler.update()
-        get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
-
     def state_dict(self) -> dict[str, Any]:
         """Adds the state of the gradient scaler, and how many steps were left out."""
-        return {
-            **super().state_dict(),
-            "grad_scaler": self.scaler.state_dict(),
-            "skipped": self.skipped,
-        }
+        more = {"grad_scaler": self.scaler.state_dict(), "skipped": self.skipped}
+        return {**super().state_dict(), **more}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores optimizer, gradient scaler and the number of steps left out."""

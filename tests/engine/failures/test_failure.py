@@ -18,9 +18,8 @@ from alignzeg.__main__ import main as alignzeg
 from alignzeg.engine import Trainer, setup_config, validate
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.checkpoints.state import rng_state
-from alignzeg.engine.failures.batches import names_in, naming_images
 from alignzeg.engine.failures.crash import Batch, CrashWriter, from_plain, to_plain
-from alignzeg.engine.failures.finite import is_finite, trace
+from alignzeg.engine.failures.finite import is_finite, names_in, naming_images, trace
 from alignzeg.engine.processes.errors import NonFiniteError
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.structures import Targets, Vocabulary

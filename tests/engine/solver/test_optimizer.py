@@ -12,8 +12,8 @@ from torch import nn
 from alignzeg.engine import (
     setup_config,
 )
-from alignzeg.engine.solver.muon import MuonWithAdamW
 from alignzeg.engine.solver.optim import (
+    MuonWithAdamW,
     build_lr_scheduler,
     build_optimizer,
     parameter_groups,
