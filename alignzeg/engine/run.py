@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from alignzeg.data.lint import validate_names
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.records.provenance import record_run
-from alignzeg.engine.settings.validation import advice
+from alignzeg.engine.settings import advice
 from alignzeg.engine.training.trainer import Trainer
 from alignzeg.registries import TRAINER_REGISTRY, find
 

@@ -16,12 +16,12 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from alignzeg.config.reading import config_from_yaml
 from alignzeg.data.custom import setup_custom_data
 from alignzeg.engine.checkpoints.checkpoint import KEY, describe, verify, write_archive
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.checkpoints.state import plain, rng_state, set_rng_state
 from alignzeg.engine.failures.finite import names_in, trace
-from alignzeg.engine.settings.reading import config_from_yaml
 from alignzeg.files import atomic_write
 from alignzeg.structures import Targets, Vocabulary
 
@@ -73,48 +73,35 @@ def from_plain(value: Any) -> Any:
     return value
 
 
-@dataclasses.dataclass(frozen=True)
-class CrashWriter:
-    """Writes the bundle of a failed step.
+def write_bundle(
+    folder: str, config: str, model: nn.Module, batches: Sequence[Batch], facts: Mapping[str, Any]
+) -> str:
+    """Writes the bundle of a failed step, and its facts again as a text file beside it.
 
-    Attributes:
-        folder: where to.
-        config: the whole config as YAML text.
+    The config is YAML text. The model is not wrapped and has the weights before the step. The facts
+    are plain values; "iteration" and "process" name the file.
+
+    Returns:
+        The bundle's path; empty if it could not be written, which is logged: the failure itself is
+        what the user must see.
     """
-
-    folder: str
-    config: str
-
-    def __call__(self, model: nn.Module, batches: Sequence[Batch], facts: Mapping[str, Any]) -> str:
-        """Writes a bundle, and its facts again as a text file beside it.
-
-        The model is not wrapped and has the weights before the step. The facts are plain values;
-        "iteration" and "process" name the file.
-
-        Returns:
-            The bundle's path; empty if it could not be written, which is logged: the failure itself
-            is what the user must see.
-        """
-        name = f"iteration_{facts['iteration']:07d}_process_{facts['process']}"
-        path = os.path.join(self.folder, f"{name}.pth")
-        step = {
-            "batches": [to_plain(batch.data) for batch in batches],
-            "rng": [batch.rng for batch in batches],
-        }
-        content = {
-            BUNDLE: {**facts, **step},
-            "model": model.state_dict(),
-            KEY: describe(model, self.config),
-        }
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-            write_archive(path, content)
-            text = json.dumps(dict(facts), indent=1)
-            atomic_write(path.removesuffix("pth") + "json", text, durable=True)
-        except OSError as error:
-            logger.error("no crash bundle: %s", error)
-            return ""
-        return path
+    name = f"iteration_{facts['iteration']:07d}_process_{facts['process']}"
+    path = os.path.join(folder, f"{name}.pth")
+    step = {
+        "batches": [to_plain(batch.data) for batch in batches],
+        "rng": [batch.rng for batch in batches],
+    }
+    about = describe(model, config)
+    content = {BUNDLE: {**facts, **step}, "model": model.state_dict(), KEY: about}
+    try:
+        os.makedirs(folder, exist_ok=True)
+        write_archive(path, content)
+        text = json.dumps(dict(facts), indent=1)
+        atomic_write(path.removesuffix("pth") + "json", text, durable=True)
+    except OSError as error:
+        logger.error("no crash bundle: %s", error)
+        return ""
+    return path
 
 
 def trace_batches(

@@ -54,16 +54,14 @@ def naming_images(model: nn.Module) -> Iterator[None]:
     def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         names[:] = names_in(arguments[0]) if arguments else []
 
-    handle = model.register_forward_pre_hook(remember)
-    try:
-        yield
-    except Exception as error:
-        if not names or any(name in str(error) for name in names):
-            raise
-        kind = ValueError if isinstance(error, USER_ERRORS) else RuntimeError
-        raise kind(f"{explain(error)}; the last image was {', '.join(names)}") from error
-    finally:
-        handle.remove()
+    with model.register_forward_pre_hook(remember):
+        try:
+            yield
+        except Exception as error:
+            if not names or any(name in str(error) for name in names):
+                raise
+            kind = ValueError if isinstance(error, USER_ERRORS) else RuntimeError
+            raise kind(f"{explain(error)}; the last image was {', '.join(names)}") from error
 
 
 def is_finite(tensor: Tensor) -> Tensor:
@@ -185,7 +183,11 @@ def trace(
         if not bool(is_finite(image)):
             return f"the input image of {names[index : index + 1]} {_kind(image)}"
     probe = _Probe(names)
-    with alone(), probe.attached(model):
+    with alone(), contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if module is not model:
+                look = functools.partial(probe.see, name)
+                hooks.enter_context(module.register_forward_hook(look))
         try:
             with autocast():
                 losses = model(data)
@@ -205,11 +207,8 @@ def _look_at_gradients(model: nn.Module, loss: Any, probe: _Probe) -> None:
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     # Not `backward`, which would set off the exchange between the processes.
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    bad = [
-        (name, gradient)
-        for name, gradient in zip(named, gradients, strict=True)
-        if gradient is not None and not bool(is_finite(gradient))
-    ]
+    found = [pair for pair in zip(named, gradients, strict=True) if pair[1] is not None]
+    bad = [pair for pair in found if not bool(is_finite(pair[1]))]
     if bad:
         name, gradient = bad[-1]
         more = f", and of {len(bad) - 1} other parameters" if len(bad) > 1 else ""
@@ -223,28 +222,12 @@ class _Probe:
         self.first = ""
         self._names = list(names)
 
-    @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        handles = [
-            module.register_forward_hook(functools.partial(self._see, name))
-            for name, module in model.named_modules()
-            if module is not model
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _see(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+    def see(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
         for key, tensor in tensors_in(output):
             what = f"the output of {name}{key}"
             self.note(what, tensor)
             if tensor.requires_grad:
-                tensor.register_hook(functools.partial(self._grad, f"the gradient of {what}"))
-
-    def _grad(self, what: str, gradient: Tensor) -> None:
-        self.note(what, gradient)
+                tensor.register_hook(functools.partial(self.note, f"the gradient of {what}"))
 
     def note(self, what: str, tensor: Tensor, *, per_image: bool = True, more: str = "") -> None:
         """Keeps it if it is not finite and the first of its kind."""
@@ -252,8 +235,7 @@ class _Probe:
             return
         names = self._names
         if per_image and tensor.ndim and len(tensor) == len(names):
-            fine = tensor.detach().isfinite().flatten(1 if tensor.ndim > 1 else 0)
-            fine = fine.all(1) if tensor.ndim > 1 else fine
+            fine = tensor.detach().isfinite().reshape(len(names), -1).all(1)
             names = [name for name, good in zip(names, fine.tolist(), strict=True) if not good]
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
         kind = str(tensor.dtype).removeprefix("torch.")

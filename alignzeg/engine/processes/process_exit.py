@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -68,7 +69,6 @@ class StopRequest:
     """
 
     def __init__(self, grace_s: float = 30.0) -> None:
-        """Takes the seconds from the signal to the end of the step."""
         self.grace_s = grace_s
         self.received = ""
         self.stopping = False
@@ -127,14 +127,11 @@ def follow_parent() -> None:
 
 
 def _after_parent(parent: int, act: Callable[[], None]) -> None:
-    """Does something, in a thread, soon after the parent process has ended."""
-
     def look() -> None:
         while os.getppid() == parent:
-            pause.wait(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         act()
 
-    pause = threading.Event()
     threading.Thread(target=look, name="watch-parent", daemon=True).start()
 
 

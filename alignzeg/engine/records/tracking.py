@@ -113,7 +113,6 @@ class TrackingWriter(EventWriter):
     """Sends every scalar of the event storage once."""
 
     def __init__(self, name: str, start: Callable[[str], Session], folder: str | Path) -> None:
-        """Takes a tracker's name, what starts a run or goes on with an id's, and OUTPUT_DIR."""
         self.name = name
         self._start = start
         self._file = Path(folder) / FILE_NAME

@@ -32,7 +32,6 @@ class SaveHook(hooks.PeriodicCheckpointer):
     """
 
     def __init__(self, checkpointer: AlignZegCheckpointer, period: int, stop: StopRequest) -> None:
-        """Takes what saves, steps between two checkpoints, and what asks to save and leave."""
         super().__init__(checkpointer, period)
         self._stop = stop
 
@@ -77,10 +76,9 @@ def selects_on_the_test(metric: str, tested: Iterable[Vocabulary], hold_out: str
 
 
 class KeepBest:
-    """Keeps the best checkpoint by one figure of the evaluation as model_best.pth."""
+    """Keeps the best checkpoint by one figure of the event storage, the higher the better."""
 
     def __init__(self, checkpointer: AlignZegCheckpointer, metric: str) -> None:
-        """Takes what saves, and the figure's name in the event storage; higher is better."""
         self._checkpointer = checkpointer
         self.metric = metric
         self.value = -math.inf
@@ -120,7 +118,9 @@ def build_keep_best(cfg: CfgNode, checkpointer: AlignZegCheckpointer) -> KeepBes
 class EvaluationHook(hooks.EvalHook):
     """Evaluates every few steps without a trace in the random numbers of the training.
 
-    An evaluation that a stop or a kill has prevented is made up for when the run goes on.
+    An evaluation that a stop or a kill has prevented is made up for when the run goes on. A period
+    of 0 evaluates after the last step only. `evaluate` returns results by task, none but in the
+    first process.
     """
 
     def __init__(
@@ -130,11 +130,6 @@ class EvaluationHook(hooks.EvalHook):
         stop: StopRequest,
         best: KeepBest | None = None,
     ) -> None:
-        """Takes when and how to evaluate.
-
-        A period of 0 evaluates after the last step only. `evaluate` returns results by task, none
-        but in the first process.
-        """
         super().__init__(period, evaluate)
         self._best = best
         self._stop = stop
@@ -180,7 +175,6 @@ class LossCurve(hooks.HookBase):
     """
 
     def __init__(self, folder: str) -> None:
-        """Takes the run's folder."""
         self._path = Path(folder) / CURVE_FILE
         self._file: IO[str] | None = None
 

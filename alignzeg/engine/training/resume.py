@@ -45,12 +45,8 @@ def check_resumable(
 ) -> list[str]:
     """Refuses to go on where the result would not be that of the run that was stopped.
 
-    Args:
-        path: the checkpoint, for messages.
-        loaded: what is in it.
-        config: YAML text of the config now.
-        data: hash of the training data now; empty if it is not known.
-        allow_rescale: whether the number of processes may be another one.
+    That is told from the config, YAML text, the hash of the training data, empty if unknown, and
+    the number of processes now.
 
     Returns:
         How the config has changed, one line a key.

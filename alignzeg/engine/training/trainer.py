@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.data.worker_registration import Carrying
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.state import set_rng_state
-from alignzeg.engine.failures.crash import CrashWriter
+from alignzeg.engine.failures.crash import write_bundle
 from alignzeg.engine.failures.finite import naming_images
 from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.process_exit import StopRequest
@@ -78,7 +79,7 @@ def build_step_trainer(
         clip_norm=clip.CLIP_VALUE if clip.ENABLED and clip.CLIP_TYPE == "full_model" else 0.0,
         amp_dtype=amp,
         max_skipped=cfg.ALIGNZEG.SOLVER.MAX_SKIPPED_STEPS,
-        write_crash=CrashWriter(os.path.join(cfg.OUTPUT_DIR, "crash"), cfg.dump()),
+        write_crash=partial(write_bundle, os.path.join(cfg.OUTPUT_DIR, "crash"), cfg.dump()),
     )
 
 
@@ -103,14 +104,13 @@ class Trainer(DefaultTrainer):
     A checkpoint, every SOLVER.CHECKPOINT_PERIOD steps and when the process is asked to stop by
     SIGTERM or SIGUSR1, holds all that decides how the run goes on. Hooks do the rest: learning
     rate, evaluation every TEST.EVAL_PERIOD, and the log, `metrics.json` and TensorBoard in
-    OUTPUT_DIR.
+    OUTPUT_DIR. The config is a validated one.
     """
 
     build_optimizer = staticmethod(build_optimizer)
     build_lr_scheduler = staticmethod(build_lr_scheduler)
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Builds data, model and optimizer of a validated config."""
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg

@@ -1,31 +1,43 @@
-"""Everything that can be wrong with a config, found before any work starts."""
+"""The config of a run, and everything that can be wrong with it, found before any work starts."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from alignzeg.arguments import require_folder
 from alignzeg.config.keys import Choices
+from alignzeg.config.reading import config_from_file
 from alignzeg.config.values import validate_values
 from alignzeg.data.checks import check_files
-from alignzeg.data.custom import is_custom
+from alignzeg.data.custom import is_custom, setup_custom_data
 from alignzeg.data.labels import known_names
-from alignzeg.data.pseudo import validate_pseudo_labels
+from alignzeg.data.pseudo import setup_pseudo_labels, validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
 from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
 from alignzeg.modeling.vlm import ImageNetVLM
 from alignzeg.modeling.vlm.classifier import check_classifier
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
 
-# Task, metric, value and tolerance of an expected result.
-_EXPECTED: tuple[Any, ...] = (str, str, (int, float), (int, float))
 # Figures of an evaluation that a checkpoint can be chosen by; higher is better.
 FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
+
+
+def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Builds the config of a run, see `config_from_file`, and registers the data sets it describes.
+
+    Raises:
+        ValueError: as `config_from_file`, or on data sets that cannot be what the config says.
+    """
+    cfg = config_from_file(config_file, opts)
+    setup_custom_data(cfg)
+    setup_pseudo_labels(cfg)
+    return cfg
 
 
 def validate(
@@ -49,7 +61,6 @@ def validate(
     require_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     validate_pretrained(cfg)
     validate_weights(cfg, needs_weights, trust_pickle)
-    validate_expected(cfg)
     if training:
         validate_solver(cfg, world_size)
         validate_saving(cfg)
@@ -78,17 +89,6 @@ def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> 
         raise ValueError(f"MODEL.WEIGHTS is {weights!r}, but there is no such file")
     if weights.endswith(".pkl"):
         require_trust(weights, weights, trust_pickle)
-
-
-def validate_expected(cfg: CfgNode) -> None:
-    """Refuses expected results that Detectron2 cannot compare with."""
-    for item in cfg.TEST.EXPECTED_RESULTS:
-        fits = isinstance(item, (list, tuple)) and len(item) == len(_EXPECTED)
-        if not fits or not all(map(isinstance, item, _EXPECTED)):
-            raise ValueError(
-                f"TEST.EXPECTED_RESULTS lists {item!r}; an entry is a list such as "
-                "['sem_seg', 'hIoU', 69.0, 1.0]: task, metric, value and tolerance"
-            )
 
 
 def validate_solver(cfg: CfgNode, world_size: int) -> None:

@@ -19,8 +19,6 @@ from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
 from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, import_plugin
 from alignzeg.config.values import flatten, new_name
-from alignzeg.data.custom import setup_custom_data
-from alignzeg.data.pseudo import setup_pseudo_labels
 
 # What Detectron2 raises on a file that is no YAML or cannot be read, or with a `_BASE_` that is no
 # file name or has a value where the file has a section.
@@ -32,8 +30,8 @@ _BAD_FILE = (
 _LARGEST = 2**1023
 
 
-def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Builds the config of a run: defaults, then the file, then the KEY VALUE pairs.
+def config_from_file(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Builds a config: defaults, then the file, then the KEY VALUE pairs.
 
     The files listed in ALIGNZEG.PLUGINS are imported on the way. A plugin may define
     `add_config(cfg)`, which is called before anything is merged, so that its keys are known.
@@ -48,10 +46,7 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
             odd number of opts, or a plugin that cannot be imported.
     """
     folder = Path(config_file).parent if config_file else Path()
-    cfg = _build(_read_file(config_file), opts, (folder, Path()))
-    setup_custom_data(cfg)
-    setup_pseudo_labels(cfg)
-    return cfg
+    return _build(_read_file(config_file), opts, (folder, Path()))
 
 
 def config_from_yaml(
@@ -64,7 +59,7 @@ def config_from_yaml(
     OUTPUT_DIR mostly lies below where they are.
 
     Raises:
-        ValueError: as `setup_config`.
+        ValueError: as `config_from_file`.
     """
     try:
         loaded = yaml.safe_load(text)
@@ -89,30 +84,6 @@ def default_config() -> CfgNode:
 def flat_keys(cfg: Mapping[str, Any]) -> list[str]:
     """All keys of a config, written with dots."""
     return [key for key, _ in flatten(cfg)]
-
-
-def _build(pairs: list[tuple[str, Any]], opts: Sequence[str], folders: Sequence[Path]) -> CfgNode:
-    check_pairs(opts)
-    pairs = [*pairs, *zip(opts[0::2], opts[1::2], strict=True)]
-    cfg = default_config()
-    for key, value in pairs:
-        if key == PLUGINS_KEY:
-            _set(cfg, key, value)
-    wrong = [name for name in cfg.ALIGNZEG.PLUGINS if not isinstance(name, str)]
-    if wrong:
-        raise ValueError(f"{PLUGINS_KEY} lists {wrong[0]!r}; it lists Python files")
-    cfg.ALIGNZEG.PLUGINS = [find_plugin(name, folders) for name in cfg.ALIGNZEG.PLUGINS]
-    for file in cfg.ALIGNZEG.PLUGINS:
-        plugin = import_plugin(file)
-        if hasattr(plugin, "add_config"):
-            plugin.add_config(cfg)
-    for key, value in pairs:
-        if key != PLUGINS_KEY:
-            _set(cfg, key, value)
-    if re.fullmatch(r"cuda(:\d+)?", cfg.MODEL.DEVICE) and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    require_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
-    return cfg
 
 
 def require_device(name: str, key: str = "--device") -> None:
@@ -140,6 +111,30 @@ def require_device(name: str, key: str = "--device") -> None:
         raise ValueError(
             f"{key} is {name!r}, but this machine has {torch.cuda.device_count()} GPUs"
         )
+
+
+def _build(pairs: list[tuple[str, Any]], opts: Sequence[str], folders: Sequence[Path]) -> CfgNode:
+    check_pairs(opts)
+    pairs = [*pairs, *zip(opts[0::2], opts[1::2], strict=True)]
+    cfg = default_config()
+    for key, value in pairs:
+        if key == PLUGINS_KEY:
+            _set(cfg, key, value)
+    wrong = [name for name in cfg.ALIGNZEG.PLUGINS if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"{PLUGINS_KEY} lists {wrong[0]!r}; it lists Python files")
+    cfg.ALIGNZEG.PLUGINS = [find_plugin(name, folders) for name in cfg.ALIGNZEG.PLUGINS]
+    for file in cfg.ALIGNZEG.PLUGINS:
+        plugin = import_plugin(file)
+        if hasattr(plugin, "add_config"):
+            plugin.add_config(cfg)
+    for key, value in pairs:
+        if key != PLUGINS_KEY:
+            _set(cfg, key, value)
+    if re.fullmatch(r"cuda(:\d+)?", cfg.MODEL.DEVICE) and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    require_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    return cfg
 
 
 def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
