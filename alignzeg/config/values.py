@@ -71,10 +71,11 @@ def validate_values(cfg: CfgNode, training: bool = False) -> None:
     low, high = cfg.ALIGNZEG.SYNTHESIZER.RANGE
     if low > high:
         raise ValueError(f"ALIGNZEG.SYNTHESIZER.RANGE is [{low}, {high}]; the smaller comes first")
-    _validate_expected(cfg)
+    validate_expected(cfg)
 
 
-def _validate_expected(cfg: CfgNode) -> None:
+def validate_expected(cfg: CfgNode) -> None:
+    """Refuses expected results that Detectron2 cannot compare with."""
     for item in cfg.TEST.EXPECTED_RESULTS:
         fits = isinstance(item, (list, tuple)) and len(item) == len(_EXPECTED)
         if not fits or not all(map(isinstance, item, _EXPECTED)):

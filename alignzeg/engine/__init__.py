@@ -8,9 +8,8 @@ from alignzeg.config.reading import config_from_yaml
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.processes.launch import launch, world_size
-from alignzeg.engine.run import evaluate, train
+from alignzeg.engine.run import check_folder, evaluate, start_run, train
 from alignzeg.engine.settings import setup_config, validate
-from alignzeg.engine.start import check_folder, start_run
 from alignzeg.engine.training.trainer import Trainer
 
 __all__ = [

@@ -62,9 +62,7 @@ def validate(
     validate_pretrained(cfg)
     validate_weights(cfg, needs_weights, trust_pickle)
     if training:
-        validate_solver(cfg, world_size)
-        validate_saving(cfg)
-        validate_tracking(cfg)
+        validate_training(cfg, world_size)
     validate_datasets(cfg, training)
 
 
@@ -91,33 +89,26 @@ def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> 
         require_trust(weights, weights, trust_pickle)
 
 
-def validate_solver(cfg: CfgNode, world_size: int) -> None:
-    """Refuses batches that cannot be divided, and two scalings of the rate."""
+def validate_training(cfg: CfgNode, world_size: int) -> None:
+    """Refuses batches, learning rates, a choice of checkpoints and trackers that cannot be."""
     total, accumulate = cfg.SOLVER.IMS_PER_BATCH, cfg.ALIGNZEG.SOLVER.ACCUMULATE
-    if total % (accumulate * world_size):
+    batches = accumulate * world_size
+    if total % batches:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {total}, the total batch of one step; it must be a multiple "
-            f"of {world_size} processes x ALIGNZEG.SOLVER.ACCUMULATE {accumulate}, "
-            f"such as {accumulate * world_size * max(1, total // (accumulate * world_size))}"
+            f"of {world_size} processes x ALIGNZEG.SOLVER.ACCUMULATE {accumulate}, such as "
+            f"{batches * max(1, total // batches)}"
         )
     if cfg.SOLVER.REFERENCE_WORLD_SIZE and cfg.ALIGNZEG.SOLVER.REFERENCE_BATCH:
         raise ValueError(
             "SOLVER.REFERENCE_WORLD_SIZE and ALIGNZEG.SOLVER.REFERENCE_BATCH would both scale the "
             "learning rate; set one of them to 0"
         )
-
-
-def validate_saving(cfg: CfgNode) -> None:
-    """Refuses a figure that no evaluation gives."""
     best = cfg.ALIGNZEG.CHECKPOINT.BEST
     if best:
         names = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{n}/" for n in cfg.DATASETS.TEST]
         known = [f"{name}sem_seg/{figure}" for name in names for figure in FIGURES]
         Choices(tuple(known)).check("ALIGNZEG.CHECKPOINT.BEST", best)
-
-
-def validate_tracking(cfg: CfgNode) -> None:
-    """Refuses a tracker whose package is missing."""
     name = cfg.ALIGNZEG.TRACK.NAME
     if name and importlib.util.find_spec(name) is None:
         raise ValueError(

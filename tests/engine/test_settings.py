@@ -19,7 +19,7 @@ from alignzeg.engine import (
     setup_config,
     validate,
 )
-from alignzeg.engine.start import run_line
+from alignzeg.engine.run import run_line
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
 

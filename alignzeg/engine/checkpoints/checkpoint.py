@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,13 +35,10 @@ SLACK_BYTES = 2**20
 
 
 def describe(model: nn.Module, config: str) -> dict[str, Any]:
-    """What a checkpoint says about itself, beside the weights.
+    """What a checkpoint says about itself: "version", "config", "seen", "vlm_id" and "vlm_hash".
 
-    The model's `seen` (Vocabulary) and `vlm` (`id`, `hash`) are read if it has them.
-
-    Returns:
-        "version", "config", "seen" (names), "vlm_id", "vlm_hash"; the last three are None where
-        the model has no such thing.
+    The last three are the names of the model's `seen` (Vocabulary) and the `id` and `hash` of its
+    `vlm`; None where the model has no such thing.
     """
     seen, vlm = getattr(model, "seen", None), getattr(model, "vlm", None)
     return {
@@ -55,19 +53,14 @@ def describe(model: nn.Module, config: str) -> dict[str, Any]:
 def verify(
     path: str, found: Mapping[str, Any], model: nn.Module, other_classes: bool = False
 ) -> None:
-    """Refuses weights that were trained with another VLM or other classes than the model has.
-
-    With `other_classes` these may differ, as for a training that starts from the weights.
+    """Refuses weights that were trained with another VLM or, unless allowed, other classes.
 
     Raises:
         ValueError: naming the two sides that differ and the config key that changes one of them.
     """
     here = describe(model, "")
-    if (
-        not isinstance(found, Mapping)
-        or not here.keys() <= found.keys()
-        or not isinstance(found["seen"], (list, type(None)))
-    ):
+    told = isinstance(found, Mapping) and here.keys() <= found.keys()
+    if not told or not isinstance(found["seen"], (list, type(None))):
         raise ValueError(
             f"checkpoint {path!r} says too little about itself, as if it had been edited; "
             "use the original file"
@@ -114,13 +107,8 @@ def write_archive(path: str, content: Mapping[str, Any]) -> None:
             f"{free / 2**20:.1f} MiB are free; free some, or set OUTPUT_DIR to another disk "
             "(ALIGNZEG.CHECKPOINT.KEEP bounds how many are kept)",
         )
-    atomic_write(
-        path,
-        lambda file: torch.save(content, file),
-        durable=True,
-        check=check_written,
-        attempts=ATTEMPTS,
-    )
+    save = partial(torch.save, content)
+    atomic_write(path, save, durable=True, check=check_written, attempts=ATTEMPTS)
 
 
 class AlignZegCheckpointer(DetectionCheckpointer):
@@ -212,16 +200,16 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: if there are checkpoints, but none of them is intact.
         """
-        path = problem = ""
+        found: str | ValueError = ""
         if comm.is_main_process() and self.save_dir:
             try:
-                path = find_newest(self.save_dir)
+                found = find_newest(self.save_dir)
             except ValueError as error:
-                problem = str(error)
-        path, problem = comm.all_gather((path, problem))[0]
-        if problem:
-            raise ValueError(problem)
-        return path
+                found = error
+        found = comm.all_gather(found)[0]
+        if isinstance(found, ValueError):
+            raise found
+        return found
 
     def has_checkpoint(self) -> bool:
         """Whether there is an intact checkpoint; see `get_checkpoint_file`."""

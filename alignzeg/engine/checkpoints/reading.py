@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -42,30 +43,25 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing, damaged, or holds more than tensors and plain values.
     """
+    if not os.path.exists(path):
+        raise ValueError(f"checkpoint {path!r} does not exist; {_GIVE}")
+    # torch.load does not look at the checksums.
+    problem = _problem(path) if zipfile.is_zipfile(path) else ""
+    if problem:
+        raise ValueError(f"checkpoint {path!r} {problem}; use another one")
     try:
         if path.endswith(".safetensors"):
             return _read_safetensors(path)
-        if zipfile.is_zipfile(path):
-            # torch.load does not look at the checksums.
-            reason = damage(path)
-            if reason:
-                raise ValueError(f"checkpoint {path!r} is damaged: {reason}; use another one")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"checkpoint {path!r} does not exist; {_GIVE}") from error
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(
             f"checkpoint {path!r} is damaged, or holds more than tensors and plain values, which "
             f"is not loaded because it could run code; {_GIVE}"
         ) from error
     except DAMAGED as error:
-        if str(error).startswith("checkpoint "):
-            raise
-        reason = str(error).strip().split("\n")[0]
+        what = f"{type(error).__name__} {str(error).strip()}".strip().split("\n")[0]
         raise ValueError(
-            f"checkpoint {path!r} is damaged, or no checkpoint at all: "
-            f"{type(error).__name__} {reason}".rstrip()
-            + f"; {_GIVE}"
+            f"checkpoint {path!r} is damaged, or no checkpoint at all: {what}; {_GIVE}"
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(
@@ -94,8 +90,6 @@ def read_about(path: str) -> dict[str, Any]:
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(path)
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("alignzeg", "null"))
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
@@ -103,10 +97,7 @@ def _read_safetensors(path: str) -> dict[str, Any]:
 
 
 def damage(path: str) -> str:
-    """What is wrong with a zip archive, such as torch.save writes, read to its last byte.
-
-    Returns:
-        The reason; empty if every part of it agrees with its checksum.
+    """What is wrong with a zip archive, such as torch.save writes; empty if its checksums agree.
 
     Raises:
         OSError: if the file cannot be read at all.
@@ -136,11 +127,10 @@ def check_written(path: str) -> None:
 
 
 def find_newest(folder: str) -> str:
-    """The checkpoint that a run goes on from.
+    """The checkpoint that a run goes on from; empty if there is none at all.
 
-    Returns:
-        The file that `last_checkpoint` names if it is intact, else the intact one of the latest
-        iteration; empty if there is none at all.
+    It is the one that `last_checkpoint` names or, if that is damaged, the intact one of the latest
+    iteration.
 
     Raises:
         ValueError: if there are checkpoints, but none is intact.
@@ -188,11 +178,9 @@ def _iteration(path: str) -> int:
     match = _NUMBERED.fullmatch(os.path.basename(path))
     if match:
         return int(match.group(1))
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return int(found["iteration"])
-    except (*DAMAGED, pickle.UnpicklingError):
-        return -1
+    with contextlib.suppress(*DAMAGED, pickle.UnpicklingError):
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
+    return -1
 
 
 def prune(folder: str, keep: int) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps beside the weights: random generators, and a config to compare with."""
+"""What a checkpoint is made of: tensors and plain values, such as those of random generators."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
-
-from alignzeg.config.values import flatten
 
 
 def rng_state() -> dict[str, Any]:
     """The global random generators of this process, as tensors and plain values.
 
-    Detectron2's augmentations draw from these.
-
-    Returns:
-        "torch", "numpy", "python" and "cuda" (None where there is none).
+    They are "torch", "numpy", "python" and "cuda" (None where there is none).
     """
     numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     version, words, spare = random.getstate()
@@ -68,20 +62,6 @@ def isolated_rng(*seeds: int) -> Iterator[None]:
         yield
     finally:
         set_rng_state(before)
-
-
-def config_changes(before: str, now: str) -> list[str]:
-    """How two configs, given as YAML text, differ.
-
-    Returns:
-        One line a key, in the order of the keys; "unset" where only one side has it.
-    """
-    old, new = (dict(flatten(yaml.safe_load(text) or {})) for text in (before, now))
-    return [
-        f"{key}: was {old.get(key, 'unset')!r}, is {new.get(key, 'unset')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "unset") != new.get(key, "unset")
-    ]
 
 
 def plain(value: Any, where: str = "checkpoint", other: Callable[[Any], Any] | None = None) -> Any:

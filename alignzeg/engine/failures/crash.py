@@ -76,14 +76,11 @@ def from_plain(value: Any) -> Any:
 def write_bundle(
     folder: str, config: str, model: nn.Module, batches: Sequence[Batch], facts: Mapping[str, Any]
 ) -> str:
-    """Writes the bundle of a failed step, and its facts again as a text file beside it.
+    """Writes the bundle of a failed step, and its facts as a text file beside it; returns its path.
 
     The config is YAML text. The model is not wrapped and has the weights before the step. The facts
-    are plain values; "iteration" and "process" name the file.
-
-    Returns:
-        The bundle's path; empty if it could not be written, which is logged: the failure itself is
-        what the user must see.
+    are plain values; "iteration" and "process" name the file. The path is empty if it could not be
+    written, which is logged: the failure itself is what the user must see.
     """
     name = f"iteration_{facts['iteration']:07d}_process_{facts['process']}"
     path = os.path.join(folder, f"{name}.pth")

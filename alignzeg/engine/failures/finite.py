@@ -166,7 +166,7 @@ def trace(
     backward: bool,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> str:
-    """Computes a batch again and names the first tensor that is not finite.
+    """Computes a batch again and names the first tensor that is not finite; empty if all are.
 
     A model that exchanges something in a step asks `alignzeg.peers.world_size` with how many.
 
@@ -175,9 +175,6 @@ def trace(
 
     `names` are the files of the batch's images; `backward` also looks at the gradients, if
     everything else is finite; `autocast` makes the context of the forward pass.
-
-    Returns:
-        Empty if everything is finite.
     """
     for index, image in images_in(data):
         if not bool(is_finite(image)):

@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +19,6 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from alignzeg.engine.processes import peer_monitor, process_exit
-from alignzeg.engine.processes.errors import BUG, NON_FINITE, exit_code, explain
 from alignzeg.engine.processes.supervision import run_processes
 
 # Processes of one run may start this far apart, on machines of different speed.
@@ -56,13 +54,10 @@ class DistributedEnv:
 def find_distributed_env(
     args: argparse.Namespace, environ: Mapping[str, str]
 ) -> DistributedEnv | None:
-    """Reads the variables of torchrun or, failing that, of SLURM's srun.
+    """Reads the variables of torchrun or else of SLURM's srun; None without several processes.
 
     A --num-gpus or --num-machines above 1 means that the processes of a SLURM job are to be started
     from here, so its variables are not used.
-
-    Returns:
-        None if there are no such processes, or only one.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         names, url = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "env://"
@@ -147,19 +142,13 @@ def launch(
     elif args.num_gpus * args.num_machines == 1:
         main(args)
     else:
+        url, world, first = args.dist_url, local * args.num_machines, args.machine_rank * local
+        if url == "auto":
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        envs = [DistributedEnv(first + i, world, i, local, url) for i in range(local)]
         member = partial(run_member, main, args, backend=backend, speaks=False)
-        run_processes(member, local_envs(args), args.machine_rank * args.num_gpus)
-
-
-def local_envs(args: argparse.Namespace) -> list[DistributedEnv]:
-    """The processes that are to be started on this machine."""
-    url = args.dist_url
-    if url == "auto":
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-    count, world = args.num_gpus, args.num_gpus * args.num_machines
-    first = args.machine_rank * count
-    return [DistributedEnv(first + index, world, index, count, url) for index in range(count)]
+        run_processes(member, envs, first)
 
 
 def run_member(
@@ -195,15 +184,3 @@ def run_member(
     if line is not None:
         line.close()
     dist.destroy_process_group()
-
-
-def complain(error: Exception) -> int:
-    """Says on one line what ended this process, in one process of a run; returns the exit code."""
-    code = exit_code(error)
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
-        hint = "; a fault of the program: --debug shows where" if code == BUG else ""
-        # What all processes agree on names them itself.
-        one_of_many = comm.get_world_size() > 1 and code != NON_FINITE
-        who = f"process {comm.get_rank()}: " if one_of_many else ""
-        sys.stderr.write(f"error: {who}{explain(error)}{hint}\n")
-    return code

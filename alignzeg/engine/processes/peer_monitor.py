@@ -154,19 +154,15 @@ def connect(host: str, *, several_machines: bool, speaks: bool) -> PeerMonitor |
     """Ties all processes of the default group together; to be called by all of them.
 
     If it `speaks`, one of the processes that leave because of another one writes an error to the
-    user; they all write one to the log.
-
-    Returns:
-        This process's end; None if process 0 cannot be reached, which is logged: then a dead
-        process is noticed by the time-out of the process group only.
+    user; they all write one to the log. Returns None if process 0 cannot be reached, which is
+    logged: then a dead process is noticed by the time-out of the process group only.
     """
     global _current
     rank = dist.get_rank()
     listener = None
     if rank == 0:
         listener = socket.create_server(("" if several_machines else host, 0), backlog=1024)
-    port = listener.getsockname()[1] if listener else 0
-    facts: list[Any] = [port, secrets.token_hex(16)]
+    facts: list[Any] = [listener.getsockname()[1] if listener else 0, secrets.token_hex(16)]
     dist.broadcast_object_list(facts)
     port, token = facts
     peers = {}
@@ -177,10 +173,7 @@ def connect(host: str, *, several_machines: bool, speaks: bool) -> PeerMonitor |
             logger.warning(
                 "process %d cannot reach process 0 at %s, port %d (%s): if one of them dies, the "
                 "other notices it late",
-                rank,
-                host,
-                port,
-                error,
+                *(rank, host, port, error),
             )
             return None
         peer.settimeout(None)

@@ -106,9 +106,18 @@ class StopRequest:
         return self.stopping
 
 
-def watch_parent(parent: int) -> None:
-    """Ends this process soon after its parent, which may have ended already."""
-    _after_parent(parent, lambda: leave("the process that started this one has ended", aloud=True))
+def watch_parent(parent: int, act: Callable[[], None] | None = None) -> None:
+    """Ends this process, or does what is given, soon after its parent has ended, now or before."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        if act is None:
+            leave("the process that started this one has ended", aloud=True)
+        else:
+            act()
+
+    threading.Thread(target=look, name="watch-parent", daemon=True).start()
 
 
 def follow_parent() -> None:
@@ -123,16 +132,7 @@ def follow_parent() -> None:
 
     parent = os.environ.pop(PARENT, "")
     if parent.isdecimal():
-        _after_parent(int(parent), stop)
-
-
-def _after_parent(parent: int, act: Callable[[], None]) -> None:
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_SECONDS)
-        act()
-
-    threading.Thread(target=look, name="watch-parent", daemon=True).start()
+        watch_parent(int(parent), stop)
 
 
 def leave(reason: str, *, aloud: bool) -> None:

@@ -18,15 +18,8 @@ from typing import Any
 from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
 from alignzeg.data.worker_registration import Registered
-from alignzeg.engine.processes import process_exit
-from alignzeg.engine.processes.errors import (
-    BUG,
-    NON_FINITE,
-    PEER_FAILED,
-    RunFailed,
-    exit_code,
-    explain,
-)
+from alignzeg.engine.processes import errors, process_exit
+from alignzeg.engine.processes.errors import PEER_FAILED, RunFailed
 from alignzeg.files import atomic_write
 
 # CUDA does not survive a fork.
@@ -72,7 +65,7 @@ def run_processes(target: Callable[[Any], Any], jobs: Sequence[Any], first_rank:
         raise SystemExit(context.processes[index].exitcode)
     code, message, trace, _ = report
     # What all processes agree on names them itself.
-    who = "" if code == NON_FINITE else f"process {first_rank + index}: "
+    who = "" if code == errors.NON_FINITE else f"process {first_rank + index}: "
     raise RunFailed(f"{who}{message}", code, trace)
 
 
@@ -90,10 +83,10 @@ def _work(
         target(jobs[index])
         return
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else BUG
+        code = error.code if isinstance(error.code, int) else errors.BUG
     except BaseException as error:  # noqa: BLE001 (the parent process raises it)
-        code, trace = exit_code(error), traceback.format_exc()[-20000:]
-        report = (code, explain(error), trace, time.monotonic())
+        code, trace = errors.exit_code(error), traceback.format_exc()[-20000:]
+        report = (code, errors.explain(error), trace, time.monotonic())
     # Whole or not at all, should this process be killed meanwhile.
     atomic_write(Path(folder) / str(index), pickle.dumps(report))
     process_exit.exit_now(code)

@@ -121,10 +121,9 @@ def _version(package: str) -> str | None:
 
 
 def describe_git(folder: Path) -> dict[str, Any] | None:
-    """Commit of the source, whether tracked files differ from it, and a hash of the difference.
+    """Commit of the source, whether tracked files differ ("dirty"), and a hash of the "diff".
 
-    Returns:
-        "commit", "dirty" and "diff" (None if clean); None where the source is in no git repository.
+    The hash is None if they do not; all is where the source is in no git repository.
     """
     # A package installed below somebody's repository is not part of it.
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:

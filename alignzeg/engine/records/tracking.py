@@ -14,6 +14,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,8 +193,5 @@ def build_tracking(cfg: CfgNode) -> list[Tracking]:
         return []
     run = node.RUN or Path(folder).name
     config = dict(flatten(yaml.safe_load(cfg.dump())))
-
-    def start(run_id: str) -> Session:
-        return STARTERS[node.NAME](node.PROJECT, run, folder, config, run_id)
-
+    start = partial(STARTERS[node.NAME], node.PROJECT, run, folder, config)
     return [Tracking(TrackingWriter(node.NAME, start, folder))]

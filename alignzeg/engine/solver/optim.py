@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,11 +113,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        """Takes the parameters.
+        """Takes groups as AdamW, each with "params", "lr", "weight_decay" and "matrix", a bool.
 
-        Args:
-            groups: as for AdamW, each with "params", "lr", "weight_decay" and "matrix", a bool:
-                whether Muon takes the group; its parameters then have at least two dimensions.
+        That says whether Muon takes the group; its parameters then have two dimensions or more.
 
         Raises:
             ValueError: if there are no parameters, or a parameter of a matrix group is a vector.
@@ -128,24 +127,21 @@ class MuonWithAdamW(torch.optim.Optimizer):
             raise ValueError(f"Muon takes parameters of two or more dimensions; got {vectors}")
         # Parameters of the same memory, as Muon accepts matrices only.
         self._flat = {p: nn.Parameter(_matrix(p.detach(), p)) for p in matrices}
-        self._parts = {
-            matrix: self._part(matrix) for matrix in (True, False) if self._groups(matrix)
-        }
+        self._parts: dict[bool, torch.optim.Optimizer] = {}
+        muon = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
+        for matrix, kind in ((True, muon), (False, torch.optim.AdamW)):
+            copies = [
+                {
+                    **{key: group[key] for key in ("lr", "weight_decay")},
+                    "params": [self._flat.get(p, p) for p in group["params"]],
+                }
+                for group in self._groups(matrix)
+            ]
+            if copies:
+                self._parts[matrix] = kind(copies)
 
     def _groups(self, matrix: bool) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["matrix"] == matrix]
-
-    def _part(self, matrix: bool) -> torch.optim.Optimizer:
-        copies = [
-            {
-                **{key: group[key] for key in ("lr", "weight_decay")},
-                "params": [self._flat.get(p, p) for p in group["params"]],
-            }
-            for group in self._groups(matrix)
-        ]
-        if matrix:
-            return torch.optim.Muon(copies, adjust_lr_fn="match_rms_adamw")
-        return torch.optim.AdamW(copies)
 
     @torch.no_grad()
     def step(  # type: ignore[override]

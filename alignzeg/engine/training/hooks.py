@@ -60,9 +60,7 @@ class SaveHook(hooks.PeriodicCheckpointer):
             self.checkpointer.save(f"model_{step:07d}", iteration=step)
         logger.warning(
             "stopped by %s: saved at iteration %d; start again with --resume (exit code %d)",
-            self._stop.received or "a signal to another process",
-            step,
-            EXIT_SAVED,
+            *(self._stop.received or "a signal to another process", step, EXIT_SAVED),
         )
         raise SystemExit(EXIT_SAVED)
 
@@ -182,7 +180,7 @@ class LossCurve(hooks.HookBase):
         """Opens the file, and ends a line that a kill has cut short."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         before = self._path.read_bytes() if self._path.exists() else b""
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("a", buffering=1, encoding="utf-8")
         if before and not before.endswith(b"\n"):
             self._file.write("\n")
 
@@ -192,7 +190,6 @@ class LossCurve(hooks.HookBase):
         terms = {k: value for k, (value, at) in latest.items() if "loss" in k and at == now}
         if self._file is not None and terms:
             self._file.write(json.dumps({"iteration": now, **terms}) + "\n")
-            self._file.flush()
 
     def after_train(self) -> None:
         """Closes the file."""

@@ -12,10 +12,11 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import Tensor
 
+from alignzeg.config.values import flatten
 from alignzeg.data.labels import get_vocabulary, training_vocabulary
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.reading import find_newest, read_checkpoint
-from alignzeg.engine.checkpoints.state import config_changes, rng_state
+from alignzeg.engine.checkpoints.state import rng_state
 from alignzeg.engine.training.sampling import TrainLoader
 from alignzeg.structures import spelling
 
@@ -46,10 +47,7 @@ def check_resumable(
     """Refuses to go on where the result would not be that of the run that was stopped.
 
     That is told from the config, YAML text, the hash of the training data, empty if unknown, and
-    the number of processes now.
-
-    Returns:
-        How the config has changed, one line a key.
+    the number of processes now. Returns how the config has changed, one line a key.
 
     Raises:
         ValueError: saying what differs and what to do.
@@ -82,6 +80,16 @@ def check_resumable(
     return changes
 
 
+def config_changes(before: str, now: str) -> list[str]:
+    """How two configs, YAML text, differ: a line a key, in order; "unset" where one has none."""
+    old, new = (dict(flatten(yaml.safe_load(text) or {})) for text in (before, now))
+    return [
+        f"{key}: was {old.get(key, 'unset')!r}, is {new.get(key, 'unset')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "unset") != new.get(key, "unset")
+    ]
+
+
 def check_kinds(path: str, loaded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses a checkpoint that holds something of another kind than what it is to replace.
 
@@ -96,12 +104,9 @@ def check_kinds(path: str, loaded: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 
 def misfit(found: Any, like: Any, where: str) -> str:
-    """The first place at which a saved value is of another kind than the present one.
+    """The first place at which a saved value is of another kind than the present one, or empty.
 
     Entries that only one side has are not looked at: a fresh optimizer has no state yet.
-
-    Returns:
-        One sentence; empty if nothing is of another kind.
     """
     if like is None or (found is None and isinstance(like, Tensor)):
         return ""
@@ -140,8 +145,7 @@ def report_other_classes(cfg: CfgNode, loaded: Mapping[str, Any]) -> None:
     known = {spelling(str(name)) for name in theirs}
     logger.info(
         "starting from %s, which was trained on %d classes; new are: %s",
-        cfg.MODEL.WEIGHTS,
-        len(theirs),
+        *(cfg.MODEL.WEIGHTS, len(theirs)),
         ", ".join(name for name in ours if spelling(name) not in known) or "none",
     )
     unseen = set()
@@ -152,21 +156,17 @@ def report_other_classes(cfg: CfgNode, loaded: Mapping[str, Any]) -> None:
     if leaked:
         logger.warning(
             "%s was trained with masks of %s, unseen here: their figures are not zero-shot",
-            cfg.MODEL.WEIGHTS,
-            leaked,
+            *(cfg.MODEL.WEIGHTS, leaked),
         )
 
 
 def restore_rank(
     loader: TrainLoader, ranks: Sequence[Mapping[str, Any]], seed: int, start: int
 ) -> Mapping[str, Any]:
-    """Puts the data loader where it was.
+    """Puts the data loader where it was; returns the state of the random generators to start with.
 
-    With another number of processes than before, the random generators start from the seed, the
-    iteration and the rank.
-
-    Returns:
-        The state of the random generators to start with.
+    With another number of processes than before, they start from the seed, the iteration and the
+    rank.
 
     Raises:
         ValueError: if the training data has another number of images now.
@@ -178,8 +178,7 @@ def restore_rank(
     logger.warning(
         "going on with %d processes instead of %d: every image still comes once in each round, "
         "but random numbers and sums differ from those of the old run",
-        world,
-        len(ranks),
+        *(world, len(ranks)),
     )
     loader.rescale([state["loader"] for state in ranks])
     seed_all_rng((max(seed, 0) + start * world + rank) % 2**31)

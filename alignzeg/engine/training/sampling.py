@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from detectron2.data import DatasetFromList
+from detectron2.data.build import trivial_batch_collator
 from torch.utils.data import DataLoader, Dataset
 
 from alignzeg.data.worker_registration import Carrying
@@ -89,7 +90,7 @@ class TrainLoader:
             # With groups, which samples make a batch is known when they are there.
             batch_size=None if self._group else self._images,
             sampler=self._order(),
-            collate_fn=_same,
+            collate_fn=trivial_batch_collator,
             num_workers=self._workers,
             worker_init_fn=start_worker,
             # The loader draws a seed for its workers; the run's generators must not notice.
@@ -166,10 +167,6 @@ class _Samples(Dataset):
         position, index = place
         with isolated_rng(self.seed, position):
             return {**self._mapper(self._records[index]), "position": position}
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _kill_workers() -> None:

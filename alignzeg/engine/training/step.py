@@ -6,10 +6,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import AMPTrainer
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -30,7 +31,7 @@ SYNCHRONIZED = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
 SMALLEST_SCALE = 1.0
 
 
-class StepTrainer(SimpleTrainer):
+class StepTrainer(AMPTrainer):
     """One optimizer step over several batches, with mixed precision and whole-model clipping.
 
     Puts into the event storage: every loss term (mean over the step), `total_loss`,
@@ -51,7 +52,7 @@ class StepTrainer(SimpleTrainer):
         max_skipped: int = 0,
         write_crash: Callable[[nn.Module, Sequence[Batch], Mapping[str, Any]], str] | None = None,
     ) -> None:
-        """Takes what Detectron2's SimpleTrainer takes, and how to make the step.
+        """Takes what Detectron2's trainers take, and how to make the step.
 
         Args:
             model: maps a batch to a dict of losses; may be wrapped for several processes.
@@ -65,21 +66,21 @@ class StepTrainer(SimpleTrainer):
                 not finite.
             write_crash: keeps a failed step and returns where.
         """
-        super().__init__(model, data_loader, optimizer)
+        device = next(p for p in model.parameters() if p.requires_grad).device
+        # Only float16 can underflow; for everything else the scaler does nothing.
+        underflows = amp_dtype == torch.float16 and device.type == "cuda"
+        scaler = torch.amp.GradScaler(device.type, enabled=underflows)
+        super().__init__(model, data_loader, optimizer, grad_scaler=scaler)
         self.accumulate = accumulate
         self.images_per_step = images_per_step
         self.clip_norm = clip_norm
         self.amp_dtype = amp_dtype
+        on = amp_dtype is not None
+        self._autocast = partial(torch.autocast, device.type, dtype=amp_dtype, enabled=on)
         self.max_skipped = max_skipped
         self.skipped = 0
         self.write_crash = write_crash
         self._start = 0.0
-        device = next(p for p in model.parameters() if p.requires_grad).device
-        self.device_type = device.type
-        # Only float16 can underflow; for everything else the scaler does nothing.
-        self.scaler = torch.amp.GradScaler(
-            self.device_type, enabled=amp_dtype == torch.float16 and self.device_type == "cuda"
-        )
         self.watch = Watch(self.inner_model, device)
 
     @property
@@ -111,15 +112,15 @@ class StepTrainer(SimpleTrainer):
                 return self._refuse(batches, statistics, backward=False)
             for key, value in terms.items():
                 losses[key] = losses.get(key, 0) + value
-        self.scaler.unscale_(self.optimizer)
+        self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
-        overflow = self.scaler.is_enabled() and self.scaler.get_scale() >= SMALLEST_SCALE
+        overflow = self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= SMALLEST_SCALE
         if not bool(torch.isfinite(norm)) and not overflow:
             return self._refuse(batches, statistics, backward=True)
         self.after_backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
         self._write_metrics(losses, data_time)
         storage = get_event_storage()
         seconds = time.perf_counter() - start
@@ -142,13 +143,8 @@ class StepTrainer(SimpleTrainer):
                         agreed=False,
                     ) from None
                 return None
-            self.scaler.scale(sum(losses.values())).backward()
+            self.grad_scaler.scale(sum(losses.values())).backward()
         return {key: value.detach() for key, value in losses.items()}
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(
-            self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-        )
 
     def _statistics(self) -> list[tuple[Tensor, Tensor]]:
         """Running statistics, which a step that is left out must not change."""
@@ -179,8 +175,8 @@ class StepTrainer(SimpleTrainer):
             with torch.no_grad():
                 for buffer, before in statistics:
                     buffer.copy_(before)
-            if backward and self.scaler.is_enabled():
-                self.scaler.update()
+            if backward and self.grad_scaler.is_enabled():
+                self.grad_scaler.update()
             self.skipped += 1
             get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
             logger.warning("step %d of %d left out: %s", self.skipped, self.max_skipped, message)
@@ -223,12 +219,10 @@ class StepTrainer(SimpleTrainer):
         return "" if backward else f"{who}{self.watch.found}, in a batch of {names}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the state of the gradient scaler, and how many steps were left out."""
-        more = {"grad_scaler": self.scaler.state_dict(), "skipped": self.skipped}
-        return {**super().state_dict(), **more}
+        """Adds how many steps were left out."""
+        return {**super().state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores optimizer, gradient scaler and the number of steps left out."""
         super().load_state_dict(state_dict)
-        self.scaler.load_state_dict(state_dict["grad_scaler"])
         self.skipped = state_dict.get("skipped", 0)

@@ -32,14 +32,8 @@ from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.process_exit import StopRequest
 from alignzeg.engine.records.tracking import build_tracking
 from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
+from alignzeg.engine.training import resume as resuming
 from alignzeg.engine.training.hooks import EvaluationHook, LossCurve, SaveHook, build_keep_best
-from alignzeg.engine.training.resume import (
-    check_kinds,
-    check_resumable,
-    rank_state,
-    report_other_classes,
-    restore_rank,
-)
 from alignzeg.engine.training.sampling import TrainLoader, start_worker
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
@@ -124,7 +118,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             config=cfg.dump(),
             keep=cfg.ALIGNZEG.CHECKPOINT.KEEP,
-            of_rank=lambda: rank_state(loader),
+            of_rank=lambda: resuming.rank_state(loader),
             trainer=weakref.proxy(self),
         )
         data = data_hash(fingerprint(cfg.DATASETS.TRAIN)) if comm.is_main_process() else ""
@@ -166,15 +160,15 @@ class Trainer(DefaultTrainer):
         if not path:
             self.checkpointer.other_classes = True
             loaded = self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
-            report_other_classes(self.cfg, loaded)
+            resuming.report_other_classes(self.cfg, loaded)
             return
         # A weight that the file does not have would otherwise stay as it was drawn.
         self.checkpointer.strict = True
         loaded = self.checkpointer.load(path, checkpointables=[])
-        now = {"trainer": self.state_dict(), "ranks": [rank_state(self.data_loader)]}
-        check_kinds(path, loaded, now)
+        now = {"trainer": self.state_dict(), "ranks": [resuming.rank_state(self.data_loader)]}
+        resuming.check_kinds(path, loaded, now)
         config, data = self.checkpointer.config, self.checkpointer.about["data"]
-        changes = check_resumable(path, loaded, config, data, allow_rescale)
+        changes = resuming.check_resumable(path, loaded, config, data, allow_rescale)
         try:
             self.load_state_dict(loaded["trainer"])
         except (LookupError, TypeError, RuntimeError, AttributeError, ValueError) as error:
@@ -188,7 +182,7 @@ class Trainer(DefaultTrainer):
         for change in changes:
             logger.warning("config changed: %s", change)
         ranks = loaded["ranks"]
-        self._rng = restore_rank(self.data_loader, ranks, self.cfg.SEED, self.start_iter)
+        self._rng = resuming.restore_rank(self.data_loader, ranks, self.cfg.SEED, self.start_iter)
 
     def before_train(self) -> None:
         """Lets the hooks prepare; the random generators stand where the checkpoint says."""
