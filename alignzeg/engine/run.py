@@ -100,9 +100,8 @@ def evaluate(cfg: CfgNode, *, resume: bool = False, trust_pickle: bool = False) 
     MODEL.WEIGHTS, which `trust_pickle` reads even if it is a pickle from anywhere.
     """
     model = Trainer.build_model(cfg)
-    checkpointer = AlignZegCheckpointer(
-        model, cfg.OUTPUT_DIR, strict=True, trust_pickle=trust_pickle
-    )
+    checkpointer = AlignZegCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
+    checkpointer.trust_pickle = trust_pickle
     path = checkpointer.get_checkpoint_file() if resume else ""
     checkpointer.load(path or cfg.MODEL.WEIGHTS, checkpointables=[])
     if comm.is_main_process():

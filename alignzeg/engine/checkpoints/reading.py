@@ -51,7 +51,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path!r} {problem}; use another one")
     try:
         if path.endswith(".safetensors"):
-            return _read_safetensors(path)
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get(KEY, "null"))
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+            return {"model": weights} if about is None else {"model": weights, KEY: about}
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(
@@ -87,13 +90,6 @@ def read_about(path: str) -> dict[str, Any]:
             "it was trained with"
         )
     return about
-
-
-def _read_safetensors(path: str) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("alignzeg", "null"))
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    return {"model": weights} if about is None else {"model": weights, KEY: about}
 
 
 def damage(path: str) -> str:

@@ -108,8 +108,7 @@ def trace_batches(
     for batch in batches:
         set_rng_state(batch.rng)
         names = names_in(batch.data)
-        found = trace(model, batch.data, names, backward=backward, autocast=autocast)
-        if found:
+        if found := trace(model, batch.data, names, backward=backward, autocast=autocast):
             return found
     return ""
 

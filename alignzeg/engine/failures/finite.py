@@ -1,7 +1,4 @@
-"""NaN and infinity: noticed in every step for next to nothing, traced to their origin later.
-
-An error names the images of the batch, in an evaluation any error does.
-"""
+"""NaN and infinity: noticed in every step for next to nothing, traced to their origin later."""
 
 from __future__ import annotations
 

@@ -59,13 +59,12 @@ def find_distributed_env(
     A --num-gpus or --num-machines above 1 means that the processes of a SLURM job are to be started
     from here, so its variables are not used.
     """
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
-        names, url = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "env://"
-        per_node = environ.get("LOCAL_WORLD_SIZE", "")
-    elif {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"} <= environ.keys():
-        if args.num_gpus > 1 or args.num_machines > 1:
-            return None
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    if {*names, "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
+        url, per_node = "env://", environ.get("LOCAL_WORLD_SIZE", "")
+    elif {*slurm} <= environ.keys() and args.num_gpus <= 1 and args.num_machines <= 1:
+        names = slurm
         url = args.dist_url if args.dist_url != "auto" else slurm_url(environ)
         per_node = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
     else:

@@ -4,8 +4,7 @@ Every process keeps one TCP connection to process 0. The kernel closes it when a
 whatever cause, so a death is noticed at once and never by mistake: a slow process keeps its
 connection, which a heartbeat or a short time-out of the process group could not tell from a dead
 one. A process that fails says so in its last line. A thread watches each connection, as the main
-thread may be waiting for a dead process inside a collective operation, and leaves by `os._exit` for
-all.
+thread may be waiting for a dead process inside a collective operation, and leaves by `os._exit`.
 """
 
 from __future__ import annotations

@@ -54,13 +54,12 @@ def run_processes(target: Callable[[Any], Any], jobs: Sequence[Any], first_rank:
         try:
             while not context.join(grace_period=PATIENCE_SECONDS):
                 pass
+            return
         except KeyboardInterrupt:
             _interrupt(context)
             raise
         except ProcessExitedException as error:
             index, report = _cause(context, error.error_index, Path(folder))
-        else:
-            return
     if report is None:
         raise SystemExit(context.processes[index].exitcode)
     code, message, trace, _ = report

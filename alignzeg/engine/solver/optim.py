@@ -15,7 +15,6 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import Tensor, nn
 
-AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 NORMS = (
     *(nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
     ChannelLayerNorm,
@@ -182,12 +181,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
             optimizer.load_state_dict(state)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
-    "AdamW": torch.optim.AdamW,
-    "Muon": MuonWithAdamW,
-}
-
-
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """ALIGNZEG.SOLVER.OPTIMIZER over `parameter_groups`; clipping of tensors is added here.
 
@@ -209,7 +202,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     if not groups:
         raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} has no trainable parameter")
-    optimizer = OPTIMIZERS[cfg.ALIGNZEG.SOLVER.OPTIMIZER](groups)
+    kinds: dict[str, Any] = {"AdamW": torch.optim.AdamW, "Muon": MuonWithAdamW}
+    optimizer = kinds[cfg.ALIGNZEG.SOLVER.OPTIMIZER](groups)
     if solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model":
         return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)

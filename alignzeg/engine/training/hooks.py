@@ -79,8 +79,7 @@ class KeepBest:
     def __init__(self, checkpointer: AlignZegCheckpointer, metric: str) -> None:
         self._checkpointer = checkpointer
         self.metric = metric
-        self.value = -math.inf
-        self.iteration = -1
+        self.value, self.iteration = -math.inf, -1
 
     def consider(self, storage: Any, step: int) -> None:
         """Saves if the evaluation just made is the best; to be called in all processes."""
@@ -195,4 +194,3 @@ class LossCurve(hooks.HookBase):
         """Closes the file."""
         if self._file is not None:
             self._file.close()
-            self._file = None

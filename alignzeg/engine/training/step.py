@@ -80,14 +80,12 @@ class StepTrainer(AMPTrainer):
         self.max_skipped = max_skipped
         self.skipped = 0
         self.write_crash = write_crash
-        self._start = 0.0
         self.watch = Watch(self.inner_model, device)
 
     @property
     def inner_model(self) -> nn.Module:
         """The model without the wrapper for several processes."""
-        several = isinstance(self.model, DistributedDataParallel)
-        return self.model.module if several else self.model
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def run_step(self) -> None:
         """Makes one optimizer step, or leaves it out.
@@ -130,7 +128,7 @@ class StepTrainer(AMPTrainer):
     def _batch(self, data: Any, last: bool) -> dict[str, Tensor] | None:
         """Adds a batch's gradient; None if, in any process, something before it is not finite."""
         # Processes exchange gradients once a step, with its last batch.
-        several = isinstance(self.model, DistributedDataParallel)
+        several = self.model is not self.inner_model
         quiet = self.model.no_sync() if several and not last else contextlib.nullcontext()
         with quiet:
             try:

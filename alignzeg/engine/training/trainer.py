@@ -31,7 +31,7 @@ from alignzeg.engine.failures.finite import naming_images
 from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.process_exit import StopRequest
 from alignzeg.engine.records.tracking import build_tracking
-from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
+from alignzeg.engine.solver.optim import build_lr_scheduler, build_optimizer
 from alignzeg.engine.training import resume as resuming
 from alignzeg.engine.training.hooks import EvaluationHook, LossCurve, SaveHook, build_keep_best
 from alignzeg.engine.training.sampling import TrainLoader, start_worker
@@ -56,7 +56,7 @@ def build_step_trainer(
     cfg: CfgNode, model: nn.Module, loader: Iterable[Any], optimizer: torch.optim.Optimizer
 ) -> StepTrainer:
     """The training step that the config asks for."""
-    amp = AMP_DTYPES[cfg.ALIGNZEG.SOLVER.AMP_DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+    amp = getattr(torch, cfg.ALIGNZEG.SOLVER.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None
     if amp == torch.float16 and not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.warning(
             "training in full precision: float16 needs CUDA. "
