@@ -71,8 +71,8 @@ def main(args: argparse.Namespace) -> None:
             f"--weights is {args.weights!r}, which is no file; give a checkpoint such as "
             "output/model_final.pth"
         )
-    from alignzeg.config.reading import require_device
     from alignzeg.data.class_names import read_class_list
+    from alignzeg.engine import require_device
     from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
     names = read_class_list(args.classes) if args.classes else ()

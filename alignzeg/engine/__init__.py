@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignzeg import registration  # noqa: F401 (what a config may name)
 from alignzeg.config.plugins import import_plugin
-from alignzeg.config.reading import config_from_yaml
+from alignzeg.config.reading import config_from_yaml, require_device
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.processes.launch import launch, world_size
@@ -21,6 +21,7 @@ __all__ = [
     "import_plugin",
     "launch",
     "read_checkpoint",
+    "require_device",
     "setup_config",
     "start_run",
     "train",

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignzeg.arguments import require_file_place
-from alignzeg.config.reading import config_from_yaml
 from alignzeg.data.zeroshapes import render_scene, scene_rng
+from alignzeg.engine import config_from_yaml
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.reading import read_about
 from alignzeg.exporting.graph import INPUTS, OUTPUTS, ProposalGraph

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alignzeg.arguments import check_pairs
-from alignzeg.config.reading import config_from_yaml, require_device
 from alignzeg.data.class_names import read_class_list
 from alignzeg.data.input_images import as_rgb
 from alignzeg.data.lint import pitfalls, prompt_words
 from alignzeg.data.mapper import test_augmentations
+from alignzeg.engine import config_from_yaml, require_device
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_about
 from alignzeg.inference.checkpoint_classes import eval_vocabulary, provide_seen

@@ -52,16 +52,19 @@ def isolated_rng(*seeds: int) -> Iterator[None]:
     Seeds, whole numbers >= 0, fix what the CPU's generators give inside; without any they go on as
     they are.
     """
-    before = rng_state()
-    try:
-        if seeds:
-            words = np.random.SeedSequence(seeds).generate_state(3).tolist()
-            np.random.seed(words[0])  # noqa: NPY002
-            random.seed(words[1])
-            torch.default_generator.manual_seed(words[2])
-        yield
-    finally:
-        set_rng_state(before)
+    before = np.random.get_state(), random.getstate()  # noqa: NPY002
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            if seeds:
+                words = np.random.SeedSequence(seeds).generate_state(3).tolist()
+                np.random.seed(words[0])  # noqa: NPY002
+                random.seed(words[1])
+                torch.default_generator.manual_seed(words[2])
+            yield
+        finally:
+            np.random.set_state(before[0])  # noqa: NPY002
+            random.setstate(before[1])
 
 
 def plain(value: Any, where: str = "checkpoint", other: Callable[[Any], Any] | None = None) -> Any:

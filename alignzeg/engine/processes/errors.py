@@ -10,10 +10,7 @@ BUG, USER_ERROR, NON_FINITE, PEER_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
 # What the parts of this project raise when the user can mend it.
 USER_ERRORS = (ValueError, OSError)
 # How Python, PyTorch on a CPU and PyTorch on a GPU say that memory is short.
-_NO_MEMORY = (
-    *("out of memory", "can't allocate memory", "cannot allocate memory"),
-    "storage size calculation overflowed",
-)
+_NO_MEMORY = ("out of memory", "allocate memory", "storage size calculation overflowed")
 # How PyTorch says that a loading worker found no room in /dev/shm, or died of it.
 _NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to mmap", "bus error")
 _WORKER_DIED = ("dataloader worker", "exited unexpectedly")

@@ -41,7 +41,8 @@ def start_log(folder: str | Path, rank: int = 0, tracebacks: bool = True) -> Non
         screen.setLevel(logging.INFO)
         head = colored("[%(asctime)s %(name)s]: ", "green", force_color=True)
         names: Any = {"root_name": "detectron2", "abbrev_name": "d2"}
-        shown = _ColorfulFormatter if _shows_colors() else _PlainScreen
+        colors = getattr(sys.stdout, "isatty", bool)() and not os.environ.get("NO_COLOR")
+        shown = _ColorfulFormatter if colors else _PlainScreen
         screen.setFormatter(shown(f"{head}%(message)s", _TIME, **names))
         handlers.append(screen)
     for name in LOGGERS:
@@ -59,11 +60,6 @@ def start_log(folder: str | Path, rank: int = 0, tracebacks: bool = True) -> Non
 def _on_screen(handler: logging.Handler) -> bool:
     streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
     return getattr(handler, "stream", None) in streams
-
-
-def _shows_colors() -> bool:
-    isatty = getattr(sys.stdout, "isatty", None)
-    return bool(isatty and isatty()) and not os.environ.get("NO_COLOR")
 
 
 class _Plain(logging.Formatter):

@@ -45,7 +45,6 @@ VERSIONED = (
     *("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python", "open_clip_torch"),
     "fvcore",
 )
-DETECTRON2 = ("detectron2", "sal-detectron2")
 _GIT_SECONDS = 20
 
 
@@ -98,7 +97,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         **{name: _version(name) for name in VERSIONED},
-        "detectron2": next(filter(None, map(_version, DETECTRON2)), None),
+        "detectron2": _version("detectron2") or _version("sal-detectron2"),
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),

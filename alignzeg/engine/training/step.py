@@ -111,8 +111,7 @@ class StepTrainer(AMPTrainer):
             for key, value in terms.items():
                 losses[key] = losses.get(key, 0) + value
         self.grad_scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
+        norm = self._clip()
         overflow = self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= SMALLEST_SCALE
         if not bool(torch.isfinite(norm)) and not overflow:
             return self._refuse(batches, statistics, backward=True)
@@ -143,6 +142,10 @@ class StepTrainer(AMPTrainer):
                 return None
             self.grad_scaler.scale(sum(losses.values())).backward()
         return {key: value.detach() for key, value in losses.items()}
+
+    def _clip(self) -> Tensor:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
 
     def _statistics(self) -> list[tuple[Tensor, Tensor]]:
         """Running statistics, which a step that is left out must not change."""
