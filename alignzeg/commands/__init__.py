@@ -7,6 +7,7 @@ where it was stopped when it is given again has `RESUMABLE = True`.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -100,9 +101,19 @@ def _complain(error: Exception, debug: bool) -> int:
     if "alignzeg.engine" not in sys.modules and isinstance(error, (ValueError, ImportError)):
         # What explains all other errors takes seconds to import, or cannot be.
         return refuse(str(error))
-    from alignzeg.engine.processes.launch import complain
+    from detectron2.utils import comm
 
-    return complain(error)
+    from alignzeg.engine.processes.errors import BUG, NON_FINITE, exit_code, explain
+
+    code = exit_code(error)
+    # One process of a run speaks.
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+        hint = "; a fault of the program: --debug shows where" if code == BUG else ""
+        # What all processes agree on names them itself.
+        one_of_many = comm.get_world_size() > 1 and code != NON_FINITE
+        who = f"process {comm.get_rank()}: " if one_of_many else ""
+        sys.stderr.write(f"error: {who}{explain(error)}{hint}\n")
+    return code
 
 
 def _installation(error: Exception) -> str:

@@ -151,7 +151,7 @@ def runnable(command: str) -> str:
 
 def weights(cfg: Any) -> Iterator[Check]:
     """The bundled CLIP, and what a config takes besides."""
-    from alignzeg.engine.settings.reading import setup_config
+    from alignzeg.engine.settings import setup_config
     from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone
 
     yield check_vlm(setup_config(), "bundled CLIP")
@@ -201,7 +201,7 @@ def examine(
         # The rest of this project may not even be importable.
         yield from found
         return
-    from alignzeg.engine.settings.reading import setup_config
+    from alignzeg.engine.settings import setup_config
 
     cfg = setup_config(config_file, opts)
     yield from found

@@ -161,7 +161,7 @@ def main(args: argparse.Namespace) -> int:
     from PIL import Image
     from rich.console import Console
 
-    from alignzeg.engine.settings.reading import require_device
+    from alignzeg.engine import require_device
     from alignzeg.inference.predictor import MAX_PIXELS, Predictor, parse_classes
     from alignzeg.inference.results import ResultFolder
     from alignzeg.inference.run import Run, outcome, with_progress

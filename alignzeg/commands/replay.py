@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ValueError: as `replay_bundle`.
     """
-    from alignzeg.engine.failures.crash_replay import replay_bundle
+    from alignzeg.engine.failures.crash import replay_bundle
     from alignzeg.engine.processes.errors import NON_FINITE
 
     then, now = replay_bundle(args.bundle, args.opts)

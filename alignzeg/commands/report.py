@@ -145,7 +145,8 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 def command_of(folder: Path) -> str:
     """What trained a run, as it recorded it; empty if it did not."""
-    from alignzeg.engine.records.provenance import last_training, read_history
+    from alignzeg.engine.records.provenance import read_history
+    from alignzeg.studies.divergence import last_training
 
     entries: list[dict[str, Any]] = last_training(read_history(folder))
     words = [*entries[0].get("command", ())] if entries else []

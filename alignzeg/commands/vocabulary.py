@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     """
     from alignzeg.data.class_names import read_class_list
     from alignzeg.data.lint import lint
-    from alignzeg.engine.settings.reading import setup_config
+    from alignzeg.engine.settings import setup_config
     from alignzeg.registries import build_vlm
 
     cfg = setup_config(args.config_file, args.opts)

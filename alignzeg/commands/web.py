@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
             "output/model_final.pth"
         )
     from alignzeg.data.class_names import read_class_list
-    from alignzeg.engine.settings.reading import require_device
+    from alignzeg.engine import require_device
     from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary
 
     names = read_class_list(args.classes) if args.classes else ()

@@ -13,6 +13,8 @@ from alignzeg.config.table import ALIGNZEG
 
 # PyTorch takes no larger whole number.
 MOST = 2**63 - 1
+# Task, metric, value and tolerance of an expected result, as Detectron2 compares them.
+_EXPECTED: tuple[Any, ...] = (str, str, (int, float), (int, float))
 # Old name -> new name.
 RENAMED = {
     "ALIGNZEG.LOSS.COPY_IOU": "ALIGNZEG.LOSS.IGNORE_IOU",
@@ -69,3 +71,15 @@ def validate_values(cfg: CfgNode, training: bool = False) -> None:
     low, high = cfg.ALIGNZEG.SYNTHESIZER.RANGE
     if low > high:
         raise ValueError(f"ALIGNZEG.SYNTHESIZER.RANGE is [{low}, {high}]; the smaller comes first")
+    validate_expected(cfg)
+
+
+def validate_expected(cfg: CfgNode) -> None:
+    """Refuses expected results that Detectron2 cannot compare with."""
+    for item in cfg.TEST.EXPECTED_RESULTS:
+        fits = isinstance(item, (list, tuple)) and len(item) == len(_EXPECTED)
+        if not fits or not all(map(isinstance, item, _EXPECTED)):
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS lists {item!r}; an entry is a list such as "
+                "['sem_seg', 'hIoU', 69.0, 1.0]: task, metric, value and tolerance"
+            )

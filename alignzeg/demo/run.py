@@ -20,7 +20,7 @@ from alignzeg.data.labels import get_vocabulary
 from alignzeg.demo.plan import LABELS, Plan, write_json
 from alignzeg.demo.training import DONE, train_all
 from alignzeg.engine import setup_config
-from alignzeg.engine.settings.validation import validate_pretrained
+from alignzeg.engine.settings import validate_pretrained
 from alignzeg.inference import Predictor
 from alignzeg.report import (
     About,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from alignzeg import registration  # noqa: F401 (what a config may name)
 from alignzeg.config.plugins import import_plugin
+from alignzeg.config.reading import config_from_yaml, require_device
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_checkpoint
-from alignzeg.engine.processes.distributed_env import world_size
-from alignzeg.engine.processes.launch import launch
-from alignzeg.engine.run import evaluate, train
-from alignzeg.engine.settings.reading import config_from_yaml, setup_config
-from alignzeg.engine.settings.validation import validate
-from alignzeg.engine.start import check_folder, start_run
+from alignzeg.engine.processes.launch import launch, world_size
+from alignzeg.engine.run import check_folder, evaluate, start_run, train
+from alignzeg.engine.settings import setup_config, validate
 from alignzeg.engine.training.trainer import Trainer
 
 __all__ = [
@@ -23,6 +21,7 @@ __all__ = [
     "import_plugin",
     "launch",
     "read_checkpoint",
+    "require_device",
     "setup_config",
     "start_run",
     "train",

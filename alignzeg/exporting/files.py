@@ -20,9 +20,9 @@ from torch import Tensor
 
 from alignzeg.arguments import require_file_place
 from alignzeg.data.zeroshapes import render_scene, scene_rng
+from alignzeg.engine import config_from_yaml
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.reading import read_about
-from alignzeg.engine.settings.reading import config_from_yaml
 from alignzeg.exporting.graph import INPUTS, OUTPUTS, ProposalGraph
 from alignzeg.files import atomic_write
 from alignzeg.inference.predictor import Predictor

@@ -20,9 +20,9 @@ from alignzeg.data.class_names import read_class_list
 from alignzeg.data.input_images import as_rgb
 from alignzeg.data.lint import pitfalls, prompt_words
 from alignzeg.data.mapper import test_augmentations
+from alignzeg.engine import config_from_yaml, require_device
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.reading import read_about
-from alignzeg.engine.settings.reading import config_from_yaml, require_device
 from alignzeg.inference.checkpoint_classes import eval_vocabulary, provide_seen
 from alignzeg.inference.prediction import Prediction, ProposalSet
 from alignzeg.structures import Vocabulary

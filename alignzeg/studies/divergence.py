@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from typing import Any
 import yaml
 
 from alignzeg.config.values import flatten
-from alignzeg.engine.records.curve import FILE_NAME as CURVE_FILE
-from alignzeg.engine.records.curve import read_curve
-from alignzeg.engine.records.provenance import FILE_NAME, last_training, read_history
+from alignzeg.engine.records.provenance import FILE_NAME, read_history
+from alignzeg.engine.training.hooks import CURVE_FILE
 
 # Where results go and what is kept for speed changes no number; plugins and weights are compared
 # by their content, not by their path.
@@ -206,3 +206,40 @@ def compare_runs(run: str, reference: str, tolerance: float = 0.0) -> list[Part]
     if not any(part.known for part in parts):
         raise ValueError(f"{run!r} and {reference!r} have recorded nothing that can be compared")
     return parts
+
+
+def read_curve(path: str | Path) -> dict[int, dict[str, float]]:
+    """The losses of a run by iteration, from `losses.jsonl` or Detectron2's `metrics.json`.
+
+    Where a run was resumed or started anew, the older lines from that iteration on do not count.
+    Lines that a kill has cut short are left out.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    curve: dict[int, dict[str, float]] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    last = -1
+    for line in lines:
+        try:
+            found = json.loads(line)
+            now = int(found["iteration"])
+            terms = {key: float(value) for key, value in found.items() if "loss" in key}
+        except (ValueError, LookupError, TypeError):
+            continue
+        if now <= last:
+            curve = {iteration: kept for iteration, kept in curve.items() if iteration < now}
+        last = now
+        if terms:
+            curve[now] = terms
+    return curve
+
+
+def last_training(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of the last training: where it was started, and every time it was resumed."""
+    trained = [entry for entry in history if entry.get("action") == "train"]
+    starts = [index for index, entry in enumerate(trained) if not entry.get("resumed")]
+    return trained[starts[-1] :] if starts else trained

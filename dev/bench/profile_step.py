@@ -24,7 +24,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from alignzeg.engine import Trainer, setup_config
-from alignzeg.engine.start import keep_freed_memory
+from alignzeg.engine.run import keep_freed_memory
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.engine.training.trainer import build_step_trainer
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from alignzeg.config.reading import default_config, flat_keys
 from alignzeg.config.values import flatten
-from alignzeg.engine.settings.reading import default_config, flat_keys
 from fuzzing.common import SMALL, TRAIN, VALUES, Case, Source, damage_bytes, nested, opts
 
 # Sections whose keys this project reads.

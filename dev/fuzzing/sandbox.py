@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignzeg.__main__ import main as command
-from alignzeg.engine import start
+from alignzeg.engine import run
 from alignzeg.engine.records.provenance import describe_code
 from fuzzing.common import TRAIN, Case
 
@@ -46,8 +46,8 @@ class Outcome:
 
 def warm_up() -> None:
     """Finds out once what every case would find out again: compilers, versions, source hashes."""
-    found = start.collect_env_info()
-    start.collect_env_info = lambda: found
+    found = run.collect_env_info()
+    run.collect_env_info = lambda: found
     describe_code()
 
 

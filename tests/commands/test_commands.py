@@ -18,7 +18,7 @@ from alignzeg.engine import (
     setup_config,
     validate,
 )
-from alignzeg.engine.processes.distributed_env import find_distributed_env, slurm_url, world_size
+from alignzeg.engine.processes.launch import find_distributed_env, slurm_url, world_size
 
 
 def test_the_command_line_is_that_of_detectron2() -> None:

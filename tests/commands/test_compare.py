@@ -16,14 +16,14 @@ from alignzeg.__main__ import main
 from alignzeg.commands import guarded
 from alignzeg.commands.train import parse_args
 from alignzeg.engine import read_checkpoint, setup_config, start_run, train
-from alignzeg.engine.records.curve import LossCurve, read_curve
 from alignzeg.engine.records.provenance import (
     append_entry,
     describe_git,
     hash_sources,
-    last_training,
     read_history,
 )
+from alignzeg.engine.training.hooks import LossCurve
+from alignzeg.studies.divergence import last_training, read_curve
 
 CONFIG = str(CONFIGS / "zeroshapes" / "alignzeg.yaml")
 

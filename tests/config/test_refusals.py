@@ -12,11 +12,11 @@ from helpers import CONFIGS, REPOSITORY
 
 from alignzeg.config.document import document
 from alignzeg.config.keys import Choices, Range
+from alignzeg.config.reading import default_config, flat_keys
 from alignzeg.config.table import ALIGNZEG as ALIGNZEG_KEYS
 from alignzeg.config.values import allowed_values, validate_values
 from alignzeg.engine import setup_config, validate
-from alignzeg.engine.checkpoints.state_check import check_kinds, misfit
-from alignzeg.engine.settings.reading import default_config, flat_keys
+from alignzeg.engine.training.resume import check_kinds, misfit
 
 
 def test_the_page_of_config_keys_is_that_of_the_table() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from alignzeg.commands.train import main, parse_args
 from alignzeg.data.lint import pitfalls, validate_names
 from alignzeg.engine import AlignZegCheckpointer, check_folder, read_checkpoint
-from alignzeg.engine.records.output_lock import clear
-from alignzeg.engine.settings.validation import advice
+from alignzeg.engine.run import clear
+from alignzeg.engine.settings import advice
 from alignzeg.engine.training.resume import report_other_classes
 from alignzeg.structures import Vocabulary
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from alignzeg.__main__ import main
 from alignzeg.data.mapper import ShorterSide
-from alignzeg.engine import AlignZegCheckpointer, setup_config
-from alignzeg.engine.settings.reading import require_device
+from alignzeg.engine import AlignZegCheckpointer, require_device, setup_config
 from alignzeg.inference import Predictor
 from alignzeg.inference.predictor import limited
 from alignzeg.modeling.vlm.encoding import resized

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +15,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from alignzeg.engine.checkpoints.integrity import check_room
 from alignzeg.engine.checkpoints.reading import (
     KEY,
     POINTER,
@@ -33,13 +35,10 @@ SLACK_BYTES = 2**20
 
 
 def describe(model: nn.Module, config: str) -> dict[str, Any]:
-    """What a checkpoint says about itself, beside the weights.
+    """What a checkpoint says about itself: "version", "config", "seen", "vlm_id" and "vlm_hash".
 
-    The model's `seen` (Vocabulary) and `vlm` (`id`, `hash`) are read if it has them.
-
-    Returns:
-        "version", "config", "seen" (names), "vlm_id", "vlm_hash"; the last three are None where
-        the model has no such thing.
+    The last three are the names of the model's `seen` (Vocabulary) and the `id` and `hash` of its
+    `vlm`; None where the model has no such thing.
     """
     seen, vlm = getattr(model, "seen", None), getattr(model, "vlm", None)
     return {
@@ -54,19 +53,14 @@ def describe(model: nn.Module, config: str) -> dict[str, Any]:
 def verify(
     path: str, found: Mapping[str, Any], model: nn.Module, other_classes: bool = False
 ) -> None:
-    """Refuses weights that were trained with another VLM or other classes than the model has.
-
-    With `other_classes` these may differ, as for a training that starts from the weights.
+    """Refuses weights that were trained with another VLM or, unless allowed, other classes.
 
     Raises:
         ValueError: naming the two sides that differ and the config key that changes one of them.
     """
     here = describe(model, "")
-    if (
-        not isinstance(found, Mapping)
-        or not here.keys() <= found.keys()
-        or not isinstance(found["seen"], (list, type(None)))
-    ):
+    told = isinstance(found, Mapping) and here.keys() <= found.keys()
+    if not told or not isinstance(found["seen"], (list, type(None))):
         raise ValueError(
             f"checkpoint {path!r} says too little about itself, as if it had been edited; "
             "use the original file"
@@ -102,16 +96,19 @@ def write_archive(path: str, content: Mapping[str, Any]) -> None:
     """Writes tensors and plain values by torch.save, whole or not at all, and reads them back.
 
     Raises:
-        OSError: if there is no room, or the file could not be written.
+        OSError: if there is no room, which is looked for first, or the file could not be written.
     """
-    check_room(os.path.dirname(path), tensor_bytes(content) + SLACK_BYTES)
-    atomic_write(
-        path,
-        lambda file: torch.save(content, file),
-        durable=True,
-        check=check_written,
-        attempts=ATTEMPTS,
-    )
+    folder = os.path.dirname(path)
+    needed, free = tensor_bytes(content) + SLACK_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"no room for a checkpoint in {folder!r}: it takes {needed / 2**20:.1f} MiB and "
+            f"{free / 2**20:.1f} MiB are free; free some, or set OUTPUT_DIR to another disk "
+            "(ALIGNZEG.CHECKPOINT.KEEP bounds how many are kept)",
+        )
+    save = partial(torch.save, content)
+    atomic_write(path, save, durable=True, check=check_written, attempts=ATTEMPTS)
 
 
 class AlignZegCheckpointer(DetectionCheckpointer):
@@ -203,16 +200,16 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: if there are checkpoints, but none of them is intact.
         """
-        path = problem = ""
+        found: str | ValueError = ""
         if comm.is_main_process() and self.save_dir:
             try:
-                path = find_newest(self.save_dir)
+                found = find_newest(self.save_dir)
             except ValueError as error:
-                problem = str(error)
-        path, problem = comm.all_gather((path, problem))[0]
-        if problem:
-            raise ValueError(problem)
-        return path
+                found = error
+        found = comm.all_gather(found)[0]
+        if isinstance(found, ValueError):
+            raise found
+        return found
 
     def has_checkpoint(self) -> bool:
         """Whether there is an intact checkpoint; see `get_checkpoint_file`."""
@@ -253,15 +250,22 @@ class AlignZegCheckpointer(DetectionCheckpointer):
             )
         if KEY in checkpoint:
             verify(self._path, checkpoint[KEY], self.model, self.other_classes)
-        about = checkpoint.get(KEY) or {}
+        seen = (checkpoint.get(KEY) or {}).get("seen")
         incompatible = super()._load_model(checkpoint)
-        if self.other_classes and incompatible.incorrect_shapes:
-            self._refuse_class_weights(about, incompatible)
+        misshapen = [key for key, *_ in incompatible.incorrect_shapes]
+        # Of a model whose weights belong to classes, those of other classes are of no use.
+        others = seen not in (None, describe(self.model, "")["seen"])
+        if self.other_classes and misshapen and others:
+            raise ValueError(
+                f"checkpoint {self._path!r} was trained on other classes, and {len(misshapen)} "
+                f"weights ({misshapen[0]}, ...) are of another shape here; start from one of the "
+                "same classes"
+            )
         if self.strict:
             wrong = {
                 "missing": incompatible.missing_keys,
                 "unknown to the model": incompatible.unexpected_keys,
-                "of another shape": [key for key, *_ in incompatible.incorrect_shapes],
+                "of another shape": misshapen,
             }
             found = [f"{len(keys)} {what} ({keys[0]}, ...)" for what, keys in wrong.items() if keys]
             if found:
@@ -270,13 +274,3 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                     f"{'; '.join(found)}; use the config that they were trained with"
                 )
         return incompatible
-
-    def _refuse_class_weights(self, about: Mapping[str, Any], incompatible: Any) -> None:
-        """Of a model whose weights belong to classes, those of other classes are of no use."""
-        if about.get("seen", None) in (None, describe(self.model, "")["seen"]):
-            return
-        keys = [key for key, *_ in incompatible.incorrect_shapes]
-        raise ValueError(
-            f"checkpoint {self._path!r} was trained on other classes, and {len(keys)} weights "
-            f"({keys[0]}, ...) are of another shape here; start from one of the same classes"
-        )

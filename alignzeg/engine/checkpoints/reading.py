@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -9,19 +10,21 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from alignzeg.engine.checkpoints.integrity import damage
 from alignzeg.files import leftovers
 
 logger = logging.getLogger(__name__)
 
 # What reading a file that is cut short, overwritten or of another kind has been seen to raise.
 DAMAGED = (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+# The same of a zip archive.
+_BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 # Folders, joined as in PATH, whose .pkl files are trusted.
 TRUSTED_VARIABLE = "ALIGNZEG_TRUSTED"
 # Addresses of Detectron2's own model zoo.
@@ -40,30 +43,28 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing, damaged, or holds more than tensors and plain values.
     """
+    if not os.path.exists(path):
+        raise ValueError(f"checkpoint {path!r} does not exist; {_GIVE}")
+    # torch.load does not look at the checksums.
+    problem = _problem(path) if zipfile.is_zipfile(path) else ""
+    if problem:
+        raise ValueError(f"checkpoint {path!r} {problem}; use another one")
     try:
         if path.endswith(".safetensors"):
-            return _read_safetensors(path)
-        if zipfile.is_zipfile(path):
-            # torch.load does not look at the checksums.
-            reason = damage(path)
-            if reason:
-                raise ValueError(f"checkpoint {path!r} is damaged: {reason}; use another one")
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get(KEY, "null"))
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+            return {"model": weights} if about is None else {"model": weights, KEY: about}
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"checkpoint {path!r} does not exist; {_GIVE}") from error
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(
             f"checkpoint {path!r} is damaged, or holds more than tensors and plain values, which "
             f"is not loaded because it could run code; {_GIVE}"
         ) from error
     except DAMAGED as error:
-        if str(error).startswith("checkpoint "):
-            raise
-        reason = str(error).strip().split("\n")[0]
+        what = f"{type(error).__name__} {str(error).strip()}".strip().split("\n")[0]
         raise ValueError(
-            f"checkpoint {path!r} is damaged, or no checkpoint at all: "
-            f"{type(error).__name__} {reason}".rstrip()
-            + f"; {_GIVE}"
+            f"checkpoint {path!r} is damaged, or no checkpoint at all: {what}; {_GIVE}"
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(
@@ -79,10 +80,10 @@ def read_about(path: str) -> dict[str, Any]:
     Raises:
         ValueError: as `read_checkpoint`, or if the file says too little.
     """
-    about = read_checkpoint(path).get(KEY)
-    about = about if isinstance(about, dict) else {}
-    config, seen = about.get("config"), about.get("seen")
-    told = config and isinstance(config, str) and seen and isinstance(seen, list)
+    found = read_checkpoint(path).get(KEY)
+    about = found if isinstance(found, dict) else {}
+    kinds = {"config": str, "seen": list}
+    told = all(about.get(key) and isinstance(about[key], kind) for key, kind in kinds.items())
     if not told or not {"version", "vlm_id", "vlm_hash"} <= about.keys():
         raise ValueError(
             f"{path!r} is not a checkpoint of alignzeg: it does not say which config and classes "
@@ -91,13 +92,18 @@ def read_about(path: str) -> dict[str, Any]:
     return about
 
 
-def _read_safetensors(path: str) -> dict[str, Any]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(path)
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("alignzeg", "null"))
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    return {"model": weights} if about is None else {"model": weights, "alignzeg": about}
+def damage(path: str) -> str:
+    """What is wrong with a zip archive, such as torch.save writes; empty if its checksums agree.
+
+    Raises:
+        OSError: if the file cannot be read at all.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except _BAD_ARCHIVE as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if bad is None else f"the checksum of its part {bad!r} is wrong"
 
 
 def check_written(path: str) -> None:
@@ -117,21 +123,21 @@ def check_written(path: str) -> None:
 
 
 def find_newest(folder: str) -> str:
-    """The checkpoint that a run goes on from.
+    """The checkpoint that a run goes on from; empty if there is none at all.
 
-    Returns:
-        The file that `last_checkpoint` names if it is intact, else the intact one of the latest
-        iteration; empty if there is none at all.
+    It is the one that `last_checkpoint` names or, if that is damaged, the intact one of the latest
+    iteration.
 
     Raises:
         ValueError: if there are checkpoints, but none is intact.
     """
     named = _pointed(os.path.join(folder, POINTER))
-    if named and not _problem(named):
+    reason = _problem(named) if named else ""
+    if named and not reason:
         return named
-    files = [str(p) for p in Path(folder).glob("model_*.pth")] if os.path.isdir(folder) else []
     if named:
-        logger.warning("%s, the last checkpoint, %s; looking for another", named, _problem(named))
+        logger.warning("%s, the last checkpoint, %s; looking for another", named, reason)
+    files = [str(path) for path in Path(folder).glob("model_*.pth")]
     for file in sorted(files, key=_iteration, reverse=True):
         reason = _problem(file)
         if not reason:
@@ -168,11 +174,9 @@ def _iteration(path: str) -> int:
     match = _NUMBERED.fullmatch(os.path.basename(path))
     if match:
         return int(match.group(1))
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return int(found["iteration"])
-    except (*DAMAGED, pickle.UnpicklingError):
-        return -1
+    with contextlib.suppress(*DAMAGED, pickle.UnpicklingError):
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
+    return -1
 
 
 def prune(folder: str, keep: int) -> None:
@@ -182,15 +186,12 @@ def prune(folder: str, keep: int) -> None:
     """
     for left in leftovers(folder, "model_*.pth"):
         left.unlink(missing_ok=True)
-    numbered = sorted(
-        (int(match.group(1)), path)
-        for path in Path(folder).iterdir()
-        if (match := _NUMBERED.fullmatch(path.name))
-    )
-    newest = max(numbered, key=lambda entry: entry[1].stat().st_mtime, default=(0, Path()))[0]
-    old = [path for number, path in numbered if number <= newest]
-    for path in old[:-keep] if keep else []:
-        path.unlink(missing_ok=True)
+    found = [path for path in Path(folder).iterdir() if _NUMBERED.fullmatch(path.name)]
+    if keep and found:
+        numbered = sorted(found, key=lambda path: int(path.stem.removeprefix("model_")))
+        newest = numbered.index(max(numbered, key=lambda path: path.stat().st_mtime))
+        for path in numbered[: newest + 1][:-keep]:
+            path.unlink(missing_ok=True)
 
 
 def require_trust(address: str, local: str, trust: bool = False) -> None:
@@ -202,13 +203,10 @@ def require_trust(address: str, local: str, trust: bool = False) -> None:
     Raises:
         ValueError: if it is not.
     """
-    folders = [
-        Path(name) for name in os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep) if name
-    ]
-    real = Path(local).resolve()
-    if trust or address.startswith(TRUSTED_ADDRESSES):
-        return
-    if not any(real.is_relative_to(folder.expanduser().resolve()) for folder in folders):
+    names = filter(None, os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep))
+    folders = [Path(name).expanduser().resolve() for name in names]
+    trust = trust or address.startswith(TRUSTED_ADDRESSES)
+    if not trust and not any(map(Path(local).resolve().is_relative_to, folders)):
         raise ValueError(
             f"{address!r} is a pickle, which can run any code when it is read; if you trust where "
             f"it comes from, add --trust-pickle, or its folder to {TRUSTED_VARIABLE}"

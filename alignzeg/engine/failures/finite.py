@@ -14,11 +14,51 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from alignzeg.engine.failures.batches import images_in, names_in, tensors_in
+from alignzeg.engine.checkpoints.state import tensors_in
+from alignzeg.engine.processes.errors import USER_ERRORS, explain
 from alignzeg.peers import alone
 
 # Seconds in which the other processes reach the same point, if this one has something bad to say.
 AGREE_SECONDS = 20
+
+
+def images_in(data: Any) -> Iterator[tuple[int, Tensor]]:
+    """The images of a batch as the mapper makes it, with their positions."""
+    if isinstance(data, Sequence):
+        for index, item in enumerate(data):
+            image = item.get("image") if isinstance(item, Mapping) else item
+            if isinstance(image, Tensor):
+                yield index, image
+
+
+def names_in(data: Any) -> list[str]:
+    """The file name of every image of a batch, "?" where there is none."""
+    if not isinstance(data, Sequence):
+        return []
+    return [str(item.get("file_name", "?")) if isinstance(item, Mapping) else "?" for item in data]
+
+
+@contextlib.contextmanager
+def naming_images(model: nn.Module) -> Iterator[None]:
+    """Adds to an error inside which images the model was given last.
+
+    Raises:
+        ValueError: for an error of the user.
+        RuntimeError: for any other error, after it.
+    """
+    names: list[str] = []
+
+    def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        names[:] = names_in(arguments[0]) if arguments else []
+
+    with model.register_forward_pre_hook(remember):
+        try:
+            yield
+        except Exception as error:
+            if not names or any(name in str(error) for name in names):
+                raise
+            kind = ValueError if isinstance(error, USER_ERRORS) else RuntimeError
+            raise kind(f"{explain(error)}; the last image was {', '.join(names)}") from error
 
 
 def is_finite(tensor: Tensor) -> Tensor:
@@ -105,20 +145,14 @@ class Watch:
         if self._group is not None:
             work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
             # The others may wait for this process somewhere else, if the model itself talks.
-            self.alone = bool(self.found) and not _done_in_time(work)
-            if self.alone:
-                return False
+            limit = time.monotonic() + AGREE_SECONDS
+            while self.found and not work.is_completed():
+                if time.monotonic() > limit:
+                    self.alone = True
+                    return False
+                time.sleep(0.01)
             work.wait()
         return not bool(flag)
-
-
-def _done_in_time(work: dist.Work) -> bool:
-    limit = time.monotonic() + AGREE_SECONDS
-    while not work.is_completed():
-        if time.monotonic() > limit:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def trace(
@@ -129,7 +163,7 @@ def trace(
     backward: bool,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> str:
-    """Computes a batch again and names the first tensor that is not finite.
+    """Computes a batch again and names the first tensor that is not finite; empty if all are.
 
     A model that exchanges something in a step asks `alignzeg.peers.world_size` with how many.
 
@@ -138,15 +172,16 @@ def trace(
 
     `names` are the files of the batch's images; `backward` also looks at the gradients, if
     everything else is finite; `autocast` makes the context of the forward pass.
-
-    Returns:
-        Empty if everything is finite.
     """
     for index, image in images_in(data):
         if not bool(is_finite(image)):
             return f"the input image of {names[index : index + 1]} {_kind(image)}"
     probe = _Probe(names)
-    with alone(), probe.attached(model):
+    with alone(), contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if module is not model:
+                look = functools.partial(probe.see, name)
+                hooks.enter_context(module.register_forward_hook(look))
         try:
             with autocast():
                 losses = model(data)
@@ -166,11 +201,8 @@ def _look_at_gradients(model: nn.Module, loss: Any, probe: _Probe) -> None:
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     # Not `backward`, which would set off the exchange between the processes.
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    bad = [
-        (name, gradient)
-        for name, gradient in zip(named, gradients, strict=True)
-        if gradient is not None and not bool(is_finite(gradient))
-    ]
+    found = [pair for pair in zip(named, gradients, strict=True) if pair[1] is not None]
+    bad = [pair for pair in found if not bool(is_finite(pair[1]))]
     if bad:
         name, gradient = bad[-1]
         more = f", and of {len(bad) - 1} other parameters" if len(bad) > 1 else ""
@@ -184,28 +216,12 @@ class _Probe:
         self.first = ""
         self._names = list(names)
 
-    @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        handles = [
-            module.register_forward_hook(functools.partial(self._see, name))
-            for name, module in model.named_modules()
-            if module is not model
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _see(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+    def see(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
         for key, tensor in tensors_in(output):
             what = f"the output of {name}{key}"
             self.note(what, tensor)
             if tensor.requires_grad:
-                tensor.register_hook(functools.partial(self._grad, f"the gradient of {what}"))
-
-    def _grad(self, what: str, gradient: Tensor) -> None:
-        self.note(what, gradient)
+                tensor.register_hook(functools.partial(self.note, f"the gradient of {what}"))
 
     def note(self, what: str, tensor: Tensor, *, per_image: bool = True, more: str = "") -> None:
         """Keeps it if it is not finite and the first of its kind."""
@@ -213,8 +229,7 @@ class _Probe:
             return
         names = self._names
         if per_image and tensor.ndim and len(tensor) == len(names):
-            fine = tensor.detach().isfinite().flatten(1 if tensor.ndim > 1 else 0)
-            fine = fine.all(1) if tensor.ndim > 1 else fine
+            fine = tensor.detach().isfinite().reshape(len(names), -1).all(1)
             names = [name for name, good in zip(names, fine.tolist(), strict=True) if not good]
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
         kind = str(tensor.dtype).removeprefix("torch.")

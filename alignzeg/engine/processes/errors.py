@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 # An error in the program; in the input; a value that is not finite; another process; Ctrl-C.
@@ -9,16 +10,10 @@ BUG, USER_ERROR, NON_FINITE, PEER_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
 # What the parts of this project raise when the user can mend it.
 USER_ERRORS = (ValueError, OSError)
 # How Python, PyTorch on a CPU and PyTorch on a GPU say that memory is short.
-_NO_MEMORY = (
-    *("out of memory", "can't allocate memory", "cannot allocate memory"),
-    "storage size calculation overflowed",
-)
-
-
+_NO_MEMORY = ("out of memory", "allocate memory", "storage size calculation overflowed")
 # How PyTorch says that a loading worker found no room in /dev/shm, or died of it.
 _NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to mmap", "bus error")
 _WORKER_DIED = ("dataloader worker", "exited unexpectedly")
-_SHARED_MEMORY = "/dev/shm"
 
 
 class NonFiniteError(FloatingPointError):
@@ -29,7 +24,6 @@ class NonFiniteError(FloatingPointError):
     """
 
     def __init__(self, message: str, *, agreed: bool = True) -> None:
-        """Takes the message, and whether all processes know."""
         super().__init__(message)
         self.agreed = agreed
 
@@ -43,7 +37,6 @@ class RunFailed(Exception):  # noqa: N818 (it says what happened)
     """
 
     def __init__(self, message: str, code: int, trace: str = "") -> None:
-        """Takes the message, the exit code for the whole run, and a traceback or nothing."""
         super().__init__(message)
         self.code = code
         self.trace = trace
@@ -56,27 +49,15 @@ def one_line(text: str) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
-    )
+    said = isinstance(error, RuntimeError) and any(x in str(error).lower() for x in _NO_MEMORY)
+    return said or isinstance(error, MemoryError)
 
 
 def is_short_of_shared_memory(error: BaseException) -> bool:
     """Whether an error says that processes cannot hand over samples, as /dev/shm is full."""
     text = str(error).lower()
-    died = all(words in text for words in _WORKER_DIED)
-    return isinstance(error, (RuntimeError, OSError)) and (
-        died or any(words in text for words in _NO_SHARED_MEMORY)
-    )
-
-
-def _shared_memory() -> str:
-    try:
-        free = shutil.disk_usage(_SHARED_MEMORY)
-    except OSError:
-        return _SHARED_MEMORY
-    return f"{_SHARED_MEMORY} ({free.free / 2**20:.1f} of {free.total / 2**20:.1f} MiB are free)"
+    said = all(x in text for x in _WORKER_DIED) or any(x in text for x in _NO_SHARED_MEMORY)
+    return said and isinstance(error, (RuntimeError, OSError))
 
 
 def explain(error: BaseException) -> str:
@@ -88,10 +69,14 @@ def explain(error: BaseException) -> str:
             f"was made large ({text[:300] or type(error).__name__})"
         )
     if is_short_of_shared_memory(error):
+        room = ""
+        with contextlib.suppress(OSError):
+            sizes = shutil.disk_usage("/dev/shm")
+            room = f" ({sizes.free / 2**20:.1f} of {sizes.total / 2**20:.1f} MiB are free)"
         return (
-            "a loading worker ended; they hand over samples in shared memory, and "
-            f"{_shared_memory()} may be too small: docker run --shm-size=8g, or set "
-            f"DATALOADER.NUM_WORKERS 0 ({text[:200]})"
+            f"a loading worker ended; they hand over samples in shared memory, and /dev/shm{room} "
+            "may be too small: docker run --shm-size=8g, or set DATALOADER.NUM_WORKERS 0 "
+            f"({text[:200]})"
         )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
@@ -109,5 +94,4 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     short = is_out_of_memory(error) or is_short_of_shared_memory(error)
-    mendable = isinstance(error, USER_ERRORS) or short
-    return USER_ERROR if mendable else BUG
+    return USER_ERROR if short or isinstance(error, USER_ERRORS) else BUG

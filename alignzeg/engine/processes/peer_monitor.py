@@ -3,8 +3,8 @@
 Every process keeps one TCP connection to process 0. The kernel closes it when a process ends, by
 whatever cause, so a death is noticed at once and never by mistake: a slow process keeps its
 connection, which a heartbeat or a short time-out of the process group could not tell from a dead
-one. A process that fails says so in its last line. A thread watches, as the main thread may be
-waiting for a dead process inside a collective operation, and leaves by `os._exit` for both.
+one. A process that fails says so in its last line. A thread watches each connection, as the main
+thread may be waiting for a dead process inside a collective operation, and leaves by `os._exit`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,16 @@ import json
 import logging
 import os
 import secrets
-import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.distributed as dist
 
-from alignzeg.engine.processes.errors import (
-    BUG,
-    NON_FINITE,
-    NonFiniteError,
-    explain,
-    one_line,
-)
-from alignzeg.engine.processes.process_exit import (
-    LEAVE_SECONDS,
-    POLL_SECONDS,
-    force_exit_later,
-    later,
-    leave,
-)
+from alignzeg.engine.processes.errors import BUG, NON_FINITE, NonFiniteError, explain, one_line
+from alignzeg.engine.processes.process_exit import LEAVE_SECONDS, force_exit_later, later, leave
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +51,6 @@ class PeerMonitor:
         self._peers = peers
         self._listener = listener
         self._done: set[int] = set()
-        self._buffers: dict[socket.socket, bytes] = {}
         self._lock = threading.RLock()
         self.leaving = False
         self._token = ""
@@ -72,9 +58,12 @@ class PeerMonitor:
         os.register_at_fork(after_in_child=self._forget)
 
     def watch(self, token: str = "") -> None:
-        """Starts the thread."""
+        """Starts the threads; on process 0 they take whoever knows the token for a process."""
         self._token = token
-        threading.Thread(target=self._loop, name="peer_monitor", daemon=True).start()
+        if self._listener is not None:
+            _start(self._accept, self._listener)
+        for peer in self._peers:
+            _start(self._listen, peer)
 
     def fail(self, reason: str) -> None:
         """Tells all others why this process fails; it has LEAVE_SECONDS to leave by itself."""
@@ -101,37 +90,23 @@ class PeerMonitor:
 
     def _forget(self) -> None:
         self.leaving = True
-        for peer in (*self._peers, *([self._listener] if self._listener else [])):
-            peer.close()
+        for end in (*self._peers, *([self._listener] if self._listener else [])):
+            # Not `close`, which would wait for the file of the thread that reads.
+            os.close(end.detach())
         self._peers = {}
 
-    def _loop(self) -> None:
-        selector = selectors.DefaultSelector()
-        for known in (*self._peers, *([self._listener] if self._listener else [])):
-            selector.register(known, selectors.EVENT_READ)
+    def _accept(self, listener: socket.socket) -> None:
         while True:
-            for key, _ in selector.select(POLL_SECONDS):
-                peer: Any = key.fileobj
-                if self._listener is not None and peer is self._listener:
-                    peer, _ = self._listener.accept()
-                    keep_alive(peer)
-                    selector.register(peer, selectors.EVENT_READ)
-                elif not self._read(peer):
-                    selector.unregister(peer)
-                    peer.close()
+            peer, _ = listener.accept()
+            keep_alive(peer)
+            _start(self._listen, peer)
 
-    def _read(self, peer: socket.socket) -> bool:
-        """Takes what has arrived; False once the connection is of no more use."""
-        try:
-            data = peer.recv(_LONGEST_LINE)
-        except OSError:
-            data = b""
-        text = self._buffers.get(peer, b"") + data
-        *lines, rest = text.split(b"\n")
-        self._buffers[peer] = rest
-        fine = len(rest) < _LONGEST_LINE and all([self._take(peer, line) for line in lines])
-        if data and fine:
-            return True
+    def _listen(self, peer: socket.socket) -> None:
+        """Takes what a process says, line by line, and notices when it is gone."""
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError), peer:
+            with peer.makefile("rb") as lines:
+                while line := lines.readline(_LONGEST_LINE):
+                    self._take(peer, dict(json.loads(line)))
         rank = self._peers.pop(peer, None)
         if rank is not None and rank not in self._done:
             # One process speaks for all: process 0, and where that has gone, process 1.
@@ -140,31 +115,22 @@ class PeerMonitor:
                 f"process {rank} died without a word: killed from outside, out of memory, or a "
                 "crash in compiled code"
             )
-        return False
 
-    def _take(self, peer: socket.socket, line: bytes) -> bool:
-        try:
-            message = dict(json.loads(line))
-        except (ValueError, TypeError):
-            return False
+    def _take(self, peer: socket.socket, message: dict[str, Any]) -> None:
         if peer not in self._peers:
             # A stranger does not know the token.
             token = str(message.get("token")).encode()
             if not secrets.compare_digest(token, self._token.encode()):
-                return False
+                raise ValueError("a stranger")
             with self._lock:
                 self._peers[peer] = int(message["rank"])
         if "done" in message:
-            self._part(int(message["done"]), int(message["code"]))
+            rank, code = int(message["done"]), int(message["code"])
+            self._done.add(rank)
+            if code:
+                later(LEAVE_SECONDS, self._abort, f"process {rank} ended with exit code {code}")
         if "failed" in message:
             self._abort(str(message["failed"]))
-        return True
-
-    def _part(self, rank: int, code: int) -> None:
-        self._done.add(rank)
-        if code:
-            reason = f"process {rank} ended with exit code {code}"
-            later(LEAVE_SECONDS, self._abort, reason)
 
     def _abort(self, reason: str) -> None:
         """Ends this process because of another one, unless it is about to end anyway."""
@@ -176,6 +142,10 @@ class PeerMonitor:
             leave(reason, aloud=self._speaks and self.rank == self._speaker)
 
 
+def _start(act: Callable[[socket.socket], None], end: socket.socket) -> None:
+    threading.Thread(target=act, args=(end,), name="peer_monitor", daemon=True).start()
+
+
 _current: PeerMonitor | None = None
 
 
@@ -183,19 +153,15 @@ def connect(host: str, *, several_machines: bool, speaks: bool) -> PeerMonitor |
     """Ties all processes of the default group together; to be called by all of them.
 
     If it `speaks`, one of the processes that leave because of another one writes an error to the
-    user; they all write one to the log.
-
-    Returns:
-        This process's end; None if process 0 cannot be reached, which is logged: then a dead
-        process is noticed by the time-out of the process group only.
+    user; they all write one to the log. Returns None if process 0 cannot be reached, which is
+    logged: then a dead process is noticed by the time-out of the process group only.
     """
     global _current
     rank = dist.get_rank()
     listener = None
     if rank == 0:
         listener = socket.create_server(("" if several_machines else host, 0), backlog=1024)
-    port = listener.getsockname()[1] if listener else 0
-    facts: list[Any] = [port, secrets.token_hex(16)]
+    facts: list[Any] = [listener.getsockname()[1] if listener else 0, secrets.token_hex(16)]
     dist.broadcast_object_list(facts)
     port, token = facts
     peers = {}
@@ -206,10 +172,7 @@ def connect(host: str, *, several_machines: bool, speaks: bool) -> PeerMonitor |
             logger.warning(
                 "process %d cannot reach process 0 at %s, port %d (%s): if one of them dies, the "
                 "other notices it late",
-                rank,
-                host,
-                port,
-                error,
+                *(rank, host, port, error),
             )
             return None
         peer.settimeout(None)

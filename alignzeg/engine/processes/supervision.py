@@ -5,7 +5,6 @@ PyTorch starts them, waits for them and ends them; here each also leaves a repor
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import signal
@@ -13,23 +12,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
 from alignzeg.data.worker_registration import Registered
-from alignzeg.engine.processes import process_exit
-from alignzeg.engine.processes.errors import (
-    BUG,
-    NON_FINITE,
-    PEER_FAILED,
-    RunFailed,
-    exit_code,
-    explain,
-)
-from alignzeg.engine.processes.signals import forward, handling
+from alignzeg.engine.processes import errors, process_exit
+from alignzeg.engine.processes.errors import PEER_FAILED, RunFailed
 from alignzeg.files import atomic_write
 
 # CUDA does not survive a fork.
@@ -38,19 +28,9 @@ START_METHOD = "spawn"
 PATIENCE_SECONDS = 20
 # Seconds in which an interrupt of a terminal reaches the other processes, too.
 _TERMINAL_SECONDS = 2
-
-
-@dataclass(frozen=True)
-class ChildReport:
-    """Why a process failed: exit code, one line, traceback or nothing, and when.
-
-    The clock is the same in all processes of a machine.
-    """
-
-    code: int
-    message: str
-    trace: str = ""
-    seconds: float = 0.0
+# Why a process failed: exit code, one line, traceback or nothing, and when, by the clock that is
+# the same in all processes of a machine. None after a SystemExit.
+Report = tuple[int, str, str, float] | None
 
 
 def run_processes(target: Callable[[Any], Any], jobs: Sequence[Any], first_rank: int = 0) -> None:
@@ -68,24 +48,24 @@ def run_processes(target: Callable[[Any], Any], jobs: Sequence[Any], first_rank:
         SystemExit: if they ended by SystemExit, with its exit code.
         KeyboardInterrupt: if this process was interrupted.
     """
-    with handling(forward), tempfile.TemporaryDirectory() as folder:
+    with process_exit.handling(process_exit.forward), tempfile.TemporaryDirectory() as folder:
         arguments = (Registered(), target, jobs, folder, os.getpid())
         context = start_processes(_work, arguments, len(jobs), False, False, START_METHOD)
         try:
             while not context.join(grace_period=PATIENCE_SECONDS):
                 pass
+            return
         except KeyboardInterrupt:
             _interrupt(context)
             raise
         except ProcessExitedException as error:
             index, report = _cause(context, error.error_index, Path(folder))
-        else:
-            return
     if report is None:
         raise SystemExit(context.processes[index].exitcode)
+    code, message, trace, _ = report
     # What all processes agree on names them itself.
-    who = "" if report.code == NON_FINITE else f"process {first_rank + index}: "
-    raise RunFailed(f"{who}{report.message}", report.code, report.trace)
+    who = "" if code == errors.NON_FINITE else f"process {first_rank + index}: "
+    raise RunFailed(f"{who}{message}", code, trace)
 
 
 def _work(
@@ -97,15 +77,15 @@ def _work(
     parent: int,
 ) -> None:
     process_exit.watch_parent(parent)
-    report: ChildReport | None = None
+    report: Report = None
     try:
         target(jobs[index])
         return
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else BUG
+        code = error.code if isinstance(error.code, int) else errors.BUG
     except BaseException as error:  # noqa: BLE001 (the parent process raises it)
-        code, trace = exit_code(error), traceback.format_exc()[-20000:]
-        report = ChildReport(code, explain(error), trace, time.monotonic())
+        code, trace = errors.exit_code(error), traceback.format_exc()[-20000:]
+        report = (code, errors.explain(error), trace, time.monotonic())
     # Whole or not at all, should this process be killed meanwhile.
     atomic_write(Path(folder) / str(index), pickle.dumps(report))
     process_exit.exit_now(code)
@@ -115,10 +95,7 @@ def _interrupt(context: ProcessContext) -> None:
     """Lets the processes end as after Ctrl-C; a second one, or their silence, kills them."""
     try:
         _join(context, _TERMINAL_SECONDS)
-        for process in context.processes:
-            if process.is_alive():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGINT)
+        process_exit.forward(signal.SIGINT)
         _join(context, PATIENCE_SECONDS)
     finally:
         for process in context.processes:
@@ -131,8 +108,8 @@ def _join(context: ProcessContext, seconds: float) -> None:
         process.join(max(0.0, end - time.monotonic()))
 
 
-def _cause(context: ProcessContext, first: int, folder: Path) -> tuple[int, ChildReport | None]:
-    """Which process failed first, and how; no report after a SystemExit.
+def _cause(context: ProcessContext, first: int, folder: Path) -> tuple[int, Report]:
+    """Which process failed first, and how.
 
     `first` was noticed first; it may have left because of another.
     """
@@ -141,17 +118,15 @@ def _cause(context: ProcessContext, first: int, folder: Path) -> tuple[int, Chil
     told = [index for index, report in reports.items() if report is not None]
     if first in told or codes[first] == PEER_FAILED:
         others = (i for i, code in enumerate(codes) if code not in (0, PEER_FAILED))
-        silent = next(others, first)
-        first = min(told, key=lambda index: reports[index].seconds, default=silent)
-    return first, reports[first] if first in reports else _silent(codes[first])
-
-
-def _silent(code: int) -> ChildReport:
-    """What the exit code of a process says that has left no report."""
+        first = min(told, key=lambda index: reports[index][-1], default=next(others, first))
+    if first in reports:
+        return first, reports[first]
+    # Without a report, its exit code must do.
+    code = codes[first]
     if code == PEER_FAILED:
-        return ChildReport(code, "left because of another process")
+        return first, (code, "left because of another process", "", 0.0)
     if code > 0:
-        return ChildReport(code, f"ended with exit code {code} without a word")
+        return first, (code, f"ended with exit code {code} without a word", "", 0.0)
     name = signal.Signals(-code).name
     hint = "; the system does that when memory runs out" if name == "SIGKILL" else ""
-    return ChildReport(PEER_FAILED, f"killed by {name}{hint}")
+    return first, (PEER_FAILED, f"killed by {name}{hint}", "", 0.0)

@@ -8,16 +8,17 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+from detectron2.utils.logger import _ColorfulFormatter
 from termcolor import colored
 
 from alignzeg.engine.processes.errors import explain
 
 LOGGERS = ("alignzeg", "detectron2", "fvcore")
-_ABBREVIATED = {"detectron2": "d2"}
 _COLOR_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TIME = "%m/%d %H:%M:%S"
-_ours: list[tuple[logging.Logger, logging.Handler]] = []
+_ours: list[logging.Handler] = []
 
 
 def start_log(folder: str | Path, rank: int = 0, tracebacks: bool = True) -> None:
@@ -30,47 +31,35 @@ def start_log(folder: str | Path, rank: int = 0, tracebacks: bool = True) -> Non
     The first process alone writes to the screen and to log.txt, others to log.txt.rank1 and so on.
     The screen shows logged tracebacks only if asked to.
     """
-    _end_earlier()
     path = Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
-    handlers[0].setFormatter(_Plain("[%(asctime)s] %(name)s %(levelname)s: %(message)s", _TIME))
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(_Plain("[%(asctime)s] %(name)s %(levelname)s: %(message)s", _TIME))
+    handlers: list[logging.Handler] = [file]
     if rank == 0:
-        kind = logging.StreamHandler if tracebacks else _WithoutTraceback
-        screen = kind(sys.stdout)
+        screen = (logging.StreamHandler if tracebacks else _WithoutTraceback)(sys.stdout)
         screen.setLevel(logging.INFO)
-        shown = _Colorful if _shows_colors(sys.stdout) else _Screen
-        screen.setFormatter(shown("[%(asctime)s %(name)s]: %(message)s", _TIME))
+        head = colored("[%(asctime)s %(name)s]: ", "green", force_color=True)
+        names: Any = {"root_name": "detectron2", "abbrev_name": "d2"}
+        colors = getattr(sys.stdout, "isatty", bool)() and not os.environ.get("NO_COLOR")
+        shown = _ColorfulFormatter if colors else _PlainScreen
+        screen.setFormatter(shown(f"{head}%(message)s", _TIME, **names))
         handlers.append(screen)
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
-        for handler in handlers:
-            logger.addHandler(handler)
-            _ours.append((logger, handler))
-
-
-def _end_earlier() -> None:
-    for logger, handler in _ours:
-        logger.removeHandler(handler)
+        others = [h for h in logger.handlers if h not in _ours and not _on_screen(h)]
+        logger.handlers[:] = [*others, *handlers]
+    for handler in _ours:
         if isinstance(handler, logging.FileHandler):
             handler.close()
-    _ours.clear()
-    for name in LOGGERS:
-        logger = logging.getLogger(name)
-        for handler in [handler for handler in logger.handlers if _on_screen(handler)]:
-            logger.removeHandler(handler)
+    _ours[:] = handlers
 
 
 def _on_screen(handler: logging.Handler) -> bool:
     streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
     return getattr(handler, "stream", None) in streams
-
-
-def _shows_colors(stream: object) -> bool:
-    isatty = getattr(stream, "isatty", None)
-    return bool(isatty and isatty()) and not os.environ.get("NO_COLOR")
 
 
 class _Plain(logging.Formatter):
@@ -80,26 +69,8 @@ class _Plain(logging.Formatter):
         return _COLOR_CODES.sub("", super().format(record))
 
 
-class _Screen(_Plain):
+class _PlainScreen(_Plain, _ColorfulFormatter):
     """As on a terminal, but without colours: short names, and a word before warnings."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        record = copy.copy(record)
-        first, dot, rest = record.name.partition(".")
-        record.name = f"{_ABBREVIATED.get(first, first)}{dot}{rest}"
-        text = super().formatMessage(record)
-        return f"{record.levelname} {text}" if record.levelno >= logging.WARNING else text
-
-
-class _Colorful(_Screen):
-    """For a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = logging.Formatter.format(self, record)
-        if record.levelno >= logging.WARNING:
-            return colored(text, "red", force_color=True)
-        head, bracket, rest = text.partition("]:")
-        return colored(head + bracket, "green", force_color=True) + rest
 
 
 class _WithoutTraceback(logging.StreamHandler):

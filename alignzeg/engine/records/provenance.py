@@ -9,6 +9,7 @@ Entries are added and never changed. `alignzeg.studies.divergence` reads them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -19,7 +20,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -41,40 +42,28 @@ FORMAT = 1
 PACKAGE = Path(alignzeg.__file__).resolve().parent
 # Packages whose version can change a number.
 VERSIONED = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "scipy",
-    "pillow",
-    "opencv-python",
-    "open_clip_torch",
+    *("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python", "open_clip_torch"),
     "fvcore",
 )
-DETECTRON2 = ("detectron2", "sal-detectron2")
 _GIT_SECONDS = 20
 
 
 def record_run(
     cfg: CfgNode, model: nn.Module, *, action: str, iteration: int = 0, resumed: bool = False
-) -> dict[str, Any] | None:
+) -> None:
     """Adds an entry to OUTPUT_DIR's `provenance.json`; to be called before the first step.
 
     `iteration` is the first to come; `resumed` says that the run goes on from a checkpoint of its
-    own.
-
-    Returns:
-        The entry; None in all processes but the first, which write nothing.
+    own. The first process writes.
 
     Raises:
         ValueError: if a file of a data set cannot be read.
         OSError: if the file cannot be written.
     """
-    if not comm.is_main_process():
-        return None
-    entry = describe_run(cfg, model)
-    entry |= {"action": action, "iteration": int(iteration), "resumed": bool(resumed)}
-    append_entry(Path(cfg.OUTPUT_DIR), entry)
-    return entry
+    if comm.is_main_process():
+        entry = describe_run(cfg, model)
+        entry |= {"action": action, "iteration": int(iteration), "resumed": bool(resumed)}
+        append_entry(Path(cfg.OUTPUT_DIR), entry)
 
 
 def describe_run(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -104,12 +93,11 @@ def describe_code() -> dict[str, Any]:
 
 def describe_environment(device: str) -> dict[str, Any]:
     """Versions and hardware that can change a number, none of which names a person or a place."""
-    versions = {name: _version(name) for name in VERSIONED}
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        **versions,
-        "detectron2": next(filter(None, map(_version, DETECTRON2)), None),
+        **{name: _version(name) for name in VERSIONED},
+        "detectron2": _version("detectron2") or _version("sal-detectron2"),
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -126,17 +114,15 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def describe_git(folder: Path) -> dict[str, Any] | None:
-    """Commit of the source, whether tracked files differ from it, and a hash of the difference.
+    """Commit of the source, whether tracked files differ ("dirty"), and a hash of the "diff".
 
-    Returns:
-        "commit", "dirty" and "diff" (None if clean); None where the source is in no git repository.
+    The hash is None if they do not; all is where the source is in no git repository.
     """
     # A package installed below somebody's repository is not part of it.
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
@@ -154,16 +140,10 @@ def describe_git(folder: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *words: str) -> bytes | None:
     """What git says; None if it fails or is not installed."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            check=False,
-            timeout=_GIT_SECONDS,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    command = ["git", "-C", str(folder), *words]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, check=True, timeout=_GIT_SECONDS).stdout
+    return None
 
 
 def hash_sources(folder: Path) -> str:
@@ -184,18 +164,15 @@ def describe_weights(path: str) -> dict[str, Any] | None:
 def append_entry(folder: Path, entry: Mapping[str, Any]) -> None:
     """Adds an entry to the history of a folder, in one step."""
     path = folder / FILE_NAME
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         history = read_history(folder)
     except ValueError as error:
-        names = (path.with_name(f"{path.name}.damaged{number}") for number in itertools.count(1))
-        aside = next(name for name in names if not name.exists())
-        path.replace(aside)
+        names = (Path(f"{path}.damaged{number}") for number in itertools.count(1))
+        aside = path.replace(next(name for name in names if not name.exists()))
         logger.warning("%s; it is kept as %s and a new one is begun", error, aside.name)
         history = []
-    content = {"format": FORMAT, "history": [*history, entry]}
-    text = json.dumps(content, indent=1, default=str) + "\n"
-    atomic_write(path, text, durable=True, attempts=ATTEMPTS)
+    text = json.dumps({"format": FORMAT, "history": [*history, entry]}, indent=1, default=str)
+    atomic_write(path, f"{text}\n", durable=True, attempts=ATTEMPTS)
 
 
 def read_history(folder: str | Path) -> list[dict[str, Any]]:
@@ -208,7 +185,7 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text("utf-8"))
         history, version = content["history"], content["format"]
         fine = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -218,10 +195,3 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
             f"{path} has format {version!r}, not {FORMAT}; use the version that wrote it"
         )
     return history
-
-
-def last_training(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of the last training: where it was started, and every time it was resumed."""
-    trained = [entry for entry in history if entry.get("action") == "train"]
-    starts = [index for index, entry in enumerate(trained) if not entry.get("resumed")]
-    return trained[starts[-1] :] if starts else trained

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import importlib
 import json
 import logging
@@ -14,9 +14,9 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from detectron2.config import CfgNode
@@ -41,8 +41,7 @@ _ODD = re.compile(r"[^\w\-. :/]+")
 _MOST_PARAMETERS, _MOST_CHARACTERS = 100, 500
 
 
-@dataclass(frozen=True)
-class Session:
+class Session(NamedTuple):
     """A run at a tracker.
 
     Attributes:
@@ -65,14 +64,8 @@ def start_wandb(
 ) -> Session:
     """A run of Weights & Biases; WANDB_MODE offline keeps it below the folder."""
     wandb = importlib.import_module("wandb")
-    run = wandb.init(
-        project=project,
-        name=name,
-        dir=folder,
-        config=dict(config),
-        id=run_id or None,
-        resume="allow",
-    )
+    given = {"project": project, "name": name, "dir": folder, "config": dict(config)}
+    run = wandb.init(**given, id=run_id or None, resume="allow")
     # Its own step may not go back, as it does in a resumed training.
     run.define_metric("iteration")
     run.define_metric("*", step_metric="iteration")
@@ -91,34 +84,27 @@ def start_mlflow(
     mlflow = importlib.import_module("mlflow")
     entities = importlib.import_module("mlflow.entities")
     client = mlflow.MlflowClient()
-    if not run_id:
-        experiment = client.get_experiment_by_name(project)
-        experiment_id = (
-            experiment.experiment_id if experiment else client.create_experiment(project)
-        )
-        run_id = client.create_run(experiment_id, run_name=name).info.run_id
-        parameters = [
-            entities.Param(key, str(value)[:_MOST_CHARACTERS]) for key, value in config.items()
-        ]
-        for start in range(0, len(parameters), _MOST_PARAMETERS):
-            client.log_batch(run_id, params=parameters[start : start + _MOST_PARAMETERS])
-    else:
+    if run_id:
         client.update_run(run_id, status="RUNNING")
+    else:
+        found = client.get_experiment_by_name(project)
+        experiment = found.experiment_id if found else client.create_experiment(project)
+        run_id = client.create_run(experiment, run_name=name).info.run_id
+        given = [entities.Param(key, str(v)[:_MOST_CHARACTERS]) for key, v in config.items()]
+        for start in range(0, len(given), _MOST_PARAMETERS):
+            client.log_batch(run_id, params=given[start : start + _MOST_PARAMETERS])
 
     def send(figures: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        client.log_batch(
-            run_id,
-            metrics=[
-                entities.Metric(_ODD.sub("_", key).strip("_"), value, now, step)
-                for key, value in figures.items()
-            ],
-        )
+        names = {_ODD.sub("_", key).strip("_"): value for key, value in figures.items()}
+        metrics = [entities.Metric(name, value, now, step) for name, value in names.items()]
+        client.log_batch(run_id, metrics=metrics)
 
-    def end(failed: bool) -> None:
-        client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
-
-    return Session(run_id, send, end)
+    return Session(
+        run_id,
+        send,
+        lambda failed: client.set_terminated(run_id, "FAILED" if failed else "FINISHED"),
+    )
 
 
 STARTERS: Mapping[str, Starter] = {"wandb": start_wandb, "mlflow": start_mlflow}
@@ -128,7 +114,6 @@ class TrackingWriter(EventWriter):
     """Sends every scalar of the event storage once."""
 
     def __init__(self, name: str, start: Callable[[str], Session], folder: str | Path) -> None:
-        """Takes a tracker's name, what starts a run or goes on with an id's, and OUTPUT_DIR."""
         self.name = name
         self._start = start
         self._file = Path(folder) / FILE_NAME
@@ -139,43 +124,39 @@ class TrackingWriter(EventWriter):
 
     def start(self, resumed: bool) -> None:
         """Starts a run, or goes on with the one that OUTPUT_DIR names if the training does."""
-        known = self._known() if resumed else ""
+        known = ""
+        if resumed:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                known = str(json.loads(self._file.read_text("utf-8")).get(self.name, ""))
         # A tracker may draw random numbers; those of the training must not depend on it.
         with isolated_rng():
-            self._session = self._try(lambda: self._start(known))
+            self._session = self._try(self._start, known)
         if self._session is not None:
             atomic_write(self._file, json.dumps({self.name: self._session.id}) + "\n")
 
-    def _known(self) -> str:
-        try:
-            return str(json.loads(self._file.read_text(encoding="utf-8")).get(self.name, ""))
-        except (OSError, ValueError, AttributeError):
-            return ""
-
     def write(self) -> None:
         """Sends what has come since the last call, step by step."""
+        if self._session is None:
+            return
         steps: dict[int, dict[str, float]] = defaultdict(dict)
         for key, (value, step) in get_event_storage().latest_with_smoothing_hint(_WINDOW).items():
             if step > self._sent.get(key, -1) and math.isfinite(value):
                 steps[step][key] = float(value)
                 self._sent[key] = step
-        session = self._session
-        if session is None:
-            return
         for step in sorted(steps):
-            self._try(functools.partial(session.send, steps[step], step))
+            self._try(self._session.send, steps[step], step)
 
     def close(self) -> None:
         """Ends the run."""
         session, self._session = self._session, None
         if session is not None:
-            self._try(lambda: session.end(self.failed))
+            self._try(session.end, self.failed)
 
-    def _try(self, work: Callable[[], Any]) -> Any:
+    def _try(self, work: Callable[..., Any], *args: Any) -> Any:
         if self._failures >= _MOST_FAILURES:
             return None
         try:
-            result = work()
+            result = work(*args)
         except Exception as error:  # noqa: BLE001 (no tracker may end a training)
             self._failures += 1
             logger.warning(
@@ -212,8 +193,5 @@ def build_tracking(cfg: CfgNode) -> list[Tracking]:
         return []
     run = node.RUN or Path(folder).name
     config = dict(flatten(yaml.safe_load(cfg.dump())))
-
-    def start(run_id: str) -> Session:
-        return STARTERS[node.NAME](node.PROJECT, run, folder, config, run_id)
-
+    start = partial(STARTERS[node.NAME], node.PROJECT, run, folder, config)
     return [Tracking(TrackingWriter(node.NAME, start, folder))]

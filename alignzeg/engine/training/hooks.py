@@ -1,11 +1,13 @@
-"""When to save and when to evaluate, also in a run that was stopped in between."""
+"""When to save and when to evaluate, also in a run that was stopped in between; and the losses."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import hooks
@@ -14,10 +16,13 @@ from detectron2.utils import comm
 from alignzeg.data.labels import eval_vocabulary
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.state import isolated_rng
-from alignzeg.engine.processes.signals import EXIT_SAVED, StopRequest
+from alignzeg.engine.processes.process_exit import EXIT_SAVED, StopRequest
 from alignzeg.structures import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+# The losses of every single iteration, exact to the bit, for comparing runs.
+CURVE_FILE = "losses.jsonl"
 
 
 class SaveHook(hooks.PeriodicCheckpointer):
@@ -27,7 +32,6 @@ class SaveHook(hooks.PeriodicCheckpointer):
     """
 
     def __init__(self, checkpointer: AlignZegCheckpointer, period: int, stop: StopRequest) -> None:
-        """Takes what saves, steps between two checkpoints, and what asks to save and leave."""
         super().__init__(checkpointer, period)
         self._stop = stop
 
@@ -47,19 +51,16 @@ class SaveHook(hooks.PeriodicCheckpointer):
             SystemExit: EXIT_SAVED, in all processes, if one of them was asked to stop.
         """
         step = self.trainer.iter
-        asked = self._stop.agreed()
-        if asked:
-            self._stop.disarm()
-        super().after_step()
-        if not asked:
+        if not self._stop.agreed():
+            super().after_step()
             return
+        self._stop.disarm()
+        super().after_step()
         if (step + 1) % self.period and step + 1 < self.trainer.max_iter:
             self.checkpointer.save(f"model_{step:07d}", iteration=step)
         logger.warning(
             "stopped by %s: saved at iteration %d; start again with --resume (exit code %d)",
-            self._stop.received or "a signal to another process",
-            step,
-            EXIT_SAVED,
+            *(self._stop.received or "a signal to another process", step, EXIT_SAVED),
         )
         raise SystemExit(EXIT_SAVED)
 
@@ -73,28 +74,25 @@ def selects_on_the_test(metric: str, tested: Iterable[Vocabulary], hold_out: str
 
 
 class KeepBest:
-    """Keeps the best checkpoint by one figure of the evaluation as model_best.pth."""
+    """Keeps the best checkpoint by one figure of the event storage, the higher the better."""
 
     def __init__(self, checkpointer: AlignZegCheckpointer, metric: str) -> None:
-        """Takes what saves, and the figure's name in the event storage; higher is better."""
         self._checkpointer = checkpointer
         self.metric = metric
-        self.value = -math.inf
-        self.iteration = -1
+        self.value, self.iteration = -math.inf, -1
 
     def consider(self, storage: Any, step: int) -> None:
         """Saves if the evaluation just made is the best; to be called in all processes."""
         value, _ = storage.latest().get(self.metric, (math.nan, step))
         value = comm.all_gather(float(value))[0]
-        if not value > self.value:
-            logger.info(
-                "%s is %.4f after iteration %d; the best is %.4f after iteration %d",
-                *(self.metric, value, step, self.value, self.iteration),
-            )
+        if value > self.value:
+            self.value, self.iteration = value, step
+            chosen = {"iteration": step, "selected": {self.metric: value}}
+            self._checkpointer.save("model_best", point=False, **chosen)
             return
-        self.value, self.iteration = value, step
-        self._checkpointer.save(
-            "model_best", point=False, iteration=step, selected={self.metric: value}
+        logger.info(
+            "%s is %.4f after iteration %d; the best is %.4f after iteration %d",
+            *(self.metric, value, step, self.value, self.iteration),
         )
 
 
@@ -117,7 +115,9 @@ def build_keep_best(cfg: CfgNode, checkpointer: AlignZegCheckpointer) -> KeepBes
 class EvaluationHook(hooks.EvalHook):
     """Evaluates every few steps without a trace in the random numbers of the training.
 
-    An evaluation that a stop or a kill has prevented is made up for when the run goes on.
+    An evaluation that a stop or a kill has prevented is made up for when the run goes on. A period
+    of 0 evaluates after the last step only. `evaluate` returns results by task, none but in the
+    first process.
     """
 
     def __init__(
@@ -127,11 +127,6 @@ class EvaluationHook(hooks.EvalHook):
         stop: StopRequest,
         best: KeepBest | None = None,
     ) -> None:
-        """Takes when and how to evaluate.
-
-        A period of 0 evaluates after the last step only. `evaluate` returns results by task, none
-        but in the first process.
-        """
         super().__init__(period, evaluate)
         self._best = best
         self._stop = stop
@@ -140,9 +135,8 @@ class EvaluationHook(hooks.EvalHook):
     def before_train(self) -> None:
         """Makes up for the evaluation that the checkpoint was saved before."""
         step = self.trainer.start_iter
-        if step == 0 or step >= self.trainer.max_iter or self._period <= 0 or self._done == step:
-            return
-        if step % self._period == 0:
+        due = self._period > 0 and step % self._period == 0 and self._done != step
+        if due and 0 < step < self.trainer.max_iter:
             self.trainer.storage.iter = step - 1
             self._evaluate(step)
             self.trainer.storage.iter = step
@@ -168,3 +162,35 @@ class EvaluationHook(hooks.EvalHook):
         self._done = state_dict["done"]
         if self._best is not None and "value" in state_dict:
             self._best.value, self._best.iteration = state_dict["value"], state_dict["of"]
+
+
+class LossCurve(hooks.HookBase):
+    """Adds one line for each step to `losses.jsonl`: the iteration and every loss term.
+
+    `metrics.json` holds medians over 20 iterations; here nothing is smoothed. A resumed run writes
+    the iterations after its checkpoint once more; `read_curve` takes the later ones.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._path = Path(folder) / CURVE_FILE
+        self._file: IO[str] | None = None
+
+    def before_train(self) -> None:
+        """Opens the file, and ends a line that a kill has cut short."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        before = self._path.read_bytes() if self._path.exists() else b""
+        self._file = self._path.open("a", buffering=1, encoding="utf-8")
+        if before and not before.endswith(b"\n"):
+            self._file.write("\n")
+
+    def after_step(self) -> None:
+        """Writes the losses of the step that was just made."""
+        now, latest = self.trainer.iter, self.trainer.storage.latest()
+        terms = {k: value for k, (value, at) in latest.items() if "loss" in k and at == now}
+        if self._file is not None and terms:
+            self._file.write(json.dumps({"iteration": now, **terms}) + "\n")
+
+    def after_train(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()

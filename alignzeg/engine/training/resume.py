@@ -10,11 +10,13 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch import Tensor
 
+from alignzeg.config.values import flatten
 from alignzeg.data.labels import get_vocabulary, training_vocabulary
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.reading import find_newest, read_checkpoint
-from alignzeg.engine.checkpoints.state import config_changes, rng_state
+from alignzeg.engine.checkpoints.state import rng_state
 from alignzeg.engine.training.sampling import TrainLoader
 from alignzeg.structures import spelling
 
@@ -40,28 +42,29 @@ def saved_seed(folder: str) -> int | None:
 
 
 def check_resumable(
-    path: str,
-    loaded: Mapping[str, Any],
-    changes: Sequence[str],
-    data: str,
-    allow_rescale: bool,
-) -> None:
+    path: str, loaded: Mapping[str, Any], config: str, data: str, allow_rescale: bool
+) -> list[str]:
     """Refuses to go on where the result would not be that of the run that was stopped.
+
+    That is told from the config, YAML text, the hash of the training data, empty if unknown, and
+    the number of processes now. Returns how the config has changed, one line a key.
 
     Raises:
         ValueError: saying what differs and what to do.
     """
     about, ranks = loaded.get(KEY) or {}, loaded.get("ranks")
+    anew = f"start a new run from it with MODEL.WEIGHTS {path}"
     if "trainer" not in loaded or not ranks:
         raise ValueError(
             f"checkpoint {path!r} holds weights, but no state of a training; start from it with "
             f"MODEL.WEIGHTS {path} instead of --resume"
         )
+    changes = config_changes(about.get("config") or config, config)
     for change in changes:
         if change.startswith(FIXED):
             raise ValueError(
                 f"checkpoint {path!r} does not fit: {change}; resume with the value it was saved "
-                f"with, or start a new run from it with MODEL.WEIGHTS {path}"
+                f"with, or {anew}"
             )
     if len(ranks) != comm.get_world_size() and not allow_rescale:
         raise ValueError(
@@ -72,26 +75,64 @@ def check_resumable(
     if data and about.get("data", data) != data:
         raise ValueError(
             f"checkpoint {path!r} was trained on other data: the files or labels of "
-            "DATASETS.TRAIN have changed since; restore them, or start a new run from it with "
-            f"MODEL.WEIGHTS {path} instead of --resume"
+            f"DATASETS.TRAIN have changed since; restore them, or {anew} instead of --resume"
+        )
+    return changes
+
+
+def config_changes(before: str, now: str) -> list[str]:
+    """How two configs, YAML text, differ: a line a key, in order; "unset" where one has none."""
+    old, new = (dict(flatten(yaml.safe_load(text) or {})) for text in (before, now))
+    return [
+        f"{key}: was {old.get(key, 'unset')!r}, is {new.get(key, 'unset')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "unset") != new.get(key, "unset")
+    ]
+
+
+def check_kinds(path: str, loaded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that holds something of another kind than what it is to replace.
+
+    Raises:
+        ValueError: naming the first such place.
+    """
+    wrong = misfit(loaded, {**now, KEY: {"config": "", "data": ""}}, "it")
+    if wrong:
+        raise ValueError(
+            f"checkpoint {path!r} is not as it was written: {wrong}; resume from another one"
         )
 
 
-def changes_since(loaded: Mapping[str, Any], config: str) -> list[str]:
-    """How a config, YAML text, differs from the one that a checkpoint was saved with."""
-    return config_changes((loaded.get(KEY) or {}).get("config") or config, config)
+def misfit(found: Any, like: Any, where: str) -> str:
+    """The first place at which a saved value is of another kind than the present one, or empty.
+
+    Entries that only one side has are not looked at: a fresh optimizer has no state yet.
+    """
+    if like is None or (found is None and isinstance(like, Tensor)):
+        return ""
+    if isinstance(like, Mapping):
+        if not isinstance(found, Mapping):
+            return f"{where} is {_kind(found)} instead of named entries"
+        pairs = [(found[key], like[key], f"{where}.{key}") for key in like if key in found]
+    elif isinstance(like, (list, tuple)):
+        if not isinstance(found, (list, tuple)):
+            return f"{where} is {_kind(found)} instead of a list"
+        pairs = [(item, like[0], f"{where}[{i}]") for i, item in enumerate(found) if like]
+    else:
+        kinds: Any = Tensor if isinstance(like, Tensor) else type(like)
+        if isinstance(like, (int, float)) and not isinstance(like, bool):
+            kinds = (int, float)
+        fine = isinstance(found, kinds) and isinstance(found, bool) == isinstance(like, bool)
+        if isinstance(like, Tensor):
+            fine = fine and (found.shape, found.dtype) == (like.shape, like.dtype)
+        return "" if fine else f"{where} is {_kind(found)} instead of {_kind(like)}"
+    return next(filter(None, (misfit(*pair) for pair in pairs)), "")
 
 
-def report_changes(path: str, changes: Sequence[str], start: int) -> None:
-    """Logs where a run goes on and how its config differs from the one it was stopped with."""
-    logger.info(
-        "resuming from %s at iteration %d; %s",
-        path,
-        start,
-        f"{len(changes)} config keys have changed:" if changes else "the config is unchanged",
-    )
-    for change in changes:
-        logger.warning("config changed: %s", change)
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"of type {type(value).__name__}"
 
 
 def report_other_classes(cfg: CfgNode, loaded: Mapping[str, Any]) -> None:
@@ -104,48 +145,41 @@ def report_other_classes(cfg: CfgNode, loaded: Mapping[str, Any]) -> None:
     known = {spelling(str(name)) for name in theirs}
     logger.info(
         "starting from %s, which was trained on %d classes; new are: %s",
-        cfg.MODEL.WEIGHTS,
-        len(theirs),
+        *(cfg.MODEL.WEIGHTS, len(theirs)),
         ", ".join(name for name in ours if spelling(name) not in known) or "none",
     )
-    asked = [
-        get_vocabulary(name, cfg.ALIGNZEG.DATA.HOLD_OUT)
-        for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    ]
-    unseen = {vocabulary.names[i] for vocabulary in asked for i in vocabulary.unseen_ids}
+    unseen = set()
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        vocabulary = get_vocabulary(name, cfg.ALIGNZEG.DATA.HOLD_OUT)
+        unseen |= {vocabulary.names[i] for i in vocabulary.unseen_ids}
     leaked = sorted(name for name in unseen if spelling(name) in known)
     if leaked:
         logger.warning(
             "%s was trained with masks of %s, unseen here: their figures are not zero-shot",
-            cfg.MODEL.WEIGHTS,
-            leaked,
+            *(cfg.MODEL.WEIGHTS, leaked),
         )
 
 
 def restore_rank(
     loader: TrainLoader, ranks: Sequence[Mapping[str, Any]], seed: int, start: int
 ) -> Mapping[str, Any]:
-    """Puts the data loader where it was.
+    """Puts the data loader where it was; returns the state of the random generators to start with.
 
-    With another number of processes than before, the random generators start from the seed, the
-    iteration and the rank.
-
-    Returns:
-        The state of the random generators to start with.
+    With another number of processes than before, they start from the seed, the iteration and the
+    rank.
 
     Raises:
         ValueError: if the training data has another number of images now.
     """
-    if len(ranks) == comm.get_world_size():
-        mine = ranks[comm.get_rank()]
-        loader.load_state_dict(mine["loader"])
-        return mine["rng"]
+    rank, world = comm.get_rank(), comm.get_world_size()
+    if len(ranks) == world:
+        loader.load_state_dict(ranks[rank]["loader"])
+        return ranks[rank]["rng"]
     logger.warning(
         "going on with %d processes instead of %d: every image still comes once in each round, "
         "but random numbers and sums differ from those of the old run",
-        comm.get_world_size(),
-        len(ranks),
+        *(world, len(ranks)),
     )
-    loader.rescale([rank["loader"] for rank in ranks])
-    seed_all_rng((max(seed, 0) + start * comm.get_world_size() + comm.get_rank()) % 2**31)
+    loader.rescale([state["loader"] for state in ranks])
+    seed_all_rng((max(seed, 0) + start * world + rank) % 2**31)
     return rng_state()

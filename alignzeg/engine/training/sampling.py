@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from detectron2.data import DatasetFromList
+from detectron2.data.build import trivial_batch_collator
 from torch.utils.data import DataLoader, Dataset
 
 from alignzeg.data.worker_registration import Carrying
 from alignzeg.engine.checkpoints.state import isolated_rng
 from alignzeg.engine.processes.errors import BUG, explain, is_short_of_shared_memory
-from alignzeg.engine.processes.signals import SIGNALS
+from alignzeg.engine.processes.process_exit import SIGNALS
 
 
 class TrainLoader:
@@ -61,10 +62,8 @@ class TrainLoader:
         """
         self.seed = seed
         self._data = _Samples(DatasetFromList(list(records), copy=False), Carrying(mapper))
-        self._images = images
+        self._images, self._workers, self._group = images, workers, group_by_shape
         self._rank, self._world_size = rank, world_size
-        self._workers = workers
-        self._group = group_by_shape
         # The next sample to take from the stream, and those taken that wait for their batch.
         self._position = rank
         self._waiting: list[int] = []
@@ -83,8 +82,6 @@ class TrainLoader:
                 yield full
 
     def _samples(self) -> Iterator[dict[str, Any]]:
-        order = _Order(self.seed, len(self._data), self._rank, self._world_size)
-        order.position, order.waiting = self._position, tuple(self._waiting)
         if self._workers:
             # When this process ends, it would wait for workers that do not heed SIGTERM.
             util.Finalize(None, _kill_workers, exitpriority=0)
@@ -92,8 +89,8 @@ class TrainLoader:
             self._data,
             # With groups, which samples make a batch is known when they are there.
             batch_size=None if self._group else self._images,
-            sampler=order,
-            collate_fn=_same,
+            sampler=self._order(),
+            collate_fn=trivial_batch_collator,
             num_workers=self._workers,
             worker_init_fn=start_worker,
             # The loader draws a seed for its workers; the run's generators must not notice.
@@ -101,6 +98,21 @@ class TrainLoader:
         )
         for loaded in loader:
             yield from [loaded] if self._group else loaded
+
+    def _order(self) -> Iterator[tuple[int, int]]:
+        """(position, index of the record) of this process's samples, from where it stands on."""
+        generator = torch.Generator().manual_seed(self.seed)
+        wanted, start, size = set(self._waiting), 0, len(self._data)
+        next_own, first = self._position, min(self._waiting, default=self._position)
+        while True:
+            # Each order follows from the one before, so that none can be left out.
+            order = torch.randperm(size, generator=generator)
+            if start + size > first:
+                for position, index in enumerate(order.tolist(), start):
+                    mine = (position - self._rank) % self._world_size == 0
+                    if position in wanted or (mine and position >= next_own):
+                        yield position, index
+            start += size
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process stands, counted in samples handed out, not in samples loaded ahead."""
@@ -140,30 +152,6 @@ class TrainLoader:
         self.load_state_dict({**states[0], "position": start, "waiting": []})
 
 
-class _Order:
-    """(position, index of the record) of this process's samples, from a position on."""
-
-    def __init__(self, seed: int, size: int, rank: int, world_size: int) -> None:
-        self.seed, self.size = seed, size
-        self.rank, self.world_size = rank, world_size
-        self.position = rank
-        self.waiting: tuple[int, ...] = ()
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(self.seed)
-        wanted, start = set(self.waiting), 0
-        first = min(self.waiting, default=self.position)
-        while True:
-            # Each order follows from the one before, so that none can be left out.
-            order = torch.randperm(self.size, generator=generator)
-            if start + self.size > first:
-                for position, index in enumerate(order.tolist(), start):
-                    mine = (position - self.rank) % self.world_size == 0
-                    if position in wanted or (mine and position >= self.position):
-                        yield position, index
-            start += self.size
-
-
 class _Samples(Dataset):
     """Mapped records, each with random numbers of its own."""
 
@@ -179,10 +167,6 @@ class _Samples(Dataset):
         position, index = place
         with isolated_rng(self.seed, position):
             return {**self._mapper(self._records[index]), "position": position}
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _kill_workers() -> None:

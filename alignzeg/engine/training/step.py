@@ -6,20 +6,20 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import AMPTrainer
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alignzeg.engine.checkpoints.state import rng_state, set_rng_state
-from alignzeg.engine.failures.batches import names_in
-from alignzeg.engine.failures.crash import Batch
-from alignzeg.engine.failures.finite import Watch, trace
+from alignzeg.engine.checkpoints.state import isolated_rng
+from alignzeg.engine.failures.crash import Batch, trace_batches
+from alignzeg.engine.failures.finite import Watch, names_in
 from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.errors import NonFiniteError
 
@@ -31,7 +31,7 @@ SYNCHRONIZED = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
 SMALLEST_SCALE = 1.0
 
 
-class StepTrainer(SimpleTrainer):
+class StepTrainer(AMPTrainer):
     """One optimizer step over several batches, with mixed precision and whole-model clipping.
 
     Puts into the event storage: every loss term (mean over the step), `total_loss`,
@@ -52,7 +52,7 @@ class StepTrainer(SimpleTrainer):
         max_skipped: int = 0,
         write_crash: Callable[[nn.Module, Sequence[Batch], Mapping[str, Any]], str] | None = None,
     ) -> None:
-        """Takes what Detectron2's SimpleTrainer takes, and how to make the step.
+        """Takes what Detectron2's trainers take, and how to make the step.
 
         Args:
             model: maps a batch to a dict of losses; may be wrapped for several processes.
@@ -66,28 +66,26 @@ class StepTrainer(SimpleTrainer):
                 not finite.
             write_crash: keeps a failed step and returns where.
         """
-        super().__init__(model, data_loader, optimizer)
+        device = next(p for p in model.parameters() if p.requires_grad).device
+        # Only float16 can underflow; for everything else the scaler does nothing.
+        underflows = amp_dtype == torch.float16 and device.type == "cuda"
+        scaler = torch.amp.GradScaler(device.type, enabled=underflows)
+        super().__init__(model, data_loader, optimizer, grad_scaler=scaler)
         self.accumulate = accumulate
         self.images_per_step = images_per_step
         self.clip_norm = clip_norm
         self.amp_dtype = amp_dtype
+        on = amp_dtype is not None
+        self._autocast = partial(torch.autocast, device.type, dtype=amp_dtype, enabled=on)
         self.max_skipped = max_skipped
         self.skipped = 0
         self.write_crash = write_crash
-        self._start = 0.0
-        device = next(p for p in model.parameters() if p.requires_grad).device
-        self.device_type = device.type
-        # Only float16 can underflow; for everything else the scaler does nothing.
-        self.scaler = torch.amp.GradScaler(
-            self.device_type, enabled=amp_dtype == torch.float16 and self.device_type == "cuda"
-        )
         self.watch = Watch(self.inner_model, device)
 
     @property
     def inner_model(self) -> nn.Module:
         """The model without the wrapper for several processes."""
-        several = isinstance(self.model, DistributedDataParallel)
-        return self.model.module if several else self.model
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def run_step(self) -> None:
         """Makes one optimizer step, or leaves it out.
@@ -112,13 +110,14 @@ class StepTrainer(SimpleTrainer):
                 return self._refuse(batches, statistics, backward=False)
             for key, value in terms.items():
                 losses[key] = losses.get(key, 0) + value
-        self.scaler.unscale_(self.optimizer)
+        self.grad_scaler.unscale_(self.optimizer)
         norm = self._clip()
-        if not bool(torch.isfinite(norm)) and not self._overflow():
+        overflow = self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() >= SMALLEST_SCALE
+        if not bool(torch.isfinite(norm)) and not overflow:
             return self._refuse(batches, statistics, backward=True)
         self.after_backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
         self._write_metrics(losses, data_time)
         storage = get_event_storage()
         seconds = time.perf_counter() - start
@@ -128,7 +127,7 @@ class StepTrainer(SimpleTrainer):
     def _batch(self, data: Any, last: bool) -> dict[str, Tensor] | None:
         """Adds a batch's gradient; None if, in any process, something before it is not finite."""
         # Processes exchange gradients once a step, with its last batch.
-        several = isinstance(self.model, DistributedDataParallel)
+        several = self.model is not self.inner_model
         quiet = self.model.no_sync() if several and not last else contextlib.nullcontext()
         with quiet:
             try:
@@ -141,20 +140,12 @@ class StepTrainer(SimpleTrainer):
                         agreed=False,
                     ) from None
                 return None
-            self.scaler.scale(sum(losses.values())).backward()
+            self.grad_scaler.scale(sum(losses.values())).backward()
         return {key: value.detach() for key, value in losses.items()}
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(
-            self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-        )
 
     def _clip(self) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
-
-    def _overflow(self) -> bool:
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= SMALLEST_SCALE
 
     def _statistics(self) -> list[tuple[Tensor, Tensor]]:
         """Running statistics, which a step that is left out must not change."""
@@ -171,7 +162,6 @@ class StepTrainer(SimpleTrainer):
         self, batches: list[Batch], statistics: list[tuple[Tensor, Tensor]], *, backward: bool
     ) -> None:
         """Leaves the step out if that is allowed, in all processes alike, or raises."""
-        allowed = self.skipped < self.max_skipped
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         here = self._trace(batches, backward)
         found = [text for text in comm.all_gather(here) if text]
@@ -179,11 +169,17 @@ class StepTrainer(SimpleTrainer):
         if not found:
             found = ["the gradient, which is finite in every process alone, is not in their sum"]
         message = f"{'; '.join(found)}; iteration {self.iter}, learning rate {lr:g}"
-        if allowed:
+        if self.skipped < self.max_skipped:
             # The samples of the step count as used.
             for _ in range(self.accumulate - len(batches)):
                 next(self._data_loader_iter)
-            self._skip(statistics, backward)
+            with torch.no_grad():
+                for buffer, before in statistics:
+                    buffer.copy_(before)
+            if backward and self.grad_scaler.is_enabled():
+                self.grad_scaler.update()
+            self.skipped += 1
+            get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
             logger.warning("step %d of %d left out: %s", self.skipped, self.max_skipped, message)
             return
         path = ""
@@ -213,51 +209,21 @@ class StepTrainer(SimpleTrainer):
         if comm.get_world_size() == 1 or not any(isinstance(m, SYNCHRONIZED) for m in modules):
             # Ten times as long as the step has taken so far.
             patience = 10 * (time.perf_counter() - self._start) + peer_monitor.LEAVE_SECONDS
-            with peer_monitor.limited(patience):
-                text = self._compute_again(batches, backward)
+            self.optimizer.zero_grad(set_to_none=True)
+            with peer_monitor.limited(patience), isolated_rng():
+                text = trace_batches(
+                    self.inner_model, batches, backward=backward, autocast=self._autocast
+                )
             if text:
                 return who + text
         names = names_in(batches[-1].data)
         return "" if backward else f"{who}{self.watch.found}, in a batch of {names}"
 
-    def _compute_again(self, batches: list[Batch], backward: bool) -> str:
-        now = rng_state()
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            for batch in batches:
-                set_rng_state(batch.rng)
-                text = trace(
-                    self.inner_model,
-                    batch.data,
-                    names_in(batch.data),
-                    backward=backward,
-                    autocast=self._autocast,
-                )
-                if text:
-                    return text
-        finally:
-            set_rng_state(now)
-        return ""
-
-    def _skip(self, statistics: list[tuple[Tensor, Tensor]], backward: bool) -> None:
-        self.skipped += 1
-        with torch.no_grad():
-            for buffer, before in statistics:
-                buffer.copy_(before)
-        if backward and self.scaler.is_enabled():
-            self.scaler.update()
-        get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
-
     def state_dict(self) -> dict[str, Any]:
-        """Adds the state of the gradient scaler, and how many steps were left out."""
-        return {
-            **super().state_dict(),
-            "grad_scaler": self.scaler.state_dict(),
-            "skipped": self.skipped,
-        }
+        """Adds how many steps were left out."""
+        return {**super().state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores optimizer, gradient scaler and the number of steps left out."""
         super().load_state_dict(state_dict)
-        self.scaler.load_state_dict(state_dict["grad_scaler"])
         self.skipped = state_dict.get("skipped", 0)

@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,23 +26,14 @@ from alignzeg.data.mapper import ZeroShotMapper
 from alignzeg.data.worker_registration import Carrying
 from alignzeg.engine.checkpoints.checkpoint import AlignZegCheckpointer
 from alignzeg.engine.checkpoints.state import set_rng_state
-from alignzeg.engine.checkpoints.state_check import check_kinds
-from alignzeg.engine.failures.batches import naming_images
-from alignzeg.engine.failures.crash import CrashWriter
+from alignzeg.engine.failures.crash import write_bundle
+from alignzeg.engine.failures.finite import naming_images
 from alignzeg.engine.processes import peer_monitor
-from alignzeg.engine.processes.signals import StopRequest
-from alignzeg.engine.records.curve import LossCurve
+from alignzeg.engine.processes.process_exit import StopRequest
 from alignzeg.engine.records.tracking import build_tracking
-from alignzeg.engine.solver.optim import AMP_DTYPES, build_lr_scheduler, build_optimizer
-from alignzeg.engine.training.hooks import EvaluationHook, SaveHook, build_keep_best
-from alignzeg.engine.training.resume import (
-    changes_since,
-    check_resumable,
-    rank_state,
-    report_changes,
-    report_other_classes,
-    restore_rank,
-)
+from alignzeg.engine.solver.optim import build_lr_scheduler, build_optimizer
+from alignzeg.engine.training import resume as resuming
+from alignzeg.engine.training.hooks import EvaluationHook, LossCurve, SaveHook, build_keep_best
 from alignzeg.engine.training.sampling import TrainLoader, start_worker
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.evaluation import ZeroShotEvaluator
@@ -64,7 +56,7 @@ def build_step_trainer(
     cfg: CfgNode, model: nn.Module, loader: Iterable[Any], optimizer: torch.optim.Optimizer
 ) -> StepTrainer:
     """The training step that the config asks for."""
-    amp = AMP_DTYPES[cfg.ALIGNZEG.SOLVER.AMP_DTYPE] if cfg.SOLVER.AMP.ENABLED else None
+    amp = getattr(torch, cfg.ALIGNZEG.SOLVER.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None
     if amp == torch.float16 and not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.warning(
             "training in full precision: float16 needs CUDA. "
@@ -81,7 +73,7 @@ def build_step_trainer(
         clip_norm=clip.CLIP_VALUE if clip.ENABLED and clip.CLIP_TYPE == "full_model" else 0.0,
         amp_dtype=amp,
         max_skipped=cfg.ALIGNZEG.SOLVER.MAX_SKIPPED_STEPS,
-        write_crash=CrashWriter(os.path.join(cfg.OUTPUT_DIR, "crash"), cfg.dump()),
+        write_crash=partial(write_bundle, os.path.join(cfg.OUTPUT_DIR, "crash"), cfg.dump()),
     )
 
 
@@ -92,13 +84,10 @@ def build_parallel_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     parameters. From three processes on, the order of a sum depends on the place, so that the first
     step after a resume would differ in the last bits.
     """
+    find = cfg.ALIGNZEG.SOLVER.FIND_UNUSED_PARAMETERS or comm.get_world_size() > 2
+    ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
     return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        find_unused_parameters=(
-            cfg.ALIGNZEG.SOLVER.FIND_UNUSED_PARAMETERS or comm.get_world_size() > 2
-        ),
-        device_ids=[comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None,
+        model, broadcast_buffers=False, find_unused_parameters=find, device_ids=ids
     )
 
 
@@ -109,11 +98,13 @@ class Trainer(DefaultTrainer):
     A checkpoint, every SOLVER.CHECKPOINT_PERIOD steps and when the process is asked to stop by
     SIGTERM or SIGUSR1, holds all that decides how the run goes on. Hooks do the rest: learning
     rate, evaluation every TEST.EVAL_PERIOD, and the log, `metrics.json` and TensorBoard in
-    OUTPUT_DIR.
+    OUTPUT_DIR. The config is a validated one.
     """
 
+    build_optimizer = staticmethod(build_optimizer)
+    build_lr_scheduler = staticmethod(build_lr_scheduler)
+
     def __init__(self, cfg: CfgNode) -> None:
-        """Builds data, model and optimizer of a validated config."""
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
@@ -127,7 +118,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             config=cfg.dump(),
             keep=cfg.ALIGNZEG.CHECKPOINT.KEEP,
-            of_rank=lambda: rank_state(loader),
+            of_rank=lambda: resuming.rank_state(loader),
             trainer=weakref.proxy(self),
         )
         data = data_hash(fingerprint(cfg.DATASETS.TRAIN)) if comm.is_main_process() else ""
@@ -140,25 +131,15 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's, with our own for saving and evaluating, and one for the exact losses."""
-        theirs = [
-            hook
-            for hook in super().build_hooks()
-            if hook is not None
-            and not isinstance(hook, (hooks.PeriodicCheckpointer, hooks.EvalHook))
-        ]
+        replaced = (type(None), hooks.PeriodicCheckpointer, hooks.EvalHook)
+        theirs = [hook for hook in super().build_hooks() if not isinstance(hook, replaced)]
         writers = [hook for hook in theirs if isinstance(hook, hooks.PeriodicWriter)]
-        first = [hook for hook in theirs if hook not in writers]
-        if comm.is_main_process():
-            first.append(LossCurve(self.cfg.OUTPUT_DIR))
+        best = build_keep_best(self.cfg, self.checkpointer)
         return [
-            *first,
+            *(hook for hook in theirs if hook not in writers),
+            *([LossCurve(self.cfg.OUTPUT_DIR)] if comm.is_main_process() else []),
             SaveHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.stop),
-            EvaluationHook(
-                self.cfg.TEST.EVAL_PERIOD,
-                self._test,
-                self.stop,
-                build_keep_best(self.cfg, self.checkpointer),
-            ),
+            EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self._test, self.stop, best),
             *writers,
             *build_tracking(self.cfg),
         ]
@@ -179,16 +160,15 @@ class Trainer(DefaultTrainer):
         if not path:
             self.checkpointer.other_classes = True
             loaded = self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
-            report_other_classes(self.cfg, loaded)
+            resuming.report_other_classes(self.cfg, loaded)
             return
         # A weight that the file does not have would otherwise stay as it was drawn.
         self.checkpointer.strict = True
         loaded = self.checkpointer.load(path, checkpointables=[])
-        changes = changes_since(loaded, self.checkpointer.config)
-        data = self.checkpointer.about["data"]
-        now = {"trainer": self.state_dict(), "ranks": [rank_state(self.data_loader)]}
-        check_kinds(path, loaded, now)
-        check_resumable(path, loaded, changes, data, allow_rescale)
+        now = {"trainer": self.state_dict(), "ranks": [resuming.rank_state(self.data_loader)]}
+        resuming.check_kinds(path, loaded, now)
+        config, data = self.checkpointer.config, self.checkpointer.about["data"]
+        changes = resuming.check_resumable(path, loaded, config, data, allow_rescale)
         try:
             self.load_state_dict(loaded["trainer"])
         except (LookupError, TypeError, RuntimeError, AttributeError, ValueError) as error:
@@ -197,18 +177,20 @@ class Trainer(DefaultTrainer):
                 f"({type(error).__name__} {error}); resume with the config it was saved with"
             ) from error
         self.start_iter = self.iter + 1
-        report_changes(path, changes, self.start_iter)
+        what = f"{len(changes)} config keys have changed:" if changes else "the config is unchanged"
+        logger.info("resuming from %s at iteration %d; %s", path, self.start_iter, what)
+        for change in changes:
+            logger.warning("config changed: %s", change)
         ranks = loaded["ranks"]
-        self._rng = restore_rank(self.data_loader, ranks, self.cfg.SEED, self.start_iter)
+        self._rng = resuming.restore_rank(self.data_loader, ranks, self.cfg.SEED, self.start_iter)
 
     def before_train(self) -> None:
         """Lets the hooks prepare; the random generators stand where the checkpoint says."""
-        if self._rng is None:
-            super().before_train()
-            return
-        set_rng_state(self._rng)
+        if self._rng is not None:
+            set_rng_state(self._rng)
         super().before_train()
-        set_rng_state(self._rng)
+        if self._rng is not None:
+            set_rng_state(self._rng)
 
     def after_train(self) -> None:
         """Lets the hooks finish; after a failure nothing is evaluated, and the others are told."""
@@ -232,33 +214,21 @@ class Trainer(DefaultTrainer):
         """The model on its device; logs how many parameters it trains."""
         model = build_model(cfg)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        logger.info(
-            "%s with %.2f M trainable parameters", cfg.MODEL.META_ARCHITECTURE, trained / 1e6
-        )
+        name = cfg.MODEL.META_ARCHITECTURE
+        logger.info("%s with %.2f M trainable parameters", name, trained / 1e6)
         return model
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See `alignzeg.engine.solver.optim.build_optimizer`."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Detectron2's schedules and WarmupPolyLR."""
-        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """Endless batches of IMS_PER_BATCH / ACCUMULATE images over all processes."""
-        world_size = comm.get_world_size()
-        batch = cfg.SOLVER.IMS_PER_BATCH // cfg.ALIGNZEG.SOLVER.ACCUMULATE
+        batches = cfg.ALIGNZEG.SOLVER.ACCUMULATE * comm.get_world_size()
         return TrainLoader(
             training_records(cfg),
             ZeroShotMapper(cfg, True),
-            images=batch // world_size,
+            images=cfg.SOLVER.IMS_PER_BATCH // batches,
             seed=comm.shared_random_seed(),
             rank=comm.get_rank(),
-            world_size=world_size,
+            world_size=comm.get_world_size(),
             workers=cfg.DATALOADER.NUM_WORKERS,
             group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         )

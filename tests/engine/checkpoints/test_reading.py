@@ -14,8 +14,12 @@ from checkpoint_cases import Model, checkpointer, save
 
 from alignzeg import files
 from alignzeg.engine.checkpoints import reading
-from alignzeg.engine.checkpoints.integrity import damage
-from alignzeg.engine.checkpoints.reading import find_newest, read_checkpoint, require_trust
+from alignzeg.engine.checkpoints.reading import (
+    damage,
+    find_newest,
+    read_checkpoint,
+    require_trust,
+)
 
 
 @pytest.fixture(autouse=True)

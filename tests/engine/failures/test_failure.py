@@ -18,9 +18,8 @@ from alignzeg.__main__ import main as alignzeg
 from alignzeg.engine import Trainer, setup_config, validate
 from alignzeg.engine.checkpoints.reading import read_checkpoint
 from alignzeg.engine.checkpoints.state import rng_state
-from alignzeg.engine.failures.batches import names_in, naming_images
-from alignzeg.engine.failures.crash import Batch, CrashWriter, from_plain, to_plain
-from alignzeg.engine.failures.finite import is_finite, trace
+from alignzeg.engine.failures.crash import Batch, from_plain, to_plain, write_bundle
+from alignzeg.engine.failures.finite import is_finite, names_in, naming_images, trace
 from alignzeg.engine.processes.errors import NonFiniteError
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.structures import Targets, Vocabulary
@@ -179,8 +178,8 @@ def test_a_bundle_that_cannot_be_written_does_not_hide_the_failure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    writer = CrashWriter(str(tmp_path / "file" / "crash"), "")
-    assert writer(nn.Linear(1, 1), [Batch([])], {"iteration": 1, "process": 0}) == ""
+    folder, facts = str(tmp_path / "file" / "crash"), {"iteration": 1, "process": 0}
+    assert write_bundle(folder, "", nn.Linear(1, 1), [Batch([])], facts) == ""
     assert "no crash bundle" in caplog.text
 
 

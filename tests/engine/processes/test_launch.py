@@ -16,8 +16,8 @@ import stress_failures
 from forks import forked
 
 from alignzeg.engine.processes import errors, peer_monitor, process_exit, supervision
-from alignzeg.engine.processes.distributed_env import DistributedEnv
 from alignzeg.engine.processes.errors import NonFiniteError, RunFailed, exit_code, explain
+from alignzeg.engine.processes.launch import DistributedEnv
 
 
 @pytest.mark.parametrize(

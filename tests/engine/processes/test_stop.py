@@ -12,7 +12,7 @@ from forks import LAUNCHERS, forked
 from helpers import CONFIGS, TINY_OPTS, TOY_PLUGIN
 from stress_kills import difference, final
 
-from alignzeg.engine.processes.signals import StopRequest
+from alignzeg.engine.processes.process_exit import StopRequest
 
 # In its third step the run is sent a signal; then it takes its time, for the signal to arrive.
 PLUGIN = f"""

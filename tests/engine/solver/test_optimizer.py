@@ -12,14 +12,14 @@ from torch import nn
 from alignzeg.engine import (
     setup_config,
 )
-from alignzeg.engine.solver.muon import MuonWithAdamW
+from alignzeg.engine.run import run_line
 from alignzeg.engine.solver.optim import (
+    MuonWithAdamW,
     build_lr_scheduler,
     build_optimizer,
     parameter_groups,
     scaled_lr,
 )
-from alignzeg.engine.start import run_line
 from alignzeg.engine.training.step import StepTrainer
 from alignzeg.engine.training.trainer import build_step_trainer
 

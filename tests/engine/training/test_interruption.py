@@ -10,7 +10,7 @@ from detectron2.engine import HookBase
 from resume_cases import assert_same, config, run
 
 from alignzeg.engine import Trainer, read_checkpoint
-from alignzeg.engine.processes.signals import EXIT_SAVED
+from alignzeg.engine.processes.process_exit import EXIT_SAVED
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])

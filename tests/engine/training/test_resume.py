@@ -12,11 +12,9 @@ from resume_cases import STEPS, assert_same, config, pair, run
 
 from alignzeg.commands.train import parse_args
 from alignzeg.engine import Trainer, read_checkpoint, setup_config, start_run
-from alignzeg.engine.checkpoints.state import (
-    config_changes,
-)
 from alignzeg.engine.processes import supervision
 from alignzeg.engine.processes.launch import launch
+from alignzeg.engine.training.resume import config_changes
 from alignzeg.engine.training.trainer import build_parallel_model
 
 

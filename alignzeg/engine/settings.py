@@ -1,31 +1,43 @@
-"""Everything that can be wrong with a config, found before any work starts."""
+"""The config of a run, and everything that can be wrong with it, found before any work starts."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from alignzeg.arguments import require_folder
 from alignzeg.config.keys import Choices
+from alignzeg.config.reading import config_from_file
 from alignzeg.config.values import validate_values
 from alignzeg.data.checks import check_files
-from alignzeg.data.custom import is_custom
+from alignzeg.data.custom import is_custom, setup_custom_data
 from alignzeg.data.labels import known_names
-from alignzeg.data.pseudo import validate_pseudo_labels
+from alignzeg.data.pseudo import setup_pseudo_labels, validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
 from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
 from alignzeg.modeling.vlm import ImageNetVLM
 from alignzeg.modeling.vlm.classifier import check_classifier
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
 
-# Task, metric, value and tolerance of an expected result.
-_EXPECTED: tuple[Any, ...] = (str, str, (int, float), (int, float))
 # Figures of an evaluation that a checkpoint can be chosen by; higher is better.
 FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
+
+
+def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Builds the config of a run, see `config_from_file`, and registers the data sets it describes.
+
+    Raises:
+        ValueError: as `config_from_file`, or on data sets that cannot be what the config says.
+    """
+    cfg = config_from_file(config_file, opts)
+    setup_custom_data(cfg)
+    setup_pseudo_labels(cfg)
+    return cfg
 
 
 def validate(
@@ -49,11 +61,8 @@ def validate(
     require_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     validate_pretrained(cfg)
     validate_weights(cfg, needs_weights, trust_pickle)
-    validate_expected(cfg)
     if training:
-        validate_solver(cfg, world_size)
-        validate_saving(cfg)
-        validate_tracking(cfg)
+        validate_training(cfg, world_size)
     validate_datasets(cfg, training)
 
 
@@ -80,46 +89,26 @@ def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> 
         require_trust(weights, weights, trust_pickle)
 
 
-def validate_expected(cfg: CfgNode) -> None:
-    """Refuses expected results that Detectron2 cannot compare with."""
-    for item in cfg.TEST.EXPECTED_RESULTS:
-        fits = isinstance(item, (list, tuple)) and len(item) == len(_EXPECTED)
-        if not fits or not all(
-            isinstance(part, kind) for part, kind in zip(item, _EXPECTED, strict=True)
-        ):
-            raise ValueError(
-                f"TEST.EXPECTED_RESULTS lists {item!r}; an entry is a list such as "
-                "['sem_seg', 'hIoU', 69.0, 1.0]: task, metric, value and tolerance"
-            )
-
-
-def validate_solver(cfg: CfgNode, world_size: int) -> None:
-    """Refuses batches that cannot be divided, and two scalings of the rate."""
+def validate_training(cfg: CfgNode, world_size: int) -> None:
+    """Refuses batches, learning rates, a choice of checkpoints and trackers that cannot be."""
     total, accumulate = cfg.SOLVER.IMS_PER_BATCH, cfg.ALIGNZEG.SOLVER.ACCUMULATE
-    if total % (accumulate * world_size):
+    batches = accumulate * world_size
+    if total % batches:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {total}, the total batch of one step; it must be a multiple "
-            f"of {world_size} processes x ALIGNZEG.SOLVER.ACCUMULATE {accumulate}, "
-            f"such as {accumulate * world_size * max(1, total // (accumulate * world_size))}"
+            f"of {world_size} processes x ALIGNZEG.SOLVER.ACCUMULATE {accumulate}, such as "
+            f"{batches * max(1, total // batches)}"
         )
     if cfg.SOLVER.REFERENCE_WORLD_SIZE and cfg.ALIGNZEG.SOLVER.REFERENCE_BATCH:
         raise ValueError(
             "SOLVER.REFERENCE_WORLD_SIZE and ALIGNZEG.SOLVER.REFERENCE_BATCH would both scale the "
             "learning rate; set one of them to 0"
         )
-
-
-def validate_saving(cfg: CfgNode) -> None:
-    """Refuses a figure that no evaluation gives."""
     best = cfg.ALIGNZEG.CHECKPOINT.BEST
     if best:
         names = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{n}/" for n in cfg.DATASETS.TEST]
         known = [f"{name}sem_seg/{figure}" for name in names for figure in FIGURES]
         Choices(tuple(known)).check("ALIGNZEG.CHECKPOINT.BEST", best)
-
-
-def validate_tracking(cfg: CfgNode) -> None:
-    """Refuses a tracker whose package is missing."""
     name = cfg.ALIGNZEG.TRACK.NAME
     if name and importlib.util.find_spec(name) is None:
         raise ValueError(
@@ -133,29 +122,29 @@ def validate_tracking(cfg: CfgNode) -> None:
 def validate_datasets(cfg: CfgNode, training: bool) -> None:
     """Refuses data sets that are not registered, or whose files are not there or wrong."""
     validate_pseudo_labels(cfg)
-    groups = {"DATASETS.TRAIN": cfg.DATASETS.TRAIN, "DATASETS.TEST": cfg.DATASETS.TEST}
-    for key, names in groups.items():
+    for group in ("TRAIN", "TEST"):
+        names = cfg.DATASETS[group]
         # The training set is read in evaluation too: it says which classes were seen.
-        required = training == (key == "DATASETS.TRAIN")
-        if required and not names:
-            raise ValueError(f"{key} is empty; give a data set; {known_names('')}")
+        if not names and training == (group == "TRAIN"):
+            raise ValueError(f"DATASETS.{group} is empty; give a data set; {known_names('')}")
         for name in names:
             if name not in DatasetCatalog:
-                raise ValueError(f"{key} names the unknown data set {name!r}; {known_names(name)}")
-    used = [*groups["DATASETS.TEST"], *(groups["DATASETS.TRAIN"] if training else ())]
-    for name in dict.fromkeys(used):
+                raise ValueError(
+                    f"DATASETS.{group} names the unknown data set {name!r}; {known_names(name)}"
+                )
+    trained = cfg.DATASETS.TRAIN if training else ()
+    for name in dict.fromkeys((*cfg.DATASETS.TEST, *trained)):
         limit = -1 if is_custom(name) else cfg.ALIGNZEG.DATA.CHECK_FILES
-        check_files(name, limit, training=training and name in cfg.DATASETS.TRAIN)
+        check_files(name, limit, training=name in trained)
 
 
 def advice(cfg: CfgNode) -> list[str]:
     """What a training with this config should be warned of, one line each."""
-    solver = cfg.SOLVER
-    lines = []
-    if solver.WARMUP_ITERS >= solver.MAX_ITER > 0 and solver.WARMUP_ITERS:
-        lines.append(
-            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, but SOLVER.MAX_ITER only "
-            f"{solver.MAX_ITER}: the learning rate never gets near SOLVER.BASE_LR and little is "
-            f"learnt; set SOLVER.WARMUP_ITERS to {solver.MAX_ITER // 10}, or train longer"
-        )
-    return lines
+    warm, steps = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if not 0 < steps <= warm:
+        return []
+    return [
+        f"SOLVER.WARMUP_ITERS is {warm}, but SOLVER.MAX_ITER only {steps}: the learning rate never "
+        "gets near SOLVER.BASE_LR and little is learnt; set SOLVER.WARMUP_ITERS to "
+        f"{steps // 10}, or train longer"
+    ]

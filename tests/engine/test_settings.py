@@ -12,14 +12,14 @@ from detectron2.config import CfgNode
 from helpers import CONFIGS
 
 from alignzeg.config.plugins import import_plugin
+from alignzeg.config.reading import default_config, flat_keys
 from alignzeg.config.values import RENAMED
 from alignzeg.engine import (
     config_from_yaml,
     setup_config,
     validate,
 )
-from alignzeg.engine.settings.reading import default_config, flat_keys
-from alignzeg.engine.start import run_line
+from alignzeg.engine.run import run_line
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
 

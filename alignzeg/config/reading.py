@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
 from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, import_plugin
 from alignzeg.config.values import flatten, new_name
-from alignzeg.data.custom import setup_custom_data
-from alignzeg.data.pseudo import setup_pseudo_labels
 
-# What Detectron2 raises on a `_BASE_` that is no file name, or a section where that has a value.
-_BAD_BASE = (TypeError, AttributeError, AssertionError)
+# What Detectron2 raises on a file that is no YAML or cannot be read, or with a `_BASE_` that is no
+# file name or has a value where the file has a section.
+_BAD_FILE = (
+    *(yaml.YAMLError, OSError, UnicodeError, RecursionError),
+    *(TypeError, AttributeError, AssertionError),
+)
 # Whole numbers from here on are no floating-point numbers any more.
 _LARGEST = 2**1023
 
 
-def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Builds the config of a run: defaults, then the file, then the KEY VALUE pairs.
+def config_from_file(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Builds a config: defaults, then the file, then the KEY VALUE pairs.
 
     The files listed in ALIGNZEG.PLUGINS are imported on the way. A plugin may define
     `add_config(cfg)`, which is called before anything is merged, so that its keys are known.
@@ -42,12 +45,8 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
         ValueError: on a missing or malformed file, an unknown key, a value of the wrong type, an
             odd number of opts, or a plugin that cannot be imported.
     """
-    pairs = [*_read_file(config_file), *_read_opts(opts)]
     folder = Path(config_file).parent if config_file else Path()
-    cfg = _build(pairs, (folder, Path()))
-    setup_custom_data(cfg)
-    setup_pseudo_labels(cfg)
-    return cfg
+    return _build(_read_file(config_file), opts, (folder, Path()))
 
 
 def config_from_yaml(
@@ -60,11 +59,18 @@ def config_from_yaml(
     OUTPUT_DIR mostly lies below where they are.
 
     Raises:
-        ValueError: as `setup_config`.
+        ValueError: as `config_from_file`.
     """
-    pairs = [(new_name(key), value) for key, value in flatten(_safe_load(text, "the config text"))]
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the config text is not plain YAML: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError("the config text holds no keys")
+    pairs = [(new_name(key), value) for key, value in flatten(loaded)]
     around = () if folder is None else (Path(folder).resolve(), *Path(folder).resolve().parents)
-    return _build([*pairs, *_read_opts(opts)], (Path(), *around))
+    return _build(pairs, opts, (Path(), *around))
 
 
 def default_config() -> CfgNode:
@@ -80,7 +86,36 @@ def flat_keys(cfg: Mapping[str, Any]) -> list[str]:
     return [key for key, _ in flatten(cfg)]
 
 
-def _build(pairs: list[tuple[str, Any]], folders: Sequence[Path]) -> CfgNode:
+def require_device(name: str, key: str = "--device") -> None:
+    """Refuses a device that this machine has not.
+
+    Raises:
+        ValueError: naming the device and what it could be.
+    """
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(0, device=device).cpu()  # "meta" holds no values
+            return
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(
+            f"{key} is {name!r}, which is no device of this machine; it can be 'cpu', "
+            "'cuda' or one GPU, such as 'cuda:0'"
+        ) from error
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"{key} is {name!r}, but this machine has no GPU that PyTorch can use; "
+            f"give {key} cpu, or leave it out"
+        )
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"{key} is {name!r}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+
+
+def _build(pairs: list[tuple[str, Any]], opts: Sequence[str], folders: Sequence[Path]) -> CfgNode:
+    check_pairs(opts)
+    pairs = [*pairs, *zip(opts[0::2], opts[1::2], strict=True)]
     cfg = default_config()
     for key, value in pairs:
         if key == PLUGINS_KEY:
@@ -96,50 +131,10 @@ def _build(pairs: list[tuple[str, Any]], folders: Sequence[Path]) -> CfgNode:
     for key, value in pairs:
         if key != PLUGINS_KEY:
             _set(cfg, key, value)
-    _settle_device(cfg)
-    return cfg
-
-
-def require_device(name: str, key: str = "--device") -> None:
-    """Refuses a device that this machine has not.
-
-    Raises:
-        ValueError: naming the device and what it could be.
-    """
-    device = _known_device(name, key)
-    if device.type != "cuda":
-        return
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"{key} is {name!r}, but this machine has no GPU that PyTorch can use; "
-            f"give {key} cpu, or leave it out"
-        )
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"{key} is {name!r}, but this machine has {torch.cuda.device_count()} GPUs"
-        )
-
-
-def _settle_device(cfg: CfgNode) -> None:
-    """Refuses a device that is not there; "cpu" stands in for CUDA on a machine without."""
-    name, key = cfg.MODEL.DEVICE, "MODEL.DEVICE"
-    if _known_device(name, key).type == "cuda" and not torch.cuda.is_available():
+    if re.fullmatch(r"cuda(:\d+)?", cfg.MODEL.DEVICE) and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    else:
-        require_device(name, key)
-
-
-def _known_device(name: str, key: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        if device.type != "cuda":
-            torch.empty(0, device=device).cpu()  # "meta" holds no values
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise ValueError(
-            f"{key} is {name!r}, which is no device of this machine; it can be 'cpu', "
-            "'cuda' or one GPU, such as 'cuda:0'"
-        ) from error
-    return device
+    require_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    return cfg
 
 
 def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
@@ -153,36 +148,15 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
         )
     try:
         loaded = CfgNode.load_yaml_with_base(str(config_file), allow_unsafe=False)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"config file {str(config_file)!r} is not plain YAML: {' '.join(str(error).split())}"
-        ) from error
-    except _BAD_BASE as error:
-        raise ValueError(
-            f"config file {str(config_file)!r} is empty, or does not fit its _BASE_; "
-            "write keys with values into it, such as SEED: 1"
-        ) from error
-    except (OSError, UnicodeError, RecursionError) as error:
+    except _BAD_FILE as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"config file {str(config_file)!r} cannot be read: {reason}") from error
+        raise ValueError(
+            f"config file {str(config_file)!r} is empty, is not plain YAML, or does not fit its "
+            f"_BASE_: {reason}; write keys with values into it, such as SEED: 1"
+        ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f"config file {str(config_file)!r} holds no keys")
     return list(flatten(loaded))
-
-
-def _safe_load(text: str, what: str) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{what} is not plain YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{what} holds no keys")
-    return loaded
-
-
-def _read_opts(opts: Sequence[str]) -> list[tuple[str, Any]]:
-    check_pairs(opts)
-    return list(zip(opts[0::2], opts[1::2], strict=True))
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:
@@ -217,7 +191,8 @@ def _coerce(key: str, value: Any, default: Any) -> Any:
         return float(value)
     if isinstance(default, (list, tuple)):
         items = [value] if isinstance(value, str) else value
-        if isinstance(items, (list, tuple)) and all(_fits(item, default) for item in items):
+        known = {_kind(item) for item in default[:1]} - {None} or {float, str, list}
+        if isinstance(items, (list, tuple)) and {_kind(item) for item in items} <= known:
             return type(default)(items)
     raise ValueError(
         f"config key {key} is of type {type(default).__name__} (default {default!r}); "
@@ -225,10 +200,9 @@ def _coerce(key: str, value: Any, default: Any) -> Any:
     )
 
 
-def _fits(item: Any, default: Sequence[Any]) -> bool:
-    """Whether an item may stand in a list beside those of the default: number, text or list."""
-    if isinstance(item, bool) or (default and isinstance(default[0], bool)):
-        return bool(default) and isinstance(item, bool) and isinstance(default[0], bool)
-    kinds = ((int, float), (str,), (list, tuple))
-    known = [kind for kind in kinds if default and isinstance(default[0], kind)]
-    return isinstance(item, known[0] if known else sum(kinds, ()))
+def _kind(value: Any) -> type | None:
+    """What a value in a list is: a switch, a number, a text, a list, or none of these."""
+    if isinstance(value, bool):
+        return bool
+    kinds: dict[Any, type] = {(int, float): float, str: str, (list, tuple): list}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), None)

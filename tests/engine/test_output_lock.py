@@ -14,11 +14,11 @@ from helpers import CONFIGS, REPOSITORY, TINY_OPTS
 
 from alignzeg.__main__ import main
 from alignzeg.arguments import PARENT
-from alignzeg.engine.records.output_lock import lock_output
+from alignzeg.engine.run import lock_output
 
 HOLD = """
 import sys, time
-from alignzeg.engine.records.output_lock import lock_output
+from alignzeg.engine.run import lock_output
 lock_output(sys.argv[1])
 print("held", flush=True)
 time.sleep(600)
@@ -56,10 +56,7 @@ def test_a_folder_belongs_to_one_process_as_long_as_that_lives(tmp_path: Path) -
     if worker == 0:
         time.sleep(60)
         os._exit(0)
-    code = (
-        "import sys; from alignzeg.engine.records.output_lock import lock_output; "
-        "lock_output(sys.argv[1])"
-    )
+    code = "import sys; from alignzeg.engine.run import lock_output; lock_output(sys.argv[1])"
     again = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)

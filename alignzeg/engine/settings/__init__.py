@@ -1,1 +1,0 @@
-"""From YAML and KEY VALUE pairs to one checked config."""
