@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 # Seconds without a line that nobody minds.
 PATIENCE = 2.0
+# Seconds between the lines that say how far a long work has come.
+PERIOD = 10.0
 
 
 @contextmanager
@@ -21,6 +27,23 @@ def waiting(what: str, patience: float = PATIENCE) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def tracked(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """The items, with a bar on a terminal, and elsewhere a line every few seconds on stderr."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(items, what, total=total, console=console, transient=True)
+        return
+    due = time.monotonic() + PATIENCE
+    for number, item in enumerate(items):
+        yield item
+        if time.monotonic() > due:
+            sys.stderr.write(f"{what}: {number + 1} of {total}\n")
+            due = time.monotonic() + PERIOD
 
 
 def say_loading() -> None:

@@ -35,6 +35,16 @@ def test_work_that_fails_is_not_announced_afterwards(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == ""
 
 
+def test_a_long_work_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each look at the clock is three seconds later: at 3, 18 and 33 a line is due.
+    monkeypatch.setattr(progress.time, "monotonic", iter(range(0, 100, 3)).__next__)
+    assert list(progress.tracked(range(9), "Looking", 9)) == list(range(9))
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"Looking: {n} of 9" for n in (1, 5, 9)]
+
+
 def test_only_a_terminal_is_told_of_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
