@@ -13,6 +13,7 @@ from typing import Any
 from alignzeg import __version__
 from alignzeg.arguments import OneLineParser, check_pairs, did_you_mean
 from alignzeg.commands import COMMANDS, guarded, refuse
+from alignzeg.progress import say_loading
 
 
 def usage() -> str:
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(str(error))
     except SystemExit:  # --help
         return 0
+    say_loading()
     return guarded(
         lambda: command.main(args),
         debug=args.debug,

@@ -130,13 +130,16 @@ def check_devices() -> list[Check]:
 
 
 def packages(every: bool) -> Iterator[Check]:
-    """The packages: those that lack in one line, of the others each, or those that matter."""
-    checks = [check_package(module) for module in PACKAGES]
-    fine = [check for check in checks if check.ok]
-    for check in fine:
-        if every or check.name in SHOWN:
-            yield _with_compiled(check)
-    rest = [check.name for check in fine if check.name not in SHOWN]
+    """The packages: those that lack in one line, of the others each, or those that matter.
+
+    Each is said when it is imported, as that takes seconds.
+    """
+    checks: list[Check] = []
+    for module in PACKAGES:
+        checks.append(check_package(module))
+        if checks[-1].ok and (every or module in SHOWN):
+            yield _with_compiled(checks[-1])
+    rest = [check.name for check in checks if check.ok and check.name not in SHOWN]
     if rest and not every:
         yield Check("other packages", True, f"{len(rest)} found")
     broken = [check for check in checks if not check.ok]

@@ -21,6 +21,7 @@ from alignzeg.arguments import (
     require_file_place,
 )
 from alignzeg.files import atomic_write
+from alignzeg.progress import tracked
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -149,12 +150,14 @@ def main(args: argparse.Namespace) -> None:
     grid = Grid(args.gammas, args.thresholds, args.seen_exponents, args.unseen_exponents)
     cfg = setup_config(args.config_file, opts)
     vocabulary = get_vocabulary(args.dataset, cfg.ALIGNZEG.DATA.HOLD_OUT)
+    hidden = [vocabulary.names[i] for i in vocabulary.unseen_ids]
+    require_hidden(args.weights, hidden)
     model: Any = Trainer.build_model(cfg).eval()
     AlignZegCheckpointer(model).load(args.weights)
     images = _proposals(model, cfg, args, cache)
     start = time.monotonic()
     plain = (args.thresholds[0], 0.0, model.ensemble)
-    found = sweep(model, _track(images, "Sweeping", len(images)), vocabulary, grid, also=[plain])
+    found = sweep(model, tracked(images, "Sweeping", len(images)), vocabulary, grid, also=[plain])
     *settings, uncorrected = found
     seconds = time.monotonic() - start
     # Of equals the first: what changes nothing.
@@ -163,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
         "weights": args.weights,
         "dataset": args.dataset,
         "images": len(images),
-        "pseudo_unseen": [vocabulary.names[i] for i in vocabulary.unseen_ids],
+        "pseudo_unseen": hidden,
         "seconds": round(seconds, 1),
         "best": dataclasses.asdict(chosen),
         "uncorrected": dataclasses.asdict(uncorrected),
@@ -182,6 +185,23 @@ def main(args: argparse.Namespace) -> None:
     )
     said = "no correction helps" if chosen is uncorrected else "best"
     sys.stdout.write(f"{said}: {chosen.opts()}\n")
+
+
+def require_hidden(weights: str, pseudo_unseen: Iterable[str]) -> None:
+    """Refuses weights that know the pseudo-unseen classes, and what is no checkpoint.
+
+    Raises:
+        ValueError: naming these classes, and what to train instead.
+    """
+    from alignzeg.engine.checkpoints.reading import read_about
+
+    seen = set(read_about(weights).get("seen", ()))
+    known = [name for name in pseudo_unseen if name in seen]
+    if known:
+        raise ValueError(
+            f"{weights!r} was trained with masks of {', '.join(known)}, which calibrate takes for "
+            "unseen; train with ALIGNZEG.DATA.HOLD_OUT pseudo_unseen, into another OUTPUT_DIR"
+        )
 
 
 def _places(args: argparse.Namespace) -> tuple[Path, Path, Path]:
@@ -239,20 +259,11 @@ def _proposals(model: Any, cfg: CfgNode, args: argparse.Namespace, cache: Path) 
             return images
         sys.stderr.write(f"{cache} is of other weights, data or keys; it is made anew\n")
     loader: Any = Trainer.build_test_loader(cfg, args.dataset)
-    found = iterate_proposals(model, _track(loader, "Looking at images", len(loader)), args.dataset)
+    found = iterate_proposals(
+        model, tracked(loader, "Looking at images", len(loader)), args.dataset
+    )
     save_proposals(cache, found, made_of)
     return ProposalFile(cache, model.device)
-
-
-def _track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-    """The items, with their progress on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return items
-    return track(items, what, total=total, console=console, transient=True)
 
 
 def table(settings: Iterable[Setting], uncorrected: Setting) -> Table:

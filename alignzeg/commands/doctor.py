@@ -6,9 +6,12 @@ What may be missing, Detectron2 included, is imported by the check that needs it
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib.metadata
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +61,26 @@ def main(args: argparse.Namespace) -> int:
         ValueError: if the config cannot be read.
     """
     failed = 0
-    for check in examine(args.config_file, args.opts, args.all):
-        sys.stdout.write(check.line() + "\n")
-        sys.stdout.flush()
-        failed += check.required and not check.ok
+    with unsearched():
+        for check in examine(args.config_file, args.opts, args.all):
+            sys.stdout.write(check.line() + "\n")
+            sys.stdout.flush()
+            failed += check.required and not check.ok
     sys.stdout.write(f"{failed} required checks failed\n" if failed else "ready\n")
     return 1 if failed else 0
+
+
+@contextmanager
+def unsearched() -> Iterator[None]:
+    """Without looking for garbage, there and at the exit: a fifth of the time of all imports."""
+    enabled = gc.isenabled()
+    gc.disable()
+    atexit.register(gc.freeze)
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_weight_package(name: str) -> Check:
@@ -196,15 +213,16 @@ def examine(
         ValueError: on a config that cannot be read.
     """
     yield check_python()
-    found = list(packages(every))
-    if not all(check.ok for check in found):
+    complete = True
+    for check in packages(every):
+        complete &= check.ok
+        yield check
+    if not complete:
         # The rest of this project may not even be importable.
-        yield from found
         return
     from alignzeg.engine.settings import setup_config
 
     cfg = setup_config(config_file, opts)
-    yield from found
     if every:
         yield from map(check_weight_package, WEIGHT_PACKAGES)
     yield from check_devices()

@@ -75,14 +75,11 @@ def _weights(args: argparse.Namespace, output: str, opts: list[str]) -> None:
 
 
 def _graph(args: argparse.Namespace, output: str, opts: list[str]) -> None:
-    from rich.console import Console
-
     from alignzeg.data.class_names import read_class_list
     from alignzeg.exporting import export_graph
 
     names = None if args.classes is None else list(read_class_list(args.classes))
-    with Console(stderr=True).status(f"Exporting {args.weights}"):
-        made = export_graph(args.weights, output, names, opts)
+    made = export_graph(args.weights, output, names, opts)
     apart = ", ".join(f"{name} {value:.1e}" for name, value in made.differences.items())
     sys.stdout.write(f"{made.file}: {made.size / 2**20:.1f} MiB\n{made.classes}: class names\n")
     sys.stdout.write(f"largest differences from PyTorch: {apart}\n")

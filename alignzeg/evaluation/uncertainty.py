@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from alignzeg.evaluation.per_image import PerImage
 
@@ -172,6 +171,9 @@ def _permutation(
     statistic: Callable[..., NDArray[np.float64]], n: int, permutations: int, seed: int
 ) -> float:
     """The p-value of swapping, image by image, rows 0..n-1 with rows n..2n-1."""
+    # Two seconds of importing, which no training has to wait for.
+    from scipy import stats
+
     test = stats.permutation_test(
         (np.arange(n), np.arange(n) + n),
         statistic,
@@ -189,6 +191,8 @@ def _bootstrap(
     figures: Callable[[NDArray[np.integer]], NDArray[np.float64]], n: int, how: dict[str, Any]
 ) -> dict[str, Interval]:
     """Intervals of (..., 3) figures that are functions of the (..., n) images drawn."""
+    from scipy import stats
+
     if n < 2:
         raise ValueError(f"an interval over images needs at least two of them; this has {n}")
     values = figures(np.arange(n))

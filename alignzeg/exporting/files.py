@@ -24,9 +24,11 @@ from alignzeg.engine import config_from_yaml
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.reading import read_about
 from alignzeg.exporting.graph import INPUTS, OUTPUTS, ProposalGraph
+from alignzeg.exporting.padding import fixed_padding
 from alignzeg.files import atomic_write
 from alignzeg.inference.predictor import Predictor
 from alignzeg.modeling.vlm.encoding import resized
+from alignzeg.progress import waiting
 from alignzeg.structures import Vocabulary
 
 SUFFIXES = (".onnx", ".pt2")
@@ -97,9 +99,10 @@ def export_graph(
     with torch.no_grad():
         text, _ = model.text(vocabulary, single=True)
     unseen = vocabulary.unseen_mask()
-    program = trace(graph, text, unseen)
-    content = _onnx(program, settings) if file.suffix == ".onnx" else _pt2(program, settings)
-    differences = check(graph, content, text, unseen)
+    with waiting("tracing the network and comparing the graph with PyTorch: a minute or more"):
+        program = trace(graph, text, unseen)
+        content = _onnx(program, settings) if file.suffix == ".onnx" else _pt2(program, settings)
+        differences = check(graph, content, text, unseen)
     table = file.with_name(f"{file.stem}_classes.npz")
     atomic_write(file, content, durable=True)
     names = np.array(vocabulary.names)
@@ -166,7 +169,7 @@ def trace(graph: ProposalGraph, text: Tensor, unseen: Tensor) -> torch.export.Ex
     vlm_image = torch.zeros(1, 3, 9 * rows, 11 * columns)
     # One class or two may be taken for a constant.
     text, unseen = (torch.cat([x, x, x, x])[:7] for x in (text, unseen))
-    with _plain_attention(), torch.no_grad():
+    with _plain_attention(), fixed_padding(graph), torch.no_grad():
         return torch.export.export(
             graph,
             (image, vlm_image, text, unseen),

@@ -34,7 +34,8 @@ class ProposalGraph(nn.Module):
         if not isinstance(model, AlignZeg):
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE {type(model).__name__} makes no mask proposals; a graph "
-                "can be exported of AlignZeg and the methods that build on it"
+                "can be exported of AlignZeg and the methods that build on it, and an output that "
+                "ends in .safetensors holds the weights of any method"
             )
         if not (hasattr(model.vlm, "cell") and hasattr(model.vlm, "image_size")):
             raise ValueError(

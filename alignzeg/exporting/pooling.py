@@ -68,6 +68,7 @@ class ExportablePooling(TorchFunctionMode):
         """Calls the function, or what stands in for it."""
         del types
         size = args[1] if func in _IN_PLACE_OF and len(args) == 2 else ()
-        if any(isinstance(side, torch.SymInt) for side in size):
+        # One number stands for both sides; those that a network names itself never depend on x.
+        if isinstance(size, tuple) and any(isinstance(side, torch.SymInt) for side in size):
             return _IN_PLACE_OF[func](*args)
         return func(*args, **(kwargs or {}))

@@ -119,6 +119,8 @@ def evaluation(images: int, classes: int = 171) -> Callable[[], Any]:
     return lambda: [confusion(truth, found, classes) for _ in range(images)]
 
 
+# What a size is called below its axis.
+_SIZES = {"N": "proposals", "C": "classes", "side": "side, pixels"}
 ATTENTION = "attention over the places of the image"
 
 
@@ -178,7 +180,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     columns = 4
     rows = -(-len(found) // columns)
@@ -186,10 +188,20 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     for axis, (name, curve) in zip(axes.flat, found.items(), strict=False):
+        part, size = name.split(" / ")
         axis.loglog(curve["sizes"], curve["ms"], "o-")
-        axis.set_title(f"{name}: exponent {curve['exponent']:.2f}", fontsize=10)
-        axis.set_xlabel(name.split(" / ")[1])
+        axis.set_title(f"{part}: exponent {curve['exponent']:.2f}", fontsize=10)
+        axis.set_xlabel(_SIZES.get(size, size))
         axis.set_ylabel("ms")
+        axis.set_xticks(curve["sizes"], [str(value) for value in curve["sizes"]])
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        # A factor of ten at least, so that noise looks as small as it is.
+        middle = (min(curve["ms"]) * max(curve["ms"])) ** 0.5
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, middle / 10**0.5), max(high, middle * 10**0.5))
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

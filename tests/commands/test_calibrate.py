@@ -15,6 +15,7 @@ from PIL import Image
 
 from alignzeg.__main__ import main
 from alignzeg.commands.calibrate import table
+from alignzeg.data.labels import get_vocabulary
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.evaluation.calibration import Setting, config_text
 from alignzeg.modeling.meta_arch import AlignZeg
@@ -94,6 +95,18 @@ def test_a_file_that_is_something_else_is_not_overwritten(weights, tiny_opts, lo
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: '{notes}' is no file of cached proposals")
     assert notes.read_text() == "precious" and not looks
+
+
+def test_weights_that_have_seen_the_pseudo_unseen_classes_are_refused(
+    tiny_weights, tiny_opts, zeroshapes, looks, capsys
+):
+    assert command(tiny_weights, tiny_opts) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    hidden = get_vocabulary(DATASET, "pseudo_unseen").unseen_mask()
+    names = get_vocabulary(DATASET, "pseudo_unseen").names
+    wrong = [name for name, unseen in zip(names, hidden.tolist(), strict=True) if unseen]
+    assert f"was trained with masks of {', '.join(wrong)}, which calibrate takes for" in line
+    assert "train with ALIGNZEG.DATA.HOLD_OUT pseudo_unseen" in line and not looks
 
 
 def test_the_table_has_no_row_twice():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import label_map, losses, report, run, vlm
-from bench.growth import exponent
+from bench.growth import draw, exponent
 from bench.measure import Others, Row, growth_mib, interleaved, timed
 from bench.profile_step import Parts
 from helpers import REPOSITORY
@@ -194,3 +194,19 @@ def test_the_other_measurements_run_at_toy_size(module: str, tmp_path: Path) -> 
     else:
         assert all(len(curve["ms"]) == len(curve["sizes"]) for curve in found.values())
         assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_the_axes_of_growth_name_its_sizes_without_powers(tmp_path, monkeypatch) -> None:
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    curve = {"sizes": [25, 50, 400], "ms": [0.61, 0.62, 0.6], "exponent": 0.0}
+    draw({"label map / N": curve}, tmp_path / "growth.png")
+    axis = drawn[0].axes[0]
+    assert axis.get_xlabel() == "proposals"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["25", "50", "400"]
+    low, high = axis.get_ylim()
+    assert high / low >= 9.9
+    shown = [t.get_text() for t in axis.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert shown == ["0.2", "0.5", "1"]

@@ -65,6 +65,7 @@ LAYERS = {
     "alignzeg.structures": (0, "structures"),
     "alignzeg.contracts": (0, "structures"),
     "alignzeg.peers": (0, "peers"),
+    "alignzeg.progress": (0, "progress"),
     "alignzeg.registries": (0, "structures"),
     # Its table names the registries.
     "alignzeg.config": (1, "config"),

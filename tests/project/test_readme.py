@@ -143,6 +143,23 @@ def test_links_of_readme_and_docs_lead_somewhere():
             assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
 
 
+PROSE = [
+    *(README, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "datasets" / "README.md"),
+    *DOCS.rglob("*.md"),
+]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_scripts_and_headings_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    scripts = re.findall(r"\b(?:dev|tools|datasets|projects)/[\w/]+\.(?:py|sh)", text)
+    assert not [name for name in scripts if not (REPOSITORY / name).is_file()]
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", text):
+        place = (page.parent / target) if target else page
+        headings = re.findall(r"^#+ (.+)$", place.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
+
+
 def test_the_readme_is_short():
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alignzeg.files import atomic_write
 from alignzeg.modeling.pretrained import UNREADABLE
+from alignzeg.progress import waiting
 from alignzeg.structures import SYNONYM_SEPARATOR
 
 logger = logging.getLogger(__name__)
@@ -109,10 +110,12 @@ def prompt_means(
     groups = [name.split(SYNONYM_SEPARATOR) for name in names]
     each = [name for group in groups for name in group]
     prompts = [template.replace("{}", name) for name in each for template in templates]
-    parts = [
-        F.normalize(encode(prompts[start : start + _PROMPT_BATCH]).float(), dim=-1)
-        for start in range(0, len(prompts), _PROMPT_BATCH)
-    ]
+    work = f"embedding {len(each)} names in {len(templates)} sentences each; the cache keeps them"
+    with waiting(work):
+        parts = [
+            F.normalize(encode(prompts[start : start + _PROMPT_BATCH]).float(), dim=-1)
+            for start in range(0, len(prompts), _PROMPT_BATCH)
+        ]
     means = torch.cat(parts).unflatten(0, (len(each), len(templates))).mean(dim=1)
     means = F.normalize(means, dim=-1)
     if len(each) == len(names):
