@@ -76,6 +76,14 @@ def test_sine_position_tells_every_cell_apart():
         sine_position(2, 2, 6)
 
 
+def test_positions_made_in_inference_mode_serve_a_training():
+    with torch.inference_mode():
+        first = sine_position(11, 13, 8)
+    weight = torch.ones(8, requires_grad=True)
+    (weight * sine_position(11, 13, 8)).sum().backward()
+    assert torch.allclose(weight.grad, first.sum(0))
+
+
 def test_outside_never_blocks_everything():
     logits = torch.full((1, 2, 4, 4), -1.0)
     logits[0, 0, :2, :2] = 5.0
