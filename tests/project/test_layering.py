@@ -31,6 +31,7 @@ LAYERS = {
     "alignzeg.modeling.pretrained": (1, "weights"),
     "alignzeg.modeling.tensor_files": (1, "weights"),
     "alignzeg.modeling.interpolation": (1, "label_map"),
+    "alignzeg.modeling.label_tiles": (1, "label_map"),
     "alignzeg.modeling.semantic_inference": (1, "label_map"),
     "alignzeg.modeling.label_counts": (1, "label_map"),
     "alignzeg.modeling.test_time_augmentation": (1, "label_map"),
