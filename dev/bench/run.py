@@ -95,6 +95,11 @@ def child(names: Sequence[str], quick: bool, pinned: bool) -> dict[str, dict[str
     """Measures rows of one part in a process of its own, with or without a pinned allocator."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     env |= PINNED if pinned else {}
+    # Each OpenMP thread on a core of its own, which makes times repeat more often. Rows that start
+    # processes are left alone, as these would share a core.
+    known = rows()
+    several = any(known[name][0] in ("loader", "processes") for name in names)
+    env |= {} if several else {"OMP_PROC_BIND": "true"}
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         words = [sys.executable, str(REPOSITORY / "dev" / "bench"), "--into", file.name]
         words += ["--only", *names] + ["--quick"] * quick

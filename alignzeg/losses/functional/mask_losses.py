@@ -211,7 +211,8 @@ def pairwise_mask_costs(
     most = max(1, _tile_elements(logits.device) // max(1, queries))
     tile = min(tile or most, max(1, length))
     entropy = weighted.new_zeros(queries)
-    products = weighted.new_zeros(2 * queries, count + 1)
+    # With the few masks first a product takes half as long as the other way round.
+    products = weighted.new_zeros(count + 1, 2 * queries)
     # Logits of a tile above their probabilities: one memory for all tiles.
     memory = weighted.new_empty(2 * queries * tile)
     for start in range(0, length, tile):
@@ -229,9 +230,9 @@ def pairwise_mask_costs(
             entropy += lost * columns[-1, :1]
         else:
             entropy += _softplus(x, probs) @ columns[-1]
-        products += both @ columns.T
-    linear, overlap = products[:queries, :count], products[queries:, :count]
-    area = products[queries:, count:]
+        products += columns @ both.T
+    linear, overlap = products[:count, :queries].T, products[:count, queries:].T
+    area = products[count, queries:, None]
     bce = (entropy[:, None] - linear) / targets.total.clamp(min=1e-6)
     return bce, 1 - (2 * overlap + 1) / (area + targets.masses + 1)
 
