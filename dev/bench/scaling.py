@@ -27,7 +27,7 @@ class Machine:
     """
 
     step_ms: float = 223.0
-    backward_share: float = 0.3
+    backward_share: float = 0.45
     gradient_bytes: float = 170e6
     node_gbs: float = 150.0
     network_gbs: float = 25.0
