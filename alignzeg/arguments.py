@@ -124,10 +124,13 @@ def check_pairs(opts: Sequence[str]) -> None:
         )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'NAME'? ` for the name that is spelled most alike, or nothing."""
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """`did you mean 'NAME'? ` for the name that is spelled most alike, or nothing.
+
+    The word may be what a file holds in the place of one, such as a number.
+    """
     names = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.6)
     return f"did you mean {names[near[0]]!r}? " if near else ""
 
 

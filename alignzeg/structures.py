@@ -32,6 +32,12 @@ def spelling(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).lower().split())
 
 
+def moved(values: Tensor, device: torch.device | str) -> Tensor:
+    """The values on a device, which is not waited for unless they come to the CPU."""
+    # A copy to the CPU that nobody waits for may be read before it is there.
+    return values.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """An ordered list of class names, each either seen (has training masks) or unseen.
@@ -123,7 +129,7 @@ class Vocabulary:
 
     def unseen_mask(self, device: torch.device | str = "cpu") -> Tensor:
         """(K,) bool, true where the class is unseen."""
-        return ~torch.tensor(self.seen, dtype=torch.bool).to(device, non_blocking=True)
+        return ~moved(torch.tensor(self.seen, dtype=torch.bool), device)
 
 
 @dataclass(frozen=True)
@@ -164,17 +170,13 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         """The same targets on another device."""
-
-        def moved(values: Tensor) -> Tensor:
-            return values.to(device, non_blocking=True)
-
         return Targets(
-            moved(self.labels),
-            moved(self.masks),
-            moved(self.valid),
+            moved(self.labels, device),
+            moved(self.masks, device),
+            moved(self.valid, device),
             self.name,
-            None if self.padding is None else moved(self.padding),
-            None if self.weights is None else moved(self.weights),
+            None if self.padding is None else moved(self.padding, device),
+            None if self.weights is None else moved(self.weights, device),
         )
 
     def padded(self, size: tuple[int, int]) -> Targets:

@@ -132,7 +132,13 @@ def main(argv: list[str] | None = None) -> int:
         for worker in workers:
             worker.start()
         for _ in range(args.rounds):
-            number, case, outcome = results.get()
+            try:
+                number, case, outcome = results.get()
+            except KeyboardInterrupt:
+                # What was found so far is worth a report.
+                for worker in workers:
+                    worker.kill()
+                break
             counts[case.kind][outcome.result] += 1
             failed += outcome.failed
             if outcome.failed or args.verbose:
@@ -146,10 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     for kind, found in sorted(counts.items()):
         line = ", ".join(f"{result} {count}" for result, count in sorted(found.items()))
         sys.stdout.write(f"{kind:10} {sum(found.values()):5} cases: {line}\n")
-    sys.stdout.write(
-        f"{args.rounds} cases in {time.monotonic() - start:.0f} s, {failed} failures\n"
-    )
-    return 1 if failed else 0
+    done = sum(sum(found.values()) for found in counts.values())
+    sys.stdout.write(f"{done} cases in {time.monotonic() - start:.0f} s, {failed} failures\n")
+    return 1 if failed or done < args.rounds else 0
 
 
 if __name__ == "__main__":

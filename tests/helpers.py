@@ -1,10 +1,12 @@
-"""Places in the repository, settings that make a run small, random embeddings."""
+"""Places in the repository, settings that make a run small, embeddings and plain configs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+import yaml
+from detectron2.config import CfgNode
 from torch.nn import functional as F
 
 from alignzeg.commands.ksplits import split_opts
@@ -35,3 +37,8 @@ TINY_OPTS = [
 def unit(*shape: int) -> torch.Tensor:
     """Random embeddings of length 1."""
     return F.normalize(torch.randn(*shape), dim=-1)
+
+
+def plain(cfg: CfgNode) -> dict:
+    """A config without the difference between lists and tuples, which YAML does not know."""
+    return yaml.safe_load(cfg.dump())

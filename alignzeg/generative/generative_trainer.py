@@ -8,7 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from alignzeg.engine.checkpoints.checkpoint import KEY, read_checkpoint
+from alignzeg.engine.checkpoints.reading import read_checkpoint, seen_names
 from alignzeg.engine.training.trainer import Trainer, training_records
 from alignzeg.generative.feature_bank import FeatureLoader, build_feature_loader
 from alignzeg.generative.recursion import Phase, build_schedule
@@ -84,9 +84,8 @@ def load_pixel_network(model: Any, path: str) -> None:
             "of a PixelSegmenter that has not been trained on the unseen classes"
         )
     loaded = read_checkpoint(path)
-    about = loaded.get(KEY)
-    known = (about.get("seen") if isinstance(about, dict) else None) or []
-    words = {spelling(str(name)) for name in known}
+    known = seen_names(loaded)
+    words = {spelling(name) for name in known}
     leaked = sorted(name for name in model.names[len(model.seen) :] if spelling(name) in words)
     if leaked:
         raise ValueError(

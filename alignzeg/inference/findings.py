@@ -152,7 +152,7 @@ class Findings:
         found = self._ids.get(spelling(name)) if isinstance(name, str) else None
         if found is not None:
             return found
-        hint = did_you_mean(str(name), self.names)
+        hint = did_you_mean(name, self.names)
         raise ValueError(f"{name!r} is none of the classes asked for; {hint}{list(self.names)}")
 
     @cached_property

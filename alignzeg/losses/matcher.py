@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from alignzeg.losses import functional
-from alignzeg.structures import Matches, Outputs, Targets
+from alignzeg.structures import Matches, Outputs, Targets, moved
 
 
 class HungarianMatcher(nn.Module):
@@ -84,9 +84,7 @@ class HungarianMatcher(nn.Module):
         found = []
         for image, (target, part) in enumerate(zip(targets, parts, strict=True)):
             found += self._assign(part.view(costs[image].shape), target.name or f"#{image}")
-        ids = torch.from_numpy(np.concatenate(found, axis=1).astype(np.int64)).to(
-            device, non_blocking=True
-        )
+        ids = moved(torch.from_numpy(np.concatenate(found, axis=1).astype(np.int64)), device)
         pairs = ids.split([len(rows) for rows, _ in found], dim=1)
         layers = len(outputs.proposals)
         return [[Matches(*pair) for pair in pairs[layer::layers]] for layer in range(layers)]

@@ -32,7 +32,7 @@ from alignzeg.modeling.test_time_augmentation import (
     build_test_time_augmentation,
 )
 from alignzeg.registries import build_criteria, build_head, build_vlm
-from alignzeg.structures import Matches, Outputs, Targets, Vocabulary
+from alignzeg.structures import Matches, Outputs, Targets, Vocabulary, moved
 
 
 @META_ARCH_REGISTRY.register()
@@ -156,7 +156,7 @@ class AlignZeg(ImageModel):
             # Networks see padding: an answer must not depend on the sizes of other images.
             return [self([item])[0] for item in batched_inputs]
         images = ImageList.from_tensors(
-            [item["image"].to(self.device, non_blocking=True).float() for item in batched_inputs],
+            [moved(item["image"], self.device).float() for item in batched_inputs],
             self.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )

@@ -21,7 +21,8 @@ instead, in the same run, and writes this page and `output/bench/results.json`.
 A ratio is that of medians of runs in turns: above 1 ours is faster, or takes less memory.
 "Pinned" tells glibc to keep freed memory, on both sides, as training does here; "default" gives
 large buffers back to the system after every use.
-Each OpenMP thread is bound to a core (`OMP_PROC_BIND`), on both sides, but in rows of processes.
+Each OpenMP thread is bound to a core (`OMP_PROC_BIND`), on both sides, but in the rows `loader`
+and `processes`.
 Many small operations, such as those of matching, can still take twice as long from one moment to
 the next, where two threads wait for each other.
 Rows without a goal inform. Weights are random: nothing here is about accuracy.

@@ -7,26 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from detectron2.config import CfgNode
-from helpers import CONFIGS
+from helpers import CONFIGS, plain
 
 from alignzeg.config.plugins import import_plugin
 from alignzeg.config.reading import default_config, flat_keys
 from alignzeg.config.values import RENAMED
-from alignzeg.engine import (
-    config_from_yaml,
-    setup_config,
-    validate,
-)
+from alignzeg.engine import config_from_yaml, setup_config, validate
 from alignzeg.engine.run import run_line
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
-
-
-def plain(cfg: CfgNode) -> dict:
-    """A config without the difference between lists and tuples, which YAML does not know."""
-    return yaml.safe_load(cfg.dump())
 
 
 # ---- settings
@@ -205,6 +195,14 @@ def test_what_cannot_run_is_refused(
     cfg = setup_config(ALIGNZEG, [*tiny_opts, *opts])
     with pytest.raises(ValueError, match=message):
         validate(cfg)
+
+
+def test_a_number_is_no_data_set(tmp_path: Path) -> None:
+    # Detectron2's default, an empty tuple, does not say what it holds.
+    file = tmp_path / "numbers.yaml"
+    file.write_text(f"_BASE_: {ALIGNZEG}\nDATASETS:\n  TRAIN: [1, 2]\n")
+    with pytest.raises(ValueError, match="names the unknown data set 1; registered"):
+        validate(setup_config(file, ["MODEL.DEVICE", "cpu"]))
 
 
 def test_what_can_run_is_accepted(tiny_cfg: CfgNode) -> None:

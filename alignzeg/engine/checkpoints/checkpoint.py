@@ -18,6 +18,7 @@ from torch import nn
 from alignzeg.engine.checkpoints.reading import (
     KEY,
     POINTER,
+    about_in,
     check_written,
     find_newest,
     prune,
@@ -250,7 +251,7 @@ class AlignZegCheckpointer(DetectionCheckpointer):
             )
         if KEY in checkpoint:
             verify(self._path, checkpoint[KEY], self.model, self.other_classes)
-        seen = (checkpoint.get(KEY) or {}).get("seen")
+        seen = about_in(checkpoint).get("seen")
         incompatible = super()._load_model(checkpoint)
         misshapen = [key for key, *_ in incompatible.incorrect_shapes]
         # Of a model whose weights belong to classes, those of other classes are of no use.

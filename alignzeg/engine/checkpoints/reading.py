@@ -11,6 +11,7 @@ import pickle
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +81,27 @@ def read_about(path: str) -> dict[str, Any]:
     Raises:
         ValueError: as `read_checkpoint`, or if the file says too little.
     """
-    found = read_checkpoint(path).get(KEY)
-    about = found if isinstance(found, dict) else {}
+    about = dict(about_in(read_checkpoint(path)))
     kinds = {"config": str, "seen": list}
-    told = all(about.get(key) and isinstance(about[key], kind) for key, kind in kinds.items())
+    told = all(isinstance(about.get(key), kind) and about[key] for key, kind in kinds.items())
     if not told or not {"version", "vlm_id", "vlm_hash"} <= about.keys():
         raise ValueError(
             f"{path!r} is not a checkpoint of alignzeg: it does not say which config and classes "
             "it was trained with"
         )
     return about
+
+
+def about_in(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the content of a checkpoint says of itself; nothing if that is of another kind."""
+    about = content.get(KEY)
+    return about if isinstance(about, Mapping) else {}
+
+
+def seen_names(content: Mapping[str, Any]) -> list[str]:
+    """The seen classes that the content of a checkpoint names; none if it does not say."""
+    names = about_in(content).get("seen")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def damage(path: str) -> str:

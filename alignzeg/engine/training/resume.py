@@ -14,8 +14,8 @@ from torch import Tensor
 
 from alignzeg.config.values import flatten
 from alignzeg.data.labels import get_vocabulary, training_vocabulary
+from alignzeg.engine.checkpoints import reading
 from alignzeg.engine.checkpoints.checkpoint import KEY
-from alignzeg.engine.checkpoints.reading import find_newest, read_checkpoint
 from alignzeg.engine.checkpoints.state import rng_state
 from alignzeg.engine.training.sampling import TrainLoader
 from alignzeg.structures import spelling
@@ -35,9 +35,10 @@ def saved_seed(folder: str) -> int | None:
     """The SEED of the run that will be resumed, the same in all processes; None without one."""
     seed = None
     if comm.is_main_process():
-        path = find_newest(folder)
-        config = read_checkpoint(path).get(KEY, {}).get("config") if path else None
-        seed = yaml.safe_load(config).get("SEED") if config else None
+        path = reading.find_newest(folder)
+        about = reading.about_in(reading.read_checkpoint(path)) if path else {}
+        config = about.get("config")
+        seed = yaml.safe_load(config).get("SEED") if isinstance(config, str) else None
     return comm.all_gather(seed)[0]
 
 
@@ -52,7 +53,7 @@ def check_resumable(
     Raises:
         ValueError: saying what differs and what to do.
     """
-    about, ranks = loaded.get(KEY) or {}, loaded.get("ranks")
+    about, ranks = reading.about_in(loaded), loaded.get("ranks")
     anew = f"start a new run from it with MODEL.WEIGHTS {path}"
     if "trainer" not in loaded or not ranks:
         raise ValueError(
@@ -137,12 +138,11 @@ def _kind(value: Any) -> str:
 
 def report_other_classes(cfg: CfgNode, loaded: Mapping[str, Any]) -> None:
     """Logs that a training starts from weights of other classes, and warns if unseen ones leak."""
-    about = loaded.get(KEY)
-    theirs = (about.get("seen") if isinstance(about, Mapping) else None) or []
+    theirs = reading.seen_names(loaded)
     ours = list(training_vocabulary(cfg).names)
     if not theirs or theirs == ours:
         return
-    known = {spelling(str(name)) for name in theirs}
+    known = {spelling(name) for name in theirs}
     logger.info(
         "starting from %s, which was trained on %d classes; new are: %s",
         *(cfg.MODEL.WEIGHTS, len(theirs)),

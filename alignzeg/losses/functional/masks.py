@@ -113,6 +113,7 @@ def sample_points(area: Tensor, rows: int, points: int) -> tuple[Tensor, Tensor]
 
 def drawn_by_rank(inside: Tensor, rows: int, points: int) -> Tensor:
     """(rows, points) int64 places of (P,) trues; never waits for the device."""
+    # Exact; `torch.multinomial` adds up the shares of the places in float32.
     counts = inside.cumsum(0)
     ranks = torch.randint(_RANKS, (rows, points), device=inside.device) % counts[-1]
     return torch.searchsorted(counts, ranks, right=True)

@@ -15,10 +15,13 @@ from checkpoint_cases import Model, checkpointer, save
 from alignzeg import files
 from alignzeg.engine.checkpoints import reading
 from alignzeg.engine.checkpoints.reading import (
+    KEY,
     damage,
     find_newest,
+    read_about,
     read_checkpoint,
     require_trust,
+    seen_names,
 )
 
 
@@ -133,3 +136,15 @@ def test_pickles_need_somebody_who_vouches(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match="pickle"):
         require_trust(str(link), str(link))
     require_trust("detectron2://ImageNetPretrained/MSRA/R-50.pkl", "/cache/R-50.pkl")
+
+
+@pytest.mark.parametrize("seen", [torch.ones(3), "cat", {"cat": 1}, None, [], 3])
+def test_classes_of_another_kind_are_none(tmp_path: Path, seen: object) -> None:
+    path = str(tmp_path / "a.pth")
+    about = {"version": 1, "config": "SEED: 1", "seen": seen, "vlm_id": "a", "vlm_hash": "b"}
+    torch.save({KEY: about}, path)
+    assert seen_names(read_checkpoint(path)) == []
+    with pytest.raises(ValueError, match="does not say which config and classes"):
+        read_about(path)
+    for about in (torch.ones(3), [1], "x", None):
+        assert seen_names({KEY: about}) == []

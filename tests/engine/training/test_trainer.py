@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from helpers import CONFIGS
+from helpers import CONFIGS, plain
 from torch import nn
 
 from alignzeg.commands.train import parse_args
@@ -30,11 +29,6 @@ from alignzeg.engine.processes.errors import NonFiniteError
 from alignzeg.structures import Vocabulary
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
-
-
-def plain(cfg: CfgNode) -> dict:
-    """A config without the difference between lists and tuples, which YAML does not know."""
-    return yaml.safe_load(cfg.dump())
 
 
 def test_toy_trains_logs_saves_and_resumes(toy_cfg: CfgNode) -> None:
