@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from detectron2.solver import LRMultiplier, LRScheduler, WarmupParamScheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import Tensor, nn
+
+from alignzeg.engine.solver.muon import Muon
 
 NORMS = (
     *(nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
@@ -99,7 +100,7 @@ def _matrix(values: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """One optimizer out of PyTorch's Muon and AdamW.
+    """One optimizer out of Muon and PyTorch's AdamW.
 
     Muon orthogonalises each update of a matrix, so that it moves as far along the directions that
     explain little of the loss as along those that explain much. A convolution's kernel is taken as
@@ -127,8 +128,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         # Parameters of the same memory, as Muon accepts matrices only.
         self._flat = {p: nn.Parameter(_matrix(p.detach(), p)) for p in matrices}
         self._parts: dict[bool, torch.optim.Optimizer] = {}
-        muon = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
-        for matrix, kind in ((True, muon), (False, torch.optim.AdamW)):
+        kinds: tuple[tuple[bool, Any], ...] = ((True, Muon), (False, torch.optim.AdamW))
+        for matrix, kind in kinds:
             copies = [
                 {
                     **{key: group[key] for key in ("lr", "weight_decay")},

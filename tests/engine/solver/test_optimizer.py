@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignzeg.engine import (
     setup_config,
 )
 from alignzeg.engine.run import run_line
+from alignzeg.engine.solver.muon import Muon
 from alignzeg.engine.solver.optim import (
     MuonWithAdamW,
     build_lr_scheduler,
@@ -139,6 +141,44 @@ def test_muon_moves_a_kernel_along_all_its_directions_alike() -> None:
     assert (alignment > 0).all()
     # AdamW's first step is the learning rate, against the sign.
     torch.testing.assert_close(bias.detach(), torch.tensor([-0.01, 0.01, -0.01, 0.01]))
+
+
+def test_muon_is_that_of_pytorch_up_to_rounding() -> None:
+    torch.manual_seed(0)
+    for shape in ((6, 4), (4, 6), (5, 5)):
+        ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+        optimizers = [
+            Muon([{"params": [ours], "lr": 0.01, "weight_decay": 0.1}]),
+            torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        ]
+        for _ in range(3):
+            ours.grad = torch.randn(shape)
+            theirs.grad = ours.grad.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+        # bfloat16 has eight bits: singular values of theirs move by percents, steps by less than a tenth.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
+        assert (ours - 1).abs().max() > 5e-3
+        states = [next(iter(o.state_dict()["state"].values())) for o in optimizers]
+        torch.testing.assert_close(states[0], states[1])
+
+
+def test_a_step_of_muon_multiplies_in_float32_on_a_processor() -> None:
+    """A processor without instructions for bfloat16 emulates it, many times slower."""
+    seen: set[torch.dtype] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            seen.update(value.dtype for value in (*args, result) if isinstance(value, torch.Tensor))
+            return result
+
+    kernel, bias = nn.Parameter(torch.ones(4, 2, 3, 3)), nn.Parameter(torch.ones(4))
+    kernel.grad, bias.grad = torch.randn(4, 2, 3, 3), torch.randn(4)
+    optimizer = MuonWithAdamW(_muon_groups(kernel, bias))
+    with Watch():
+        optimizer.step()
+    assert seen == {torch.float32}
 
 
 def test_muon_obeys_schedulers_and_resumes_bit_for_bit() -> None:
