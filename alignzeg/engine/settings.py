@@ -6,13 +6,14 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from alignzeg.arguments import require_folder
 from alignzeg.config.keys import Choices
-from alignzeg.config.reading import config_from_file
+from alignzeg.config.reading import config_from_file, config_from_yaml
 from alignzeg.config.values import validate_values
 from alignzeg.data.checks import check_files
 from alignzeg.data.custom import is_custom, setup_custom_data
@@ -35,6 +36,21 @@ def setup_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CfgN
         ValueError: as `config_from_file`, or on data sets that cannot be what the config says.
     """
     cfg = config_from_file(config_file, opts)
+    setup_custom_data(cfg)
+    setup_pseudo_labels(cfg)
+    return cfg
+
+
+def setup_config_of(file: str | Path, **allowed: Any) -> CfgNode:
+    """`setup_config` of the config.yaml in somebody's run, whose plugins run only if allowed.
+
+    What is `allowed` is said by `plugins` and `trust_code`, see `config_from_yaml`.
+
+    Raises:
+        ValueError: as `config_from_yaml`, or on data sets that cannot be what the config says.
+    """
+    text = Path(file).read_text(encoding="utf-8")
+    cfg = config_from_yaml(text, (), Path(file).parent, **allowed)
     setup_custom_data(cfg)
     setup_pseudo_labels(cfg)
     return cfg

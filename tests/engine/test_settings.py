@@ -111,7 +111,7 @@ def test_plugin_is_found_beside_the_config_and_brings_its_keys(tmp_path: Path) -
     cfg = setup_config(tmp_path / "run.yaml", ["MINE.SIZE", "3"])
     assert cfg.MINE.SIZE == 3
     assert cfg.ALIGNZEG.PLUGINS == [str((tmp_path / "mine.py").resolve())]
-    again = config_from_yaml(cfg.dump())
+    again = config_from_yaml(cfg.dump(), trust_code=True)
     assert plain(again) == plain(cfg)
     (tmp_path / "mine2.py").write_text("raise RuntimeError('oh')\n")
     with pytest.raises(ValueError, match=r"plugin .*mine2.py: RuntimeError: oh"):
@@ -133,11 +133,11 @@ def test_a_plugin_below_the_current_folder_is_told_by_its_relative_path(
     assert str(tmp_path) not in text
     work.rename(moved)
     monkeypatch.chdir(moved)
-    assert config_from_yaml(text).ALIGNZEG.PLUGINS == ["parts/mine.py"]
+    assert config_from_yaml(text, trust_code=True).ALIGNZEG.PLUGINS == ["parts/mine.py"]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="lists 'parts/mine.py', but there is no such file"):
-        config_from_yaml(text)
-    beside = config_from_yaml(text, folder=moved / "output" / "run")
+        config_from_yaml(text, trust_code=True)
+    beside = config_from_yaml(text, folder=moved / "output" / "run", trust_code=True)
     assert beside.ALIGNZEG.PLUGINS == ["moved/parts/mine.py"]
 
 
