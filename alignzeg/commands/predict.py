@@ -200,12 +200,8 @@ def main(args: argparse.Namespace) -> int:
         said.print(_known(predictor.known_words()), markup=False)
         return predictor
 
-    style = {
-        "opacity": args.opacity,
-        "grey": not args.color,
-        "names": not args.no_names,
-        "side_by_side": args.side_by_side,
-    }
+    style = {"opacity": args.opacity, "grey": not args.color, "names": not args.no_names}
+    style["side_by_side"] = args.side_by_side
     wanted: dict[str, Any] = {
         "proposals": PROPOSALS_SHOWN if args.proposals else 0,
         "confidence": args.confidence or args.reject is not None,
