@@ -221,7 +221,7 @@ def test_a_hub_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tm
         (["foreign.pth", "new"], "not a checkpoint of alignzeg"),
         (
             ["lost.pth", "new"],
-            "lists Python files in ALIGNZEG.PLUGINS, lost_plugin.py, which would run",
+            "in ALIGNZEG.PLUGINS, lost_plugin.py, which would run",
         ),
         (["W", "text.pth"], "is a file; give another folder"),
         (["W", "text.pth/deep"], "is a file; give another folder"),
