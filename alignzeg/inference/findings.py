@@ -122,7 +122,8 @@ class Findings:
         asked = {found.names for found in predictions.values()}
         if len(asked) != 1:
             raise ValueError(f"a COCO file has one list of classes; {len(asked)} are given")
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number, (file, found) in enumerate(predictions.items(), 1):
             height, width = found.labels.shape
             images.append({"id": number, "file_name": file, "height": height, "width": width})
