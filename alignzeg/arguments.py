@@ -106,6 +106,28 @@ def add_opts(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds --plugins and --trust-code, for commands that take a config out of a checkpoint."""
+    parser.add_argument(
+        "--plugins",
+        default="",
+        metavar="FILES",
+        help="Python files, separated by commas, that hold components of the checkpoint's model; "
+        "those that it lists itself do not run",
+    )
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="run the Python files that the checkpoint lists; read them before",
+    )
+
+
+def code_allowed(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_trust` was told, as arguments of `Predictor` and all else that reads a config."""
+    files = [word.strip() for word in args.plugins.split(",") if word.strip()]
+    return {"plugins": files, "trust_code": args.trust_code}
+
+
 def check_pairs(opts: Sequence[str]) -> None:
     """Refuses KEY VALUE pairs that are none.
 

@@ -6,7 +6,14 @@ import argparse
 import os
 import sys
 
-from alignzeg.arguments import OneLineParser, add_opts, check_pairs, command_parser
+from alignzeg.arguments import (
+    OneLineParser,
+    add_opts,
+    add_trust,
+    check_pairs,
+    code_allowed,
+    command_parser,
+)
 
 SUFFIXES = (".safetensors", ".onnx", ".pt2")
 
@@ -37,6 +44,7 @@ def parser() -> OneLineParser:
         help='class names, such as "red star, brick, grass", or a file with one name a line; by '
         "default the classes seen in training",
     )
+    add_trust(result)
     add_opts(result, alone=False)
     return result
 
@@ -79,7 +87,7 @@ def _graph(args: argparse.Namespace, output: str, opts: list[str]) -> None:
     from alignzeg.exporting import export_graph
 
     names = None if args.classes is None else list(read_class_list(args.classes))
-    made = export_graph(args.weights, output, names, opts)
+    made = export_graph(args.weights, output, names, opts, **code_allowed(args))
     apart = ", ".join(f"{name} {value:.1e}" for name, value in made.differences.items())
     sys.stdout.write(f"{made.file}: {made.size / 2**20:.1f} MiB\n{made.classes}: class names\n")
     sys.stdout.write(f"largest differences from PyTorch: {apart}\n")

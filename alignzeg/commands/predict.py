@@ -14,7 +14,9 @@ import alignzeg
 from alignzeg.arguments import (
     OneLineParser,
     add_opts,
+    add_trust,
     check_pairs,
+    code_allowed,
     command_parser,
     number,
     require_folder,
@@ -38,6 +40,7 @@ def parser() -> OneLineParser:
     _add_inputs(result)
     _add_answers(result)
     _add_overlay(result)
+    add_trust(result)
     add_opts(result, alone=False)
     return result
 
@@ -170,21 +173,20 @@ def main(args: argparse.Namespace) -> int:
 
     # What is too large for Pillow is an error, which names the file; what is nearly so is read.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    words, opts = split_opts([*args.images, *args.opts])
+    (words, opts), allowed = split_opts([*args.images, *args.opts]), code_allowed(args)
     check_pairs(opts)
     if args.device:
         require_device(args.device)
     said, shown = Console(highlight=False, soft_wrap=True), Console(stderr=True)
     if args.words:
         with shown.status("Loading the model"):
-            about = Predictor(args.weights, device=args.device, opts=opts).known_words()
-        said.print(_known(about), markup=False)
+            predictor = Predictor(args.weights, None, args.device, opts, **allowed)
+        said.print(_known(predictor.known_words()), markup=False)
         return 0
     # Names, images and places are looked at before the model is built, which takes seconds.
     _require_inputs(args, words)
     names = parse_classes(args.classes)
-    first = tuple(name.split(SYNONYM_SEPARATOR)[0] for name in names)
-    Vocabulary(first, (True,) * len(names))
+    Vocabulary.from_unseen([name.split(SYNONYM_SEPARATOR)[0] for name in names], [])
     require_folder(args.output, "--output")
     sources = find_sources(words, args.output)
     _require_frames(args, any(source.is_video for source in sources))
@@ -194,23 +196,19 @@ def main(args: argparse.Namespace) -> int:
 
     def build() -> Predictor:
         with shown.status("Loading the model"):
-            predictor = Predictor(args.weights, names, args.device, opts, limit)
+            predictor = Predictor(args.weights, names, args.device, opts, limit, **allowed)
         said.print(_known(predictor.known_words()), markup=False)
         return predictor
 
-    style = {
-        "opacity": args.opacity,
-        "grey": not args.color,
-        "names": not args.no_names,
-        "side_by_side": args.side_by_side,
-    }
+    style = {"opacity": args.opacity, "grey": not args.color, "names": not args.no_names}
+    style["side_by_side"] = args.side_by_side
     wanted: dict[str, Any] = {
         "proposals": PROPOSALS_SHOWN if args.proposals else 0,
         "confidence": args.confidence or args.reject is not None,
         "style": style,
     }
-    settings = {**_settings(args.weights), "classes": names, "opts": opts, "max_pixels": limit}
-    results = ResultFolder(args.output, {**settings, **wanted}, args.overwrite)
+    asked = {"classes": names, "opts": opts, "max_pixels": limit, **allowed, **wanted}
+    results = ResultFolder(args.output, {**_settings(args.weights), **asked}, args.overwrite)
     # What is wrong with a single file is the error itself.
     single = len(sources) == 1
     run = Run(

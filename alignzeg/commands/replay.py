@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from alignzeg.arguments import OneLineParser, add_opts, command_parser
+from alignzeg.arguments import OneLineParser, add_opts, add_trust, code_allowed, command_parser
 
 
 def parser() -> OneLineParser:
@@ -21,6 +21,7 @@ def parser() -> OneLineParser:
         metavar="BUNDLE",
         help="the crash bundle, OUTPUT_DIR/crash/iteration_..._process_....pth",
     )
+    add_trust(result)
     add_opts(result, alone=False)
     return result
 
@@ -37,6 +38,6 @@ def main(args: argparse.Namespace) -> int:
     from alignzeg.engine.failures.crash import replay_bundle
     from alignzeg.engine.processes.errors import NON_FINITE
 
-    then, now = replay_bundle(args.bundle, args.opts)
+    then, now = replay_bundle(args.bundle, args.opts, **code_allowed(args))
     sys.stdout.write(f"then: {then}\nnow:  {now or 'everything is finite'}\n")
     return NON_FINITE if now else 0

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignzeg.arguments import OneLineParser, command_parser, number, require_folder
+from alignzeg.arguments import (
+    OneLineParser,
+    add_trust,
+    code_allowed,
+    command_parser,
+    number,
+    require_folder,
+)
 
 _PREFIX = "evaluation_"
 _FINAL = "model_final.pth"
@@ -55,6 +62,7 @@ def parser() -> OneLineParser:
     result.add_argument(
         "--device", default=None, help='the device, such as "cpu" or "cuda:0"; a GPU by default'
     )
+    add_trust(result)
     return result
 
 
@@ -74,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     folders = [Path(run) for run in args.runs]
     dataset = args.dataset or common_dataset(folders)
     from alignzeg.data.labels import eval_vocabulary
-    from alignzeg.engine import setup_config
+    from alignzeg.engine.settings import setup_config_of
     from alignzeg.inference import Predictor
     from alignzeg.report import About, choose_samples, choose_worst, read_run, write_report
 
@@ -87,11 +95,12 @@ def main(args: argparse.Namespace) -> None:
             f"{str(folders[-1])!r} holds no config.yaml; give the OUTPUT_DIR of a run itself"
         )
     # Of the last run, which also registers its data set where that is a folder of the user.
-    cfg = setup_config(folders[-1] / "config.yaml")
+    allowed = code_allowed(args)
+    cfg = setup_config_of(folders[-1] / "config.yaml", **allowed)
     vocabulary = eval_vocabulary(cfg, dataset)
     weights = {run.name: folder / _FINAL for run, folder in zip(runs, folders, strict=True)}
     predictors = {
-        name: Predictor(file, vocabulary.names, args.device)
+        name: Predictor(file, vocabulary.names, args.device, **allowed)
         for name, file in weights.items()
         if (args.images or args.worst) and file.is_file()
     }

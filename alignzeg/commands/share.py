@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from alignzeg.arguments import OneLineParser, command_parser
+from alignzeg.arguments import OneLineParser, add_trust, code_allowed, command_parser
 
 
 def parser() -> OneLineParser:
@@ -29,6 +29,7 @@ def parser() -> OneLineParser:
         metavar="JSON",
         help="an evaluation of the model, for the card; may be given several times",
     )
+    add_trust(result)
     return result
 
 
@@ -40,5 +41,6 @@ def main(args: argparse.Namespace) -> None:
     """
     from alignzeg.sharing import save_pretrained
 
-    for path in save_pretrained(args.weights, args.folder, args.evaluation):
+    allowed = code_allowed(args)
+    for path in save_pretrained(args.weights, args.folder, args.evaluation, **allowed):
         sys.stdout.write(f"{path}\n")

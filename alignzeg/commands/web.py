@@ -11,7 +11,14 @@ import tempfile
 import threading
 from pathlib import Path
 
-from alignzeg.arguments import OneLineParser, add_opts, command_parser, number
+from alignzeg.arguments import (
+    OneLineParser,
+    add_opts,
+    add_trust,
+    code_allowed,
+    command_parser,
+    number,
+)
 
 # Only this machine can reach it.
 HOST = "127.0.0.1"
@@ -53,6 +60,7 @@ def parser() -> OneLineParser:
     result.add_argument(
         "--device", default=None, help='the device, such as "cpu" or "cuda:0"; a GPU by default'
     )
+    add_trust(result)
     add_opts(result)
     return result
 
@@ -90,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
     from alignzeg.web.page import build, look
     from alignzeg.web.samples import write_examples
 
-    session = Session(Predictor(args.weights, None, args.device, args.opts))
+    session = Session(Predictor(args.weights, None, args.device, args.opts, **code_allowed(args)))
     with tempfile.TemporaryDirectory(prefix="alignzeg_web_") as folder:
         page = build(session, write_examples(Path(folder), session), classes)
         page.launch(

@@ -37,6 +37,27 @@ def find_plugin(name: str, folders: Sequence[Path]) -> str:
     )
 
 
+def require_permission(listed: Sequence[object], source: str, folders: Sequence[Path]) -> None:
+    """Refuses plugins that a file of somebody else lists; nobody has said that they may run.
+
+    A file that this process has imported runs no second time, so it is let through.
+
+    Raises:
+        ValueError: naming the files and how to let them run.
+    """
+    for name in listed:
+        places = [(folder / str(name)).resolve() for folder in folders]
+        place = next((place for place in places if place.is_file()), None)
+        if place is None or not (
+            _module_name(place) in sys.modules or place.read_bytes() in _CONTENTS
+        ):
+            raise ValueError(
+                f"{source} lists Python files in {PLUGINS_KEY}, {', '.join(map(str, listed))}, "
+                "which would run; read them, then allow them with --trust-code (trust_code=True), "
+                "or name your own with --plugins FILE (plugins=[...])"
+            )
+
+
 def imported_plugins() -> list[str]:
     """The files that `import_plugin` has imported in this process, in this order.
 
@@ -56,7 +77,7 @@ def import_plugin(file: str | Path) -> ModuleType:
         ValueError: if the import fails; the message names the file and the reason.
     """
     path = Path(file).resolve()
-    name = _PLUGIN + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     content = path.read_bytes() if path.is_file() else b""
@@ -75,3 +96,7 @@ def import_plugin(file: str | Path) -> ModuleType:
     _CONTENTS[content] = module
     logger.info("imported plugin %s", path)
     return module
+
+
+def _module_name(path: Path) -> str:
+    return _PLUGIN + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 
 from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
-from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, import_plugin
+from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, import_plugin, require_permission
 from alignzeg.config.values import flatten, new_name
 
 # What Detectron2 raises on a file that is no YAML or cannot be read, or with a `_BASE_` that is no
@@ -26,6 +26,10 @@ _BAD_FILE = (
     *(yaml.YAMLError, OSError, UnicodeError, RecursionError),
     *(TypeError, AttributeError, AssertionError),
 )
+# What tells a folder of a shared model, whose config is that of somebody else.
+SHARED = "alignzeg.json"
+# Where something is written is for the caller to say, not for a checkpoint.
+_WRITTEN = ("OUTPUT_DIR", "ALIGNZEG.VLM.CACHE_DIR")
 # Whole numbers from here on are no floating-point numbers any more.
 _LARGEST = 2**1023
 
@@ -34,7 +38,8 @@ def config_from_file(config_file: str | Path = "", opts: Sequence[str] = ()) -> 
     """Builds a config: defaults, then the file, then the KEY VALUE pairs.
 
     The files listed in ALIGNZEG.PLUGINS are imported on the way. A plugin may define
-    `add_config(cfg)`, which is called before anything is merged, so that its keys are known.
+    `add_config(cfg)`, which is called before anything is merged, so that its keys are known. Those
+    of a shared model's own config run only if the opts name them.
 
     Without a file there are the defaults alone.
 
@@ -46,20 +51,31 @@ def config_from_file(config_file: str | Path = "", opts: Sequence[str] = ()) -> 
             odd number of opts, or a plugin that cannot be imported.
     """
     folder = Path(config_file).parent if config_file else Path()
-    return _build(_read_file(config_file), opts, (folder, Path()))
+    pairs = _read_file(config_file)
+    if config_file and (folder / SHARED).is_file():
+        _require_permission(pairs, opts, f"the config {str(config_file)!r}", (folder, Path()))
+    return _build(pairs, opts, (folder, Path()))
 
 
 def config_from_yaml(
-    text: str, opts: Sequence[str] = (), folder: str | Path | None = None
+    text: str,
+    opts: Sequence[str] = (),
+    folder: str | Path | None = None,
+    *,
+    plugins: Sequence[str | Path] = (),
+    trust_code: bool = False,
 ) -> CfgNode:
     """Builds a config from the YAML text that a checkpoint carries, then the KEY VALUE pairs.
 
-    A key of the text may have an old name, so that older checkpoints stay of use. Plugins are
-    looked for in the current folder, then in that of the checkpoint and those around it, since
-    OUTPUT_DIR mostly lies below where they are.
+    A key of the text may have an old name, so that older checkpoints stay of use. OUTPUT_DIR and
+    the cache of the VLM are not taken from it: where something is written is for the opts to say.
+
+    Python files that the text lists run only with `trust_code`; those that `plugins` or the opts
+    name, in place of them, always do. They are looked for in the current folder, then in that of
+    the checkpoint and those around it, since OUTPUT_DIR mostly lies below where they are.
 
     Raises:
-        ValueError: as `config_from_file`.
+        ValueError: as `config_from_file`, and on plugins that nobody has allowed.
     """
     try:
         loaded = yaml.safe_load(text)
@@ -69,7 +85,12 @@ def config_from_yaml(
     if not isinstance(loaded, dict):
         raise ValueError("the config text holds no keys")
     pairs = [(new_name(key), value) for key, value in flatten(loaded)]
+    pairs = [(key, value) for key, value in pairs if key not in _WRITTEN]
     around = () if folder is None else (Path(folder).resolve(), *Path(folder).resolve().parents)
+    if plugins:
+        opts = [*opts, PLUGINS_KEY, repr([str(file) for file in plugins])]
+    if not trust_code:
+        _require_permission(pairs, opts, "the checkpoint", (Path(), *around))
     return _build(pairs, opts, (Path(), *around))
 
 
@@ -111,6 +132,15 @@ def require_device(name: str, key: str = "--device") -> None:
         raise ValueError(
             f"{key} is {name!r}, but this machine has {torch.cuda.device_count()} GPUs"
         )
+
+
+def _require_permission(
+    pairs: Sequence[tuple[str, Any]], opts: Sequence[str], source: str, folders: Sequence[Path]
+) -> None:
+    listed = dict(pairs).get(PLUGINS_KEY) or ()
+    if PLUGINS_KEY not in opts[0::2]:
+        names = listed if isinstance(listed, (list, tuple)) else (listed,)
+        require_permission(names, source, folders)
 
 
 def _build(pairs: list[tuple[str, Any]], opts: Sequence[str], folders: Sequence[Path]) -> CfgNode:

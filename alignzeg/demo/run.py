@@ -126,7 +126,11 @@ def _write_report(
 ) -> Path:
     vocabulary = get_vocabulary(plan.dataset)
     predictors = {
-        run.name: Predictor(plan.folder(run.name) / "model_final.pth", vocabulary.names)
+        run.name: Predictor(
+            plan.folder(run.name) / "model_final.pth",
+            vocabulary.names,
+            plugins=cfgs[run.name].ALIGNZEG.PLUGINS,
+        )
         for run in runs
     }
     about = About(

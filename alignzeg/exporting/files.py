@@ -20,7 +20,6 @@ from torch import Tensor
 
 from alignzeg.arguments import require_file_place
 from alignzeg.data.zeroshapes import render_scene, scene_rng
-from alignzeg.engine import config_from_yaml
 from alignzeg.engine.checkpoints.checkpoint import KEY
 from alignzeg.engine.checkpoints.reading import read_about
 from alignzeg.exporting.graph import INPUTS, OUTPUTS, ProposalGraph
@@ -66,6 +65,7 @@ def export_graph(
     output: str | Path,
     classes: Sequence[str] | None = None,
     opts: Sequence[str] = (),
+    **allowed: Any,
 ) -> Exported:
     """Writes the network of a checkpoint as one graph.
 
@@ -75,6 +75,7 @@ def export_graph(
             `names` (K,), `text` (K, D) float32 and `unseen` (K,) bool, the graph's inputs.
         classes: names as `Predictor` takes them; those seen in training unless given.
         opts: KEY VALUE pairs over the checkpoint's config.
+        allowed: `plugins` and `trust_code` of `Predictor`.
 
     Returns:
         The files, and how far their answers are from PyTorch's.
@@ -88,14 +89,13 @@ def export_graph(
     if file.suffix not in SUFFIXES:
         raise ValueError(f"the output is {str(output)!r}; its name must end in .onnx or .pt2")
     require_packages(file.suffix)
-    predictor = Predictor(weights, classes, "cpu", opts)
+    predictor = Predictor(weights, classes, "cpu", opts, **allowed)
     model: Any = predictor.model
     vocabulary = predictor.vocabulary
     if vocabulary is None:
         vocabulary = Vocabulary(predictor.seen, (True,) * len(predictor.seen))
     graph = ProposalGraph(model).eval()
-    about = read_about(weights)
-    settings = describe(graph, about, config_from_yaml(about["config"], opts))
+    settings = describe(graph, read_about(weights), predictor.cfg)
     with torch.no_grad():
         text, _ = model.text(vocabulary, single=True)
     unseen = vocabulary.unseen_mask()

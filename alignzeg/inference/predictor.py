@@ -59,6 +59,9 @@ class Predictor:
         device: str | torch.device | None = None,
         opts: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
+        *,
+        plugins: Sequence[str | Path] = (),
+        trust_code: bool = False,
     ) -> None:
         """Builds the model that the checkpoint describes.
 
@@ -72,11 +75,14 @@ class Predictor:
             max_pixels: of larger images the network sees a smaller copy of so many pixels, and
                 label maps are made at so many and enlarged; that bounds memory and time. With
                 windows (ALIGNZEG.TEST.WINDOW) the network sees up to 4 times as many. 0: no limit.
+            plugins: Python files of the caller's own with components of the model, in place of
+                those that the checkpoint lists.
+            trust_code: run the Python files that the checkpoint lists.
 
         Raises:
-            ValueError: if the file is no such checkpoint, its VLM is not the one found here, a
-                config key is unknown, the class names are empty or repeated, or another argument
-                is none of what is said here.
+            ValueError: if the file is no such checkpoint, it lists plugins that nobody allowed, its
+                VLM is not the one found here, a config key is unknown, the class names are empty
+                or repeated, or another argument is none of what is said here.
         """
         if not isinstance(weights, (str, os.PathLike)):
             raise ValueError(f"weights is {weights!r}; it must be the name of a checkpoint's file")
@@ -90,12 +96,16 @@ class Predictor:
         asked = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.DEVICE")
         if asked:
             require_device(asked, "MODEL.DEVICE")
-        device_opts = ["MODEL.DEVICE", device] if device else []
-        cfg = config_from_yaml(about["config"], [*opts, *device_opts], Path(weights).parent)
+        opts = [*opts, *(["MODEL.DEVICE", device] if device else [])]
+        folder = Path(weights).parent
+        cfg = config_from_yaml(
+            about["config"], opts, folder, plugins=plugins, trust_code=trust_code
+        )
         self.vocabulary = None if classes is None else eval_vocabulary(classes, about["seen"])
         provide_seen(cfg, about["seen"])
         # The checkpoint has these weights too, so their package or file need not be here.
         cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS = ""
+        self.cfg = cfg
         self.model: nn.Module = build_model(cfg).eval()
         AlignZegCheckpointer(self.model, strict=True).load(weights)
         self.seen: tuple[str, ...] = tuple(about["seen"])
@@ -119,15 +129,17 @@ class Predictor:
         """The model of a folder that `alignzeg share` made, or of the Hugging Face Hub.
 
         The source is the folder, or an id such as "user/model", and `revision` a branch, tag or
-        commit on the Hub. With `trust_code` Python files that the model brings may run. Classes,
-        opts and further options are those of `Predictor`.
+        commit on the Hub. With `trust_code` Python files that the model brings may run; `plugins`
+        of the caller's own take their place. Classes, opts and further options are those of
+        `Predictor`.
 
         Raises:
             ValueError: as above and as `alignzeg.sharing.locate`.
         """
         from alignzeg.sharing import locate
 
-        found = locate(source, revision=revision, trust_code=trust_code)
+        own = "ALIGNZEG.PLUGINS" in opts[0::2] or bool(options.get("plugins"))
+        found = locate(source, revision=revision, trust_code=trust_code or own)
         return cls(found.weights, classes, opts=(*found.opts, *opts), **options)
 
     @torch.inference_mode()

@@ -23,7 +23,7 @@ import yaml
 
 from alignzeg import __version__
 from alignzeg.arguments import require_folder
-from alignzeg.config.plugins import PLUGINS_KEY, find_plugin
+from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, require_permission
 from alignzeg.engine.checkpoints.reading import read_about
 from alignzeg.files import atomic_write, file_hash
 from alignzeg.sharing.card import model_card, read_evaluation
@@ -66,19 +66,28 @@ class Pretrained:
 
 
 def save_pretrained(
-    weights: str | Path, folder: str | Path, evaluations: Sequence[str | Path] = ()
+    weights: str | Path,
+    folder: str | Path,
+    evaluations: Sequence[str | Path] = (),
+    *,
+    plugins: Sequence[str | Path] = (),
+    trust_code: bool = False,
 ) -> list[Path]:
     """Makes the folder of a model from its checkpoint.
 
     Files of an earlier call in the folder are replaced. Evaluations, `evaluation_<data set>.json`
     files of the same model, go into the model card.
 
+    Python files that the checkpoint lists come along only with `trust_code`: it could list any file
+    of this machine. `plugins` of the caller's own take their place.
+
     Returns:
         The files written.
 
     Raises:
-        ValueError: if the checkpoint or an evaluation cannot be read, a plugin is missing, or the
-            folder holds something else; nothing is written then.
+        ValueError: if the checkpoint or an evaluation cannot be read, a plugin is missing or not
+            allowed, two have one name, or the folder holds something else or a link; nothing is
+            written then.
         OSError: if a file cannot be written.
     """
     weights, folder = str(weights), require_folder(folder, "the folder")
@@ -86,21 +95,28 @@ def save_pretrained(
         raise ValueError(
             f"the folder {str(folder)!r} holds other files; give one that is empty or not there"
         )
+    links = [path for path in folder.rglob("*") if path.is_symlink()] if folder.is_dir() else ()
+    if links:
+        raise ValueError(f"{str(links[0])!r} is a link; give a folder without any, or a new one")
     about = read_about(weights)
     results = [read_evaluation(path, about["seen"]) for path in evaluations]
     config = yaml.safe_load(about["config"])
     around = Path(weights).resolve().parents
     listed = _get(config, PLUGINS_KEY) or ()
-    plugins = [Path(find_plugin(name, (Path(), *around))) for name in listed]
+    if not trust_code and not plugins:
+        require_permission(listed, f"the checkpoint {weights!r}", (Path(), *around))
+    found = [Path(find_plugin(str(name), (Path(), *around))) for name in plugins or listed]
+    if len({path.name for path in found}) < len(found):
+        raise ValueError(f"two plugins have one name: {list(map(str, found))}; rename one")
     names = list(dict.fromkeys([*about["seen"], *(n for result in results for n in result.names)]))
-    about = {**about, "config": yaml.safe_dump(_portable(config, plugins), sort_keys=True)}
+    about = {**about, "config": yaml.safe_dump(_portable(config, found), sort_keys=True)}
     about.pop("data", None)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / PLUGINS, ignore_errors=True)
     write_safetensors(weights, str(folder / WEIGHTS), about)
     texts = {CONFIG: about["config"], NAMES: "\n".join(names) + "\n"}
-    texts[CARD] = model_card(about, _portable(config, plugins), names, results)
-    texts |= {f"{PLUGINS}/{path.name}": path.read_text(encoding="utf-8") for path in plugins}
+    texts[CARD] = model_card(about, _portable(config, found), names, results)
+    texts |= {f"{PLUGINS}/{path.name}": path.read_text(encoding="utf-8") for path in found}
     for name, text in texts.items():
         atomic_write(folder / name, text)
     said = {key: about[key] for key in ("seen", "vlm_id", "vlm_hash")}
@@ -144,11 +160,9 @@ def locate(
                 f"trained with {inside[key]!r}; get the model again, whole"
             )
     plugins = [str(folder / name) for name in hashes if name.startswith(f"{PLUGINS}/")]
-    if plugins and not trust_code:
-        raise ValueError(
-            f"the model in {str(folder)!r} brings Python code, {', '.join(plugins)}, which would "
-            "run; read it, then give trust_code=True"
-        )
+    listed = _get(yaml.safe_load(inside["config"]), PLUGINS_KEY) or ()
+    if not trust_code and (plugins or listed):
+        require_permission([*plugins, *listed], f"the model in {str(folder)!r}", ())
     return Pretrained(folder / WEIGHTS, (PLUGINS_KEY, repr(plugins)) if plugins else ())
 
 

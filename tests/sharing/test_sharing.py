@@ -219,7 +219,10 @@ def test_a_hub_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tm
         (["none.pth", "new"], "'none.pth' does not exist"),
         (["text.pth", "new"], "text.pth"),
         (["foreign.pth", "new"], "not a checkpoint of alignzeg"),
-        (["lost.pth", "new"], "lists 'lost_plugin.py', but there is no such file"),
+        (
+            ["lost.pth", "new"],
+            "in ALIGNZEG.PLUGINS, lost_plugin.py, which would run",
+        ),
         (["W", "text.pth"], "is a file; give another folder"),
         (["W", "text.pth/deep"], "is a file; give another folder"),
         (["W", "full"], "holds other files; give one that is empty"),

@@ -113,8 +113,10 @@ def trace_batches(
     return ""
 
 
-def replay_bundle(path: str, opts: Sequence[str] = ()) -> tuple[str, str]:
+def replay_bundle(path: str, opts: Sequence[str] = (), **allowed: Any) -> tuple[str, str]:
     """Repeats the step that a bundle holds in one process, with KEY VALUE pairs over its config.
+
+    What is `allowed` is said by `plugins` and `trust_code`, see `config_from_yaml`.
 
     Returns:
         Why the step failed then, and the first tensor that is not finite now, or nothing.
@@ -126,7 +128,7 @@ def replay_bundle(path: str, opts: Sequence[str] = ()) -> tuple[str, str]:
     facts = content.get(BUNDLE)
     if not isinstance(facts, Mapping) or "reason" not in facts:
         raise ValueError(f"{path!r} is no crash bundle, as a failed training leaves them")
-    cfg = config_from_yaml(content[KEY]["config"], opts, Path(path).parent)
+    cfg = config_from_yaml(content[KEY]["config"], opts, Path(path).parent, **allowed)
     setup_custom_data(cfg)
     # With the weights before the failed step.
     model = build_model(cfg)
