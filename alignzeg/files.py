@@ -128,7 +128,10 @@ def _write(content: Content, file: IO[bytes]) -> None:
     if callable(content):
         _run(content, file)
     else:
-        file.write(content.encode() if isinstance(content, str) else content)
+        # Names of files may hold bytes that are no text; in JSON these are escapes of theirs.
+        if isinstance(content, str):
+            content = content.encode("utf-8", "backslashreplace")
+        file.write(content)
 
 
 class _Watched:
