@@ -157,7 +157,7 @@ def _words(plan: Plan, row: Row, seed: int) -> list[str]:
 
 def _config_texts(config: Path) -> list[str]:
     """The text of a config and of those it builds on."""
-    text = config.read_text()
+    text = config.read_text("utf-8-sig")
     content = yaml.safe_load(text)
     base = content.get("_BASE_") or [] if isinstance(content, dict) else []
     bases = [base] if isinstance(base, str) else base
@@ -171,25 +171,27 @@ def _run_one(plan: Plan, row: Row, seed: int, processes: set[subprocess.Popen]) 
     # What was run is part of the result: another config or schedule is another run.
     identity = "\n".join([*words, *_config_texts(row.config)])
     marker = folder / "ablation_done.txt"
-    if marker.is_file() and marker.read_text() == identity:
+    if marker.is_file() and marker.read_text("utf-8") == identity:
         logger.info("%s, seed %d: kept", row.name, seed)
         return
     logger.info("%s, seed %d: running, log in %s", row.name, seed, folder / "ablation_log.txt")
     threads = str(max((os.cpu_count() or 1) // plan.jobs, 1))
-    with open(folder / "ablation_log.txt", "a") as log:
+    with open(folder / "ablation_log.txt", "a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*plan.program, *words],
             stdout=log,
             stderr=subprocess.STDOUT,
+            # Ctrl-C reaches this process alone, which then asks that one to save.
+            start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": threads, PARENT: str(os.getpid())},
         )
         processes.add(process)
         code = process.wait()
         processes.discard(process)
     if code:
-        tail = (folder / "ablation_log.txt").read_text()[-2000:]
+        tail = (folder / "ablation_log.txt").read_text("utf-8", "replace")[-2000:]
         raise TrainingError(f"{row.name} with seed {seed} failed with exit code {code}:\n{tail}")
-    marker.write_text(identity)
+    atomic_write(marker, identity)
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
@@ -204,7 +206,7 @@ def read_metrics(folder: Path) -> dict[str, float]:
             f"{folder / 'inference'} holds {len(files)} evaluations and the table needs one; "
             "give DATASETS.TEST one data set, and delete the folder of a run that was cut off"
         )
-    metrics = json.loads(files[0].read_text())["metrics"]
+    metrics = json.loads(files[0].read_text("utf-8"))["metrics"]
     return {name: metrics[name] for name in METRICS if metrics.get(name) is not None}
 
 
