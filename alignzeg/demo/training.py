@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,15 +23,25 @@ from rich.progress import (
 
 from alignzeg.arguments import PARENT, TrainingError
 from alignzeg.data.catalog import dataset_root
-from alignzeg.demo.identity import identity
 from alignzeg.demo.plan import LABELS, Plan, write_json
 from alignzeg.files import atomic_write
+from alignzeg.studies.identity import code_hash, described
 
 DONE = "done.json"
 _IDENTITY, _SPENT, _LOG = "identity.txt", "spent.json", "log.txt"
 _TAIL_LINES = 25
 # Seconds for a step, which ALIGNZEG.CHECKPOINT.GRACE bounds, and for saving behind it.
 _SAVE_S = 90
+
+
+def identity(plan: Plan, name: str) -> str:
+    """A hash of everything that a trained model follows from: config, data, code, weights.
+
+    Raises:
+        ValueError: if the data set is not there yet, or pretrained weights are not.
+    """
+    parts = {**described(plan.config(name), plan.run_opts(name)), "code": code_hash()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def train_all(plan: Plan, iterations: dict[str, int], console: Console) -> None:

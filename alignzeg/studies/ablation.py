@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignzeg.arguments import PARENT, TrainingError
-from alignzeg.files import atomic_write
+from alignzeg.files import atomic_write, file_hash
+from alignzeg.studies.identity import code_hash, described
 
 logger = logging.getLogger(__name__)
 
 # What trains, or evaluates, one run; the words of `alignzeg train` follow.
 TRAIN = (sys.executable, "-m", "alignzeg", "train")
+# What a run's folder says of its identity, from its start on; "done" once it has its result.
+MARKER = "ablation_run.json"
 METRICS = (
     *("pAcc", "mIoU", "sIoU", "uIoU", "hIoU", "unseen_to_seen", "unseen_to_background"),
     *("AR50_seen", "AR50_unseen"),
@@ -105,8 +106,11 @@ def check(plan: Plan) -> None:
 def run(plan: Plan) -> dict[str, Any]:
     """Does what is not done yet and summarises everything.
 
-    A run that has its result is kept if it was started by the same command; one that was cut off is
-    resumed from its last checkpoint.
+    A run that has its result is kept, and one that was cut off is resumed from its last checkpoint,
+    if its identity is the same: KEY VALUE pairs, config, data, pretrained weights, plugins, and the
+    weights that it takes from another row. The folder of a run with another identity is set aside
+    as `seed_<seed>_before_<n>`, which is logged, and the run is made anew. Runs of other code are
+    kept; that is logged, too.
 
     Returns:
         {"rows": {name: {"seeds": {seed: metrics}, "mean": {...}, "spread": {...}}}}; the spread is
@@ -117,15 +121,16 @@ def run(plan: Plan) -> dict[str, Any]:
         TrainingError: if a run fails; the message holds the end of its log. Other runs are kept.
     """
     check(plan)
-    # Rows that reuse weights wait for those they need.
-    for group in (
-        [row for row in plan.rows if not (row.weights_from or row.starts_from)],
-        [row for row in plan.rows if row.starts_from],
-        [row for row in plan.rows if row.weights_from],
-    ):
+    # Rows that take weights wait for those that they take them from, chains of them in order.
+    depths: dict[str, int] = {}
+    for row in plan.rows:
+        sources = [depths[name] for name in (row.weights_from, row.starts_from) if name]
+        depths[row.name] = 1 + max(sources, default=-1)
+    for depth in sorted(set(depths.values())):
+        group = [row for row in plan.rows if depths[row.name] == depth]
         # Seed by seed, so that a first column of the table is complete early.
-        todo = [(row, seed) for seed in plan.seeds for row in group]
-        _run_all(plan, todo)
+        _run_all(plan, [(row, seed) for seed in plan.seeds for row in group])
+    _warn_of_code(plan)
     rows = {row.name: _row_summary(plan, row) for row in plan.rows}
     summary = {"seeds": list(plan.seeds), "opts": list(plan.opts), "rows": rows}
     atomic_write(plan.output / "ablation.json", json.dumps(summary, indent=1))
@@ -155,25 +160,61 @@ def _words(plan: Plan, row: Row, seed: int) -> list[str]:
     return [*command, "OUTPUT_DIR", str(plan.folder(row.name, seed))]
 
 
-def _config_texts(config: Path) -> list[str]:
-    """The text of a config and of those it builds on."""
-    text = config.read_text("utf-8-sig")
-    content = yaml.safe_load(text)
-    base = content.get("_BASE_") or [] if isinstance(content, dict) else []
-    bases = [base] if isinstance(base, str) else base
-    return [text, *(part for name in bases for part in _config_texts(config.parent / name))]
+def _identity(plan: Plan, row: Row, seed: int) -> dict[str, str]:
+    """All that the figures of a run follow from but the code; rows that it builds on are done."""
+    opts = [*row.opts, *plan.opts, "SEED", str(seed)]
+    parts = described(row.config, opts)
+    for what, other in (("weights_from", row.weights_from), ("starts_from", row.starts_from)):
+        if other:
+            parts[what] = file_hash(plan.folder(other, seed) / "model_final.pth")
+    return parts
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _set_aside(folder: Path, changed: Sequence[str]) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}_before_{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    why = f"another {', '.join(changed)}" if changed else "no word of what it was made of"
+    logger.warning("%s has %s: set aside as %s, made anew", folder, why, aside.name)
+
+
+def _warn_of_code(plan: Plan) -> None:
+    now = code_hash()
+    folders = [plan.folder(row.name, seed) for row in plan.rows for seed in plan.seeds]
+    others = [folder for folder in folders if _read_marker(folder).get("code") != now]
+    if others:
+        logger.warning(
+            "%d of %d runs were made by other code of alignzeg than today's, such as %s; delete "
+            "their folders to make them anew",
+            *(len(others), len(folders), others[0]),
+        )
 
 
 def _run_one(plan: Plan, row: Row, seed: int, processes: set[subprocess.Popen]) -> None:
-    folder = plan.folder(row.name, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    words = _words(plan, row, seed)
-    # What was run is part of the result: another config or schedule is another run.
-    identity = "\n".join([*words, *_config_texts(row.config)])
-    marker = folder / "ablation_done.txt"
-    if marker.is_file() and marker.read_text("utf-8") == identity:
+    folder, identity = plan.folder(row.name, seed), _identity(plan, row, seed)
+    marker = _read_marker(folder)
+    before = marker.get("identity", {})
+    if before == identity and marker.get("done"):
         logger.info("%s, seed %d: kept", row.name, seed)
         return
+    if before != identity and folder.is_dir() and any(folder.iterdir()):
+        keys = sorted(identity.keys() | before.keys()) if before else []
+        _set_aside(folder, [key for key in keys if identity.get(key) != before.get(key)])
+        marker = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    # A run that goes on with other code is one of the code that it began with.
+    content = {"identity": identity, "code": marker.get("code", code_hash()), "done": False}
+    atomic_write(folder / MARKER, json.dumps(content, indent=1))
+    words = _words(plan, row, seed)
     logger.info("%s, seed %d: running, log in %s", row.name, seed, folder / "ablation_log.txt")
     threads = str(max((os.cpu_count() or 1) // plan.jobs, 1))
     with open(folder / "ablation_log.txt", "a", encoding="utf-8") as log:
@@ -191,7 +232,7 @@ def _run_one(plan: Plan, row: Row, seed: int, processes: set[subprocess.Popen]) 
     if code:
         tail = (folder / "ablation_log.txt").read_text("utf-8", "replace")[-2000:]
         raise TrainingError(f"{row.name} with seed {seed} failed with exit code {code}:\n{tail}")
-    atomic_write(marker, identity)
+    atomic_write(folder / MARKER, json.dumps(content | {"done": True}, indent=1))
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
@@ -206,7 +247,7 @@ def read_metrics(folder: Path) -> dict[str, float]:
             f"{folder / 'inference'} holds {len(files)} evaluations and the table needs one; "
             "give DATASETS.TEST one data set, and delete the folder of a run that was cut off"
         )
-    metrics = json.loads(files[0].read_text("utf-8"))["metrics"]
+    metrics = json.loads(files[0].read_text(encoding="utf-8"))["metrics"]
     return {name: metrics[name] for name in METRICS if metrics.get(name) is not None}
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import CONFIGS
 
 from alignzeg.commands import ksplits
-from alignzeg.studies.ablation import Plan, _config_texts, _words, check
+from alignzeg.studies.ablation import Plan, _words, check
 
 ZEROSHAPES = ksplits.Splits(CONFIGS / "zeroshapes")
 
@@ -54,17 +54,6 @@ def test_pairs_of_the_user_come_after_those_of_the_split(tmp_path):
     words = _words(Plan(rows, (1,), tmp_path, ("K", "V"), 1), rows[0], 1)
     start = words.index("DATASETS.TRAIN")
     assert words[start : start + 6] == [*rows[0].opts, "K", "V"]
-
-
-def test_a_run_is_known_by_all_files_that_its_config_builds_on():
-    base = CONFIGS / "_base_"
-    files = [
-        CONFIGS / "zeroshapes" / "pixel.yaml",
-        *(base / "models" / "small.yaml", base / "models" / "deeplab_small.yaml"),
-        *(base / "datasets" / "zeroshapes.yaml", base / "schedules" / "muon.yaml"),
-        base / "schedules" / "adamw.yaml",
-    ]
-    assert _config_texts(files[0]) == [file.read_text() for file in files]
 
 
 def test_one_pixel_network_may_serve_all_splits_if_it_saw_none_of_their_unseen(tmp_path):

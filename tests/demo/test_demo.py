@@ -22,8 +22,8 @@ from tiny_imagenet import tiny_imagenet, write_classifier
 
 from alignzeg.arguments import TrainingError
 from alignzeg.demo import Photographs, Plan, Scenes, run_plan
-from alignzeg.demo.identity import PACKAGE, SOURCES, identity, source_files
-from alignzeg.demo.training import last_iteration
+from alignzeg.demo.training import identity, last_iteration
+from alignzeg.studies.identity import PACKAGE, SOURCES, source_files
 
 # TINY_OPTS without the number of steps, which --iterations sets.
 OPTS = [*TINY_OPTS[:4], *TINY_OPTS[6:]]

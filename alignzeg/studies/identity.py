@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 import alignzeg
 from alignzeg.data.fingerprint import data_hash, fingerprint
-from alignzeg.demo.plan import Plan
 from alignzeg.engine import setup_config
 from alignzeg.engine.records.provenance import describe_weights
 from alignzeg.files import file_hash
@@ -22,29 +21,48 @@ from alignzeg.registries import build_vlm
 PACKAGE = Path(alignzeg.__file__).parent
 # What a trained model depends on; report and prediction may change without a new training.
 SOURCES = (
-    *("config", "data", "engine", "evaluation", "losses", "modeling"),
-    *("structures.py", "registries.py", "assets/*.json", "assets/*.safetensors"),
+    *("config", "data", "engine", "evaluation", "generative", "losses", "modeling"),
+    *("contracts.py", "peers.py", "structures.py", "registries.py", "registration.py"),
+    *("assets/*.json", "assets/*.safetensors"),
 )
 _SUFFIXES = (".py", ".json", ".safetensors")
 
 
-def identity(plan: Plan, name: str) -> str:
-    """A hash of everything that a trained model follows from: config, data, code, weights.
+def described(config: str | Path, opts: Sequence[str]) -> dict[str, str]:
+    """Hashes of everything but code that a trained model and its figures follow from.
+
+    Args:
+        config: YAML file.
+        opts: KEY VALUE pairs over it. Where files are written does not count; MODEL.WEIGHTS counts
+            by its content.
+
+    Returns:
+        "config", "data", "weights" and "plugins", each a hexadecimal hash.
 
     Raises:
-        ValueError: if the data set is not there yet, or pretrained weights are not.
-        RuntimeError: if a part of the code is not where it is looked for.
+        ValueError: if the config cannot work, or the data set or pretrained weights are not there.
     """
-    cfg = setup_config(plan.config(name), plan.run_opts(name))
-    cfg.OUTPUT_DIR = ""
-    digest = hashlib.sha256(cfg.dump().encode())
-    digest.update(data_hash(fingerprint((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))).encode())
-    digest.update(json.dumps(pretrained_hashes(cfg), sort_keys=True).encode())
+    cfg = setup_config(config, opts)
+    parts = {
+        "data": data_hash(fingerprint((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))),
+        "weights": json.dumps(pretrained_hashes(cfg), sort_keys=True),
+        "plugins": json.dumps([file_hash(file) for file in cfg.ALIGNZEG.PLUGINS]),
+    }
+    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.ALIGNZEG.VLM.CACHE_DIR = "", "", ""
+    parts["config"] = cfg.dump()
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
+
+
+def code_hash() -> str:
+    """A hash of the parts of the package that a trained model depends on.
+
+    Raises:
+        RuntimeError: if one of them is not where it is looked for.
+    """
+    digest = hashlib.sha256()
     for file in source_files(SOURCES):
         digest.update(str(file.relative_to(PACKAGE)).encode() + b"\0")
         digest.update(file.read_bytes())
-    for plugin in cfg.ALIGNZEG.PLUGINS:
-        digest.update(Path(plugin).read_bytes())
     return digest.hexdigest()
 
 
