@@ -112,16 +112,17 @@ def broken_package(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").partition(".")[0]
         return name if name in PACKAGES else ""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    importing = any(frame.f_globals.get("__name__", "").startswith("importlib") for frame in frames)
     # One with a number is of the file system, such as a folder that cannot be written.
     of_files = isinstance(error, OSError) and error.errno is not None
-    if not importing or of_files or not isinstance(error, IMPORT_ERRORS):
+    if of_files or not isinstance(error, IMPORT_ERRORS):
         return ""
-    if "torchvision::" in str(error):
-        return "torchvision"  # made for another torch, which is what says so
-    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
-    return next((name for name in reversed(names) if name in PACKAGES), "")
+    # The innermost module that was being executed, as it is by its first import only.
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [f.f_globals.get("__name__", "") for f in frames if f.f_code.co_name == "<module>"]
+    names = [name.partition(".")[0] for name in modules]
+    found = next((name for name in reversed(names) if name in PACKAGES), "")
+    # Made for another torch, which is what says so.
+    return "torchvision" if found and "torchvision::" in str(error) else found
 
 
 def mend(module: str, error: BaseException) -> str:
