@@ -15,13 +15,14 @@ DETECTRON2 ?= sal-detectron2==0.7.2
 WORKERS ?= 2
 ROUNDS ?= 2000
 
-.PHONY: help setup demo photos test lint format typecheck docs bench growth soak fuzz check lock clean
+.PHONY: help setup demo photos test test-newest lint format typecheck docs bench growth soak fuzz check lock clean
 
 help:
 	@echo "make setup      own .venv with pinned versions (repeat it freely)"
 	@echo "make demo       train and compare the baseline and AlignZeg: output/demo/report.html"
 	@echo "make photos DATA=FOLDER   the same on photographs, MSRC v2: output/photos/report.html"
 	@echo "make test       every test;  make check  lint + typecheck + test"
+	@echo "make test-newest   every test with the newest of all packages, in .venv-newest"
 	@echo "make lint | format | typecheck | docs | bench | growth | soak | fuzz | lock | clean"
 
 setup: $(STAMP)
@@ -56,6 +57,17 @@ photos:
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
+
+# Without the lock: what somebody gets who installs this today. Detectron2 alone stays as it is.
+NEWEST := .venv-newest
+test-newest: setup
+	$(PY) -m uv venv --quiet --clear --python $(PY) $(NEWEST)
+	$(PY) -m uv pip install --quiet --python $(NEWEST)/bin/python --upgrade \
+		--editable ".[imagenet,export,results,web,dev]"
+	$(PY) -m uv pip install --quiet --python-version 3.10 --no-deps \
+		--target "$$($(NEWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" "$(DETECTRON2)"
+	$(PY) -m uv pip list --python $(NEWEST)/bin/python
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 lint: setup
 	$(PY) -m ruff check .
@@ -103,4 +115,4 @@ lock: setup
 		--extra demo --extra dev --extra imagenet --extra export --extra results --extra web setup.py -o requirements.lock
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) *.egg-info .pytest_cache .mypy_cache .ruff_cache

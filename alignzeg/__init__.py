@@ -7,7 +7,9 @@ registers them (`alignzeg.registration`).
 
 from __future__ import annotations
 
+import getpass
 import importlib
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -57,5 +59,14 @@ def _is_command() -> bool:
     )
 
 
+def _name_user() -> None:
+    """Gives a user id without a name, as in `docker run -u 4242`, one for PyTorch, which asks."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["USER"] = str(getattr(os, "getuid", int)())
+
+
+_name_user()
 if not _is_command():
     importlib.import_module("alignzeg.registration")

@@ -13,7 +13,7 @@ from typing import Any
 from alignzeg import __version__
 from alignzeg.arguments import OneLineParser, check_pairs, did_you_mean
 from alignzeg.commands import COMMANDS, guarded, refuse
-from alignzeg.progress import say_loading
+from alignzeg.progress import escape_unprintable, say_loading
 
 
 def usage() -> str:
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The command's exit code; 2 after an error of the user, such as an unknown command.
     """
+    escape_unprintable()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-h"], ["--help"]):
         sys.stdout.write(usage())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,6 +30,12 @@ SOURCES = (
     *("assets/*.json", "assets/*.safetensors"),
 )
 _SUFFIXES = (".py", ".json", ".safetensors")
+# How file systems say that they cannot flush at all; anything else is a failure to write.
+_NO_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# Of these a warning has been given, which is given once.
+_told: set[int | None] = set()
+# Of text that UTF-8 does not have: file names that are not of the system's encoding.
+ESCAPED = "backslashreplace"
 
 
 def atomic_write(
@@ -44,7 +53,8 @@ def atomic_write(
 
     Args:
         path: the file.
-        content: bytes, text (written as UTF-8), or what puts the content into an open binary file.
+        content: bytes, text (written as UTF-8; what a file's name holds beyond it, as an escape),
+            or what puts the content into an open binary file.
         durable: whether the file is on the disk, not only in memory, before it takes its place.
         check: reads the hidden file and raises OSError if it is not what was written.
         attempts: how often to try; between attempts a disk gets time to recover.
@@ -85,6 +95,22 @@ def file_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def free_bytes(folder: str | Path) -> float:
+    """Room on the disk of a folder; infinite where the file system does not say."""
+    with contextlib.suppress(OSError):
+        usage = shutil.disk_usage(folder)
+        # Some network file systems call everything 0.
+        if usage.total:
+            return usage.free
+    return math.inf
+
+
+def user_cache() -> Path | None:
+    """The folder for what may be made anew, `~/.cache/alignzeg`; None without a home folder."""
+    home = os.path.expanduser("~")
+    return Path(home, ".cache", "alignzeg") if os.path.isabs(home) else None
+
+
 def hidden_file(path: str | Path) -> str:
     """The hidden file that `atomic_write` of this process writes before it renames it to `path`."""
     folder, name = os.path.split(path)
@@ -109,10 +135,7 @@ def _write_once(
             _write(content, file)
             file.flush()
             if durable:
-                os.fsync(file.fileno())
-            if durable and hasattr(os, "posix_fadvise"):
-                # So that the check reads what is on the disk, not what is still in memory.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                _sync(file.fileno(), hidden)
         if check is not None:
             check(hidden)
         os.replace(hidden, path)
@@ -128,10 +151,7 @@ def _write(content: Content, file: IO[bytes]) -> None:
     if callable(content):
         _run(content, file)
     else:
-        # Names of files may hold bytes that are no text; in JSON these are escapes of theirs.
-        if isinstance(content, str):
-            content = content.encode("utf-8", "backslashreplace")
-        file.write(content)
+        file.write(content.encode(errors=ESCAPED) if isinstance(content, str) else content)
 
 
 class _Watched:
@@ -162,15 +182,42 @@ def _run(write: Callable[[IO[bytes]], Any], file: IO[bytes]) -> None:
         raise
 
 
-def _sync_folder(folder: str) -> None:
-    # A rename is on the disk when the folder is. Not every system can flush a folder.
-    if os.name != "posix":
-        return
-    handle = os.open(folder or ".", os.O_RDONLY)
+def _sync(handle: int, name: str) -> None:
     try:
         os.fsync(handle)
-    finally:
-        os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+        _not_flushed(name, error)
+    if hasattr(os, "posix_fadvise"):
+        # So that the check reads what is on the disk, not what is still in memory.
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_folder(folder: str) -> None:
+    # A rename is on the disk when the folder is. The file is whole and in its place by now, so
+    # that no failure here (SMB, FUSE and WSL know several) is worth the run.
+    if os.name != "posix":
+        return
+    try:
+        handle = os.open(folder or ".", os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        _not_flushed(folder or ".", error)
+
+
+def _not_flushed(name: str, error: OSError) -> None:
+    if error.errno not in _told:
+        _told.add(error.errno)
+        logger.warning(
+            "the file system cannot flush %s (%s); the run goes on and files are whole, but a "
+            "power cut may lose the latest",
+            *(name, _reason(error)),
+        )
 
 
 def _reason(error: OSError) -> str:

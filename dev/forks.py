@@ -38,7 +38,9 @@ def forked(run: Callable[[], int], logs: Path) -> int:
             file = os.open(logs.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, number)
         # Somebody else may have replaced them.
-        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        sys.stdout, sys.stderr = (
+            open(n, "w", encoding="utf-8", buffering=1, closefd=False) for n in (1, 2)
+        )
         finish(run)
     return pid
 
@@ -121,7 +123,9 @@ def living(session: int) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            state, _, _, of = (
+                (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[:4]
+            )
         except OSError:
             continue
         if state != "Z" and int(of) == session:

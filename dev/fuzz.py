@@ -14,11 +14,13 @@ import argparse
 import collections
 import multiprocessing
 import os
+import queue
 import random
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from fuzzing.common import SMALL, TRAIN, Case, Source, nested
 from fuzzing.sandbox import REPOSITORY, Outcome, run_forked, run_started, warm_up
 
 from alignzeg.data.zeroshapes import write_dataset
+from alignzeg.progress import tracked
 
 # Of ten cases, how many are of each kind.
 SHARES = {"config": 4, "classes": 2, "labels": 2, "checkpoint": 2}
@@ -111,6 +114,27 @@ def work(
         results.put((number, case, outcome))
 
 
+def reports(
+    results: multiprocessing.Queue, workers: Sequence[multiprocessing.Process], rounds: int
+) -> Iterator[tuple[int, Case, Outcome]]:
+    """What the workers report, until all cases are done, no worker is left, or Ctrl-C."""
+    done = 0
+    while done < rounds:
+        alive = any(worker.is_alive() for worker in workers)
+        try:
+            yield results.get(timeout=5)
+            done += 1
+        except queue.Empty:
+            if not alive:
+                sys.stdout.write(f"all workers have ended before case {rounds}\n")
+                return
+        except KeyboardInterrupt:
+            # What was found so far is worth a report.
+            for worker in workers:
+                worker.kill()
+            return
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs all cases and prints the counts."""
     args = parser().parse_args(argv)
@@ -131,14 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         ]
         for worker in workers:
             worker.start()
-        for _ in range(args.rounds):
-            try:
-                number, case, outcome = results.get()
-            except KeyboardInterrupt:
-                # What was found so far is worth a report.
-                for worker in workers:
-                    worker.kill()
-                break
+        found = reports(results, workers, args.rounds)
+        for number, case, outcome in tracked(found, "cases", args.rounds):
             counts[case.kind][outcome.result] += 1
             failed += outcome.failed
             if outcome.failed or args.verbose:
@@ -149,10 +167,10 @@ def main(argv: list[str] | None = None) -> int:
                 sys.stdout.flush()
         for worker in workers:
             worker.join()
-    for kind, found in sorted(counts.items()):
-        line = ", ".join(f"{result} {count}" for result, count in sorted(found.items()))
-        sys.stdout.write(f"{kind:10} {sum(found.values()):5} cases: {line}\n")
-    done = sum(sum(found.values()) for found in counts.values())
+    for kind, results_of in sorted(counts.items()):
+        line = ", ".join(f"{result} {count}" for result, count in sorted(results_of.items()))
+        sys.stdout.write(f"{kind:10} {results_of.total():5} cases: {line}\n")
+    done = sum(results_of.total() for results_of in counts.values())
     sys.stdout.write(f"{done} cases in {time.monotonic() - start:.0f} s, {failed} failures\n")
     return 1 if failed or done < args.rounds else 0
 

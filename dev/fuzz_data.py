@@ -23,6 +23,8 @@ from fuzzing.data_files import folder_case, label_case
 from fuzzing.data_images import image_case
 from fuzzing.data_lists import list_case
 
+from alignzeg.progress import tracked
+
 MAKERS = {"list": list_case, "label": label_case, "folder": folder_case, "image": image_case}
 
 
@@ -68,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     kinds = [args.kind] if args.kind else list(MAKERS)
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     start = time.monotonic()
-    for number in range(args.first, args.first + args.rounds):
+    numbers = range(args.first, args.first + args.rounds)
+    for number in tracked(numbers, "cases", args.rounds):
         kind = kinds[number % len(kinds)]
         with tempfile.TemporaryDirectory() as name:
             result, detail = judge(kind, f"{args.seed} {number}", Path(name))

@@ -211,12 +211,12 @@ def observe(case: Case, session: int, output: Path) -> tuple[float | None, float
             code = os.waitstatus_to_exitcode(status) if pid else None
         if fault is None and case.kind == "parent":
             curve = output / "losses.jsonl"
-            if curve.exists() and curve.read_text().count("\n") > 1:
+            if curve.exists() and curve.read_text("utf-8").count("\n") > 1:
                 fault = time.time()
                 os.kill(session, signal.SIGKILL)
                 limit = fault + 2 * LIMIT_SECONDS
         elif fault is None and (output / "fault").exists():
-            fault = float((output / "fault").read_text() or time.time())
+            fault = float((output / "fault").read_text("utf-8") or time.time())
             limit = fault + 2 * LIMIT_SECONDS
         if code is not None and not living(session):
             return fault, time.time(), code

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,8 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 import alignzeg
-from alignzeg.files import atomic_write, files_below, leftovers
+from alignzeg import files
+from alignzeg.files import atomic_write, files_below, free_bytes, leftovers
 
 
 def touch(path: Path) -> Path:
@@ -145,3 +149,40 @@ def test_what_a_killed_writer_left_is_found(tmp_path: Path) -> None:
     (left,) = leftovers(tmp_path, "model_*.pth")
     assert not path.exists() and left.name.startswith(".model_1.pth.")
     assert not leftovers(tmp_path, "last_*")
+
+
+@pytest.mark.parametrize("of_folders", [True, False])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_what_cannot_be_flushed_is_one_warning(
+    tmp_path: Path, monkeypatch, caplog, code: int, of_folders: bool
+) -> None:
+    """As of SMB, FUSE and WSL; but that a file's own bytes do not reach the disk is an error."""
+    flush = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == of_folders:
+            raise OSError(code, os.strerror(code))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(files, "_told", set())
+    if code == errno.EIO and not of_folders:
+        with pytest.raises(OSError, match="Input/output error"):
+            atomic_write(tmp_path / "a", "x", durable=True)
+        return
+    for name in "ab":
+        atomic_write(tmp_path / name, name, durable=True)
+        assert (tmp_path / name).read_text() == name
+    (record,) = caplog.records
+    assert "cannot flush" in record.message and str(tmp_path) in record.message
+
+
+def test_a_disk_that_does_not_say_its_size_is_not_full(tmp_path: Path, monkeypatch) -> None:
+    assert 0 < free_bytes(tmp_path) < float("inf")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+    assert free_bytes(tmp_path) == free_bytes(tmp_path / "gone" / "deep") == float("inf")
+
+
+def test_a_file_name_of_another_encoding_is_escaped(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "names.txt", os.fsdecode(b"Gr\xf6\xdfe.png"))
+    assert "xf6" in (tmp_path / "names.txt").read_text("utf-8").replace("udcf6", "xf6")

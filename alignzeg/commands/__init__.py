@@ -19,6 +19,7 @@ from typing import Any
 
 import alignzeg
 from alignzeg.arguments import TrainingError
+from alignzeg.machine import broken_package, mend
 
 # Name -> what it does, in the order of the help.
 COMMANDS = {
@@ -95,10 +96,12 @@ def _complain(error: Exception, debug: bool) -> int:
     if debug and trace is None:
         raise error
     sys.stderr.write(trace if debug and trace else "")
-    command = _installation(error)
-    if command:
-        return refuse(f"{error}: {command}; alignzeg doctor says what else is missing")
-    if "alignzeg.engine" not in sys.modules and isinstance(error, (ValueError, ImportError)):
+    broken = broken_package(error)
+    if broken:
+        return refuse(f"{error}: {mend(broken, error)}; alignzeg doctor says what else is missing")
+    if "alignzeg.engine" not in sys.modules and isinstance(
+        error, (OSError, ValueError, ImportError)
+    ):
         # What explains all other errors takes seconds to import, or cannot be.
         return refuse(str(error))
     from detectron2.utils import comm
@@ -114,18 +117,6 @@ def _complain(error: Exception, debug: bool) -> int:
         who = f"process {comm.get_rank()}: " if one_of_many else ""
         sys.stderr.write(f"error: {who}{explain(error)}{hint}\n")
     return code
-
-
-def _installation(error: Exception) -> str:
-    """What installs the module that was not found; empty if the error is of another kind."""
-    if not isinstance(error, ModuleNotFoundError):
-        return ""
-    from alignzeg.machine import DETECTRON2_COMMAND, PACKAGES
-
-    module = (error.name or "").partition(".")[0]
-    if module == "detectron2":
-        return DETECTRON2_COMMAND
-    return f"pip install {PACKAGES[module]}" if module in PACKAGES else ""
 
 
 @contextmanager

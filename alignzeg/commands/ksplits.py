@@ -208,7 +208,7 @@ def rounds(folder: Path) -> list[Figures]:
     """
     found: dict[int, Figures] = {}
     path = folder / "metrics.json"
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
         entry = json.loads(line)
         figures = {name: entry[_PREFIX + name] for name in METRICS if _PREFIX + name in entry}
         if figures:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignzeg.arguments import OneLineParser, command_parser
+from alignzeg.files import atomic_write
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -181,5 +182,5 @@ def main(args: argparse.Namespace) -> None:
                 key: {**vars(row), "difference": vars(row.difference)} for key, row in both.items()
             }
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        atomic_write(args.json, json.dumps(report, indent=1) + "\n")
     sys.stdout.flush()

@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -167,6 +167,14 @@ def _build(pairs: list[tuple[str, Any]], opts: Sequence[str], folders: Sequence[
     return cfg
 
 
+class _Utf8(CfgNode):
+    """Reads YAML files as UTF-8 wherever they are read; Detectron2 asks the locale."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        return open(PathManager.get_local_path(filename), encoding="utf-8-sig")
+
+
 def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
     if not config_file:
         return []
@@ -177,7 +185,12 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
             "configs/zeroshapes/alignzeg.yaml in a checkout of the repository"
         )
     try:
-        loaded = CfgNode.load_yaml_with_base(str(config_file), allow_unsafe=False)
+        loaded = _Utf8.load_yaml_with_base(str(config_file), allow_unsafe=False)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"config file {str(config_file)!r}, or its _BASE_, is not UTF-8 ({error}); save it as "
+            "UTF-8"
+        ) from error
     except _BAD_FILE as error:
         reason = " ".join(str(error).split())
         raise ValueError(

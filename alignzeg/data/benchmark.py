@@ -139,7 +139,7 @@ def read_split_file(path: str | Path) -> Benchmark:
 def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     """The keys of a split file and, below them, those of its base."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read split file {path}: {error}") from error
     if not isinstance(content, dict):

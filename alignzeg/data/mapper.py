@@ -170,6 +170,9 @@ def test_augmentations(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
     return [ShorterSide([size, size], cfg.INPUT.MAX_SIZE_TEST)] if size else []
 
 
+test_augmentations.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test
+
+
 def training_augmentations(
     cfg: CfgNode, ignore_label: int = IGNORE_LABEL
 ) -> list[T.Augmentation | T.Transform]:

@@ -93,7 +93,7 @@ def _train(plan: Plan, iterations: dict[str, int], console: Console) -> dict[str
     console.print(f"Training {steps} steps each; logs in {plan.output}/*/log.txt", soft_wrap=True)
     train_all(plan, iterations, console)
     return {
-        f"train_{name}": json.loads(plan.record(name, DONE).read_text())["seconds"]
+        f"train_{name}": json.loads(plan.record(name, DONE).read_text("utf-8"))["seconds"]
         for name in LABELS
     }
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -25,12 +24,14 @@ from rich.progress import (
 from alignzeg.arguments import PARENT, TrainingError
 from alignzeg.data.catalog import dataset_root
 from alignzeg.demo.plan import LABELS, Plan, write_json
-from alignzeg.files import code_hash
+from alignzeg.files import atomic_write, code_hash
 from alignzeg.studies.identity import described
 
 DONE = "done.json"
 _IDENTITY, _SPENT, _LOG = "identity.txt", "spent.json", "log.txt"
 _TAIL_LINES = 25
+# Seconds for a step, which ALIGNZEG.CHECKPOINT.GRACE bounds, and for saving behind it.
+_SAVE_S = 90
 
 
 def identity(plan: Plan, name: str) -> str:
@@ -69,6 +70,8 @@ def train_all(plan: Plan, iterations: dict[str, int], console: Console) -> None:
                 time.sleep(0.3)
         finally:
             for training in running:
+                training.ask_to_stop()
+            for training in running:
                 training.stop()
 
 
@@ -76,10 +79,10 @@ def _reusable(plan: Plan, name: str, console: Console) -> bool:
     """Whether a run is done; clears its folder if it was made from something else."""
     folder, current = plan.folder(name), identity(plan, name)
     marker = plan.record(name, _IDENTITY)
-    if folder.exists() and not (marker.is_file() and marker.read_text() == current):
+    if folder.exists() and not (marker.is_file() and marker.read_text("utf-8") == current):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(current)
+    atomic_write(marker, current)
     done = plan.record(name, DONE).is_file() and (folder / "model_final.pth").is_file()
     if done:
         console.print(f"{LABELS[name]}: trained already, used again", highlight=False)
@@ -97,7 +100,7 @@ class _Training:
         self.log = plan.record(name, _LOG)
         self.start = time.monotonic()
         spent = plan.record(name, _SPENT)
-        self.spent = json.loads(spent.read_text())["seconds"] if spent.is_file() else 0.0
+        self.spent = json.loads(spent.read_text("utf-8"))["seconds"] if spent.is_file() else 0.0
         self.task: TaskID = progress.add_task(LABELS[name], total=self.total)
         threads = str(max(1, (os.cpu_count() or 1) // plan.jobs))
         # Absolute, because the process is started in the repository.
@@ -108,6 +111,8 @@ class _Training:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                # Ctrl-C reaches this process alone, which then asks that one to save.
+                start_new_session=True,
                 env={
                     "OMP_NUM_THREADS": threads,
                     **os.environ,
@@ -148,13 +153,17 @@ class _Training:
     def _write(self, what: str, seconds: float) -> None:
         write_json(self.plan.record(self.name, what), {"seconds": seconds})
 
-    def stop(self) -> None:
-        """Asks the process to end, and insists after five seconds."""
+    def ask_to_stop(self) -> None:
+        """Lets the process end its step, save and end."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.progress.update(self.task, description=f"{LABELS[self.name]}, saving")
+            self.process.terminate()
+
+    def stop(self) -> None:
+        """Waits for the end; another Ctrl-C, or more time than a save takes, ends it at once."""
         try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
+            self.process.wait(_SAVE_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
             self.process.kill()
             self.process.wait()
         self._write(_SPENT, self._seconds())

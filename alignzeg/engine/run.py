@@ -28,6 +28,7 @@ from alignzeg.engine.settings import advice
 from alignzeg.engine.solver.optim import scaled_lr
 from alignzeg.engine.training.resume import saved_seed
 from alignzeg.engine.training.trainer import Trainer
+from alignzeg.files import atomic_write
 from alignzeg.registries import TRAINER_REGISTRY, find
 
 try:
@@ -79,7 +80,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     logger.debug("environment:\n%s", collect_env_info())
     if comm.is_main_process():
         path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-        path.write_text(cfg.dump(), encoding="utf-8")
+        atomic_write(path, cfg.dump())
         logger.info("the whole config is in %s", path)
     seed_all_rng(cfg.SEED + comm.get_rank())
     if not evaluating:
@@ -126,7 +127,14 @@ def train(
             logger.warning("%s", line)
         validate_names(cfg, trainer._trainer.inner_model)
     first = trainer.start_iter
-    record_run(cfg, trainer.model, action="train", iteration=first, resumed=resume and first > 0)
+    record_run(
+        cfg,
+        trainer.model,
+        action="train",
+        iteration=first,
+        resumed=resume and first > 0,
+        fingerprints=trainer.fingerprints,
+    )
     return trainer.train()
 
 
@@ -175,7 +183,7 @@ def lock_output(folder: str | os.PathLike[str]) -> None:
     """Keeps other processes from training into a folder as long as this one lives.
 
     The lock is the operating system's: it goes with the process, however that ends, and forked
-    workers do not keep it. Where the file system knows no locks, nothing is locked.
+    workers do not keep it. Where the file system knows no locks, a warning says so.
 
     Raises:
         ValueError: if another process has the folder.
@@ -185,7 +193,7 @@ def lock_output(folder: str | os.PathLike[str]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     # Kept open: closing it would unlock it.
-    file = open(folder / "run.lock", "a+")  # noqa: SIM115
+    file = open(folder / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -196,8 +204,12 @@ def lock_output(folder: str | os.PathLike[str]) -> None:
             f"process {owner} is training into OUTPUT_DIR {str(folder)!r}; stop it, or choose "
             "another OUTPUT_DIR"
         ) from None
-    except OSError:
+    except OSError as error:
         file.close()
+        logger.warning(
+            "the file system of %s knows no locks (%s): see to it that no other run is in it",
+            *(folder, error.strerror),
+        )
         return
     with contextlib.suppress(OSError):
         file.truncate(0)

@@ -49,7 +49,7 @@ def setup_config_of(file: str | Path, **allowed: Any) -> CfgNode:
     Raises:
         ValueError: as `config_from_yaml`, or on data sets that cannot be what the config says.
     """
-    text = Path(file).read_text(encoding="utf-8")
+    text = Path(file).read_text(encoding="utf-8-sig")
     cfg = config_from_yaml(text, (), Path(file).parent, **allowed)
     setup_custom_data(cfg)
     setup_pseudo_labels(cfg)

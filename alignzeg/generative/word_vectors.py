@@ -86,7 +86,7 @@ class WordVectors:
 
     def _lines(self) -> Iterator[str]:
         try:
-            with open(self.path, encoding="utf-8", errors="replace") as file:
+            with open(self.path, encoding="utf-8-sig", errors="replace") as file:
                 yield from file
         except OSError as error:
             raise ValueError(

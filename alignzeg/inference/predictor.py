@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ class Predictor:
         self.seen: tuple[str, ...] = tuple(about["seen"])
         self._resize = T.AugmentationList(test_augmentations(cfg))
         self._max_pixels = max_pixels
-        self._warned: set[Vocabulary] = set()
+        # The last ones: a web page is asked for any number of lists.
+        self._warned: deque[Vocabulary] = deque(maxlen=64)
         if self.vocabulary is not None:
             self._warn(self.vocabulary)
 
@@ -219,7 +221,7 @@ class Predictor:
         """Logs, once for each list of classes, what makes an answer worth less than it looks."""
         if vocabulary in self._warned:
             return
-        self._warned.add(vocabulary)
+        self._warned.append(vocabulary)
         for warning in pitfalls(vocabulary, getattr(self.model, "vlm", None)):
             logger.warning("%s", warning)
 

@@ -128,6 +128,7 @@ class TestTimeAugmentation:
     flip: bool = False
     window: int = 0
     stride: int = 0
+    __test__ = False  # of pytest, which takes it for a test
 
     def __post_init__(self) -> None:
         if any(side < 1 for side in self.sides) or self.window < 0:

@@ -222,13 +222,15 @@ def _run_one(plan: Plan, row: Row, seed: int, processes: set[subprocess.Popen]) 
             [*plan.program, *words],
             stdout=log,
             stderr=subprocess.STDOUT,
+            # Ctrl-C reaches this process alone, which then asks that one to save.
+            start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": threads, PARENT: str(os.getpid())},
         )
         processes.add(process)
         code = process.wait()
         processes.discard(process)
     if code:
-        tail = (folder / "ablation_log.txt").read_text(encoding="utf-8")[-2000:]
+        tail = (folder / "ablation_log.txt").read_text("utf-8", "replace")[-2000:]
         raise TrainingError(f"{row.name} with seed {seed} failed with exit code {code}:\n{tail}")
     atomic_write(folder / MARKER, json.dumps(content | {"done": True}, indent=1))
 

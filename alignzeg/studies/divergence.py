@@ -60,7 +60,7 @@ def read_entries(folder: str) -> list[dict[str, Any]]:
     config = path / "config.yaml"
     if config.is_file():
         try:
-            loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
+            loaded = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"cannot read {config}: {' '.join(str(error).split())}") from error
         return [{"config": loaded if isinstance(loaded, dict) else {}}]
@@ -219,7 +219,7 @@ def read_curve(path: str | Path) -> dict[int, dict[str, float]]:
     """
     curve: dict[int, dict[str, float]] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     last = -1

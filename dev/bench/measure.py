@@ -137,7 +137,7 @@ def growth_mib(row: Row, side: str, quick: bool) -> float:
     for _ in range(1 if quick else _MEMORY_RUNS):
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
         before = _status("VmRSS")
         kept = run()
         found.append((_status("VmHWM") - before) / 1024)
@@ -147,7 +147,7 @@ def growth_mib(row: Row, side: str, quick: bool) -> float:
 
 
 def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(key):
             return int(line.split()[1])
     raise RuntimeError(f"/proc/self/status has no {key}")
@@ -180,7 +180,10 @@ class Others:
     @staticmethod
     def _seconds() -> tuple[float, float, float]:
         """Wall time, time that all cores were busy, and time that we were."""
-        fields = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+        fields = [
+            int(word)
+            for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:]
+        ]
         idle = fields[3] + fields[4]
         # Guests are part of the first two fields.
         busy = (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK")

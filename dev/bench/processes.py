@@ -34,7 +34,7 @@ _runs: dict[tuple[int, bool], dict[str, float]] = {}
 def sent_bytes() -> int:
     """Bytes that left through the loopback device so far (Linux)."""
     path = Path("/sys/class/net/lo/statistics/tx_bytes")
-    return int(path.read_text()) if path.is_file() else 0
+    return int(path.read_text(encoding="utf-8")) if path.is_file() else 0
 
 
 def member(rank: int, world_size: int, folder: str, quick: bool) -> None:
@@ -82,7 +82,7 @@ def member(rank: int, world_size: int, folder: str, quick: bool) -> None:
             "sent": sent,
             "gradients": float(gradients),
         }
-        Path(folder, f"found{world_size}.json").write_text(json.dumps(found))
+        Path(folder, f"found{world_size}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def run(world_size: int, quick: bool) -> dict[str, float]:
@@ -96,7 +96,7 @@ def run(world_size: int, quick: bool) -> dict[str, float]:
             # Each process gets one thread, also if it is alone.
             with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
                 multiprocessing.spawn(member, arguments, nprocs=world_size)
-            text = Path(folder, f"found{world_size}.json").read_text()
+            text = Path(folder, f"found{world_size}.json").read_text(encoding="utf-8")
         _runs[world_size, quick] = json.loads(text)
     return _runs[world_size, quick]
 

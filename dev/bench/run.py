@@ -104,7 +104,7 @@ def child(names: Sequence[str], quick: bool, pinned: bool) -> dict[str, dict[str
         words = [sys.executable, str(REPOSITORY / "dev" / "bench"), "--into", file.name]
         words += ["--only", *names] + ["--quick"] * quick
         code = subprocess.run(words, env=env, cwd=REPOSITORY).returncode
-        text = Path(file.name).read_text()
+        text = Path(file.name).read_text(encoding="utf-8")
     if not text:
         return {name: {"error": f"the process ended with exit code {code}"} for name in names}
     return json.loads(text)
@@ -177,12 +177,12 @@ def write(report: dict[str, Any], args: argparse.Namespace) -> int:
     path = args.output / "results.json"
     found = report["rows"]
     # A part that is measured anew takes its place among the other rows.
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     both = kept | found
     about = args.output / "about.json"
     if kept.keys() - found.keys() and about.is_file():
         # The page tells of the worst that happened beside any of its rows.
-        reports = (report, json.loads(about.read_text()))
+        reports = (report, json.loads(about.read_text("utf-8")))
         noises = [one["disturbance"] for one in reports]
         report["disturbance"] = max(noises, key=lambda noise: noise.get("other_cores", 0.0))
     atomic_write(path, json.dumps(both, indent=1) + "\n")

@@ -88,7 +88,7 @@ def classes_case(source: Source, folder: Path, rng: random.Random) -> Case:
         config["ALIGNZEG"]["PLUGINS"] = ["plugin.py"]
         config["DATASETS"] = {"TRAIN": ["fuzzed_train"], "TEST": ["fuzzed_val"]}
     text = yaml.safe_dump({"_BASE_": str(source.base if own else source.config), **config})
-    (folder / "config.yaml").write_text(text)
+    (folder / "config.yaml").write_text(text, "utf-8")
     what = "own folder" if own else "split file"
     return Case("classes", what, TRAIN, ("--config-file", "config.yaml"), source.data)
 

@@ -96,7 +96,9 @@ def _inside(case: Case, folder: Path) -> int:
         os.dup2(handle, number)
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)
-    used = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
+    used = resource.getpagesize() * int(
+        Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     os.environ.update(environment(case))
     argv = list(case.argv)
@@ -146,7 +148,7 @@ def judge(folder: Path, code: int) -> Outcome:
     if list(folder.rglob("hacked")):
         return Outcome("hacked", end)
     if (folder / "bug.txt").exists():
-        return Outcome("bug", (folder / "bug.txt").read_text())
+        return Outcome("bug", (folder / "bug.txt").read_text("utf-8"))
     if "Traceback (most" in out + err:
         return Outcome("traceback", end)
     if code == 0:

@@ -30,7 +30,7 @@ OPTS = [*TINY_OPTS[:4], *TINY_OPTS[6:]]
 PHOTO_OPTS = [
     *(*OPTS, "INPUT.MIN_SIZE_TRAIN", "(48,)", "INPUT.MIN_SIZE_TEST", "48"),
     *("ALIGNZEG.DATA.CROP_SIZE", "32", "MODEL.FPN.OUT_CHANNELS", "32", "TEST.EVAL_PERIOD", "0"),
-    *("ALIGNZEG.EXTRACTOR.LAYERS", "1", "SOLVER.CHECKPOINT_PERIOD", "1"),
+    *("ALIGNZEG.EXTRACTOR.LAYERS", "1"),
 ]
 SCENES = Scenes((8, 4), 64)
 STEPS = 30
@@ -93,6 +93,7 @@ def test_photographs_go_on_after_ctrl_c_and_are_reused(tmp_path: Path) -> None:
     text = said(plan)
     assert "Preparing msrc21" in text and "hIoU" in text and "used again" not in text
     entries = [history(plan.folder(name)) for name in ("baseline", "alignzeg")]
+    assert entries[0][1]["resumed"]
     # The second training may have begun by the time that the signal came.
     assert len(entries[0]) == 2 and len(entries[1]) in (1, 2)
     spent = json.loads(plan.record("baseline", "spent.json").read_text())["seconds"]
@@ -118,7 +119,7 @@ def test_photographs_go_on_after_ctrl_c_and_are_reused(tmp_path: Path) -> None:
 
 
 def interrupted(plan: Plan, log: Path) -> None:
-    """Runs the command until its first training has saved something, then types Ctrl-C."""
+    """Runs the command until its first training has made a step, then types Ctrl-C."""
     command = [sys.executable, "-m", "alignzeg", "photos", "--data", plan.data.source]
     command += ["--partial", "--output", str(plan.output), "--iterations", str(STEPS)]
     command += ["--jobs", "1", *plan.opts]
@@ -127,15 +128,19 @@ def interrupted(plan: Plan, log: Path) -> None:
             command,
             stdout=stream,
             stderr=subprocess.STDOUT,
+            # A terminal interrupts all processes of a group.
+            start_new_session=True,
             # What runs the tests may have been started in the background, ignoring SIGINT.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
-            while not (plan.folder("baseline") / "last_checkpoint").exists():
+            curve = plan.folder("baseline") / "losses.jsonl"
+            while not curve.exists() or not curve.stat().st_size:
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)
             assert process.wait(300) == 130
+            assert (plan.folder("baseline") / "last_checkpoint").exists()
         finally:
             process.kill()
     assert log.read_text().endswith("stopped; run the same command to go on\n")
@@ -143,7 +148,7 @@ def interrupted(plan: Plan, log: Path) -> None:
 
 def history(folder: Path) -> list[dict]:
     """Starts and resumes of a run."""
-    return json.loads((folder / "provenance.json").read_text())
+    return json.loads((folder / "provenance.json").read_text())["history"]
 
 
 @pytest.mark.parametrize(

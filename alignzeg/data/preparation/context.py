@@ -123,7 +123,7 @@ def _plan_json(request: Request, voc: Path) -> Plan:
 
 def _read_merged(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         keys = set(content) if isinstance(content, dict) else set()
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}; download it anew") from error

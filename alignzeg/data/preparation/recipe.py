@@ -121,7 +121,7 @@ def read_ids(path: Path) -> list[str]:
         ValueError: if the file cannot be read, holds an id twice or something that is no id.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the id list {path}: {error}") from error
     ids = [line.strip() for line in lines if line.strip()]

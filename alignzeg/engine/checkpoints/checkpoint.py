@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -26,7 +25,7 @@ from alignzeg.engine.checkpoints.reading import (
     require_trust,
 )
 from alignzeg.engine.checkpoints.state import plain, tensor_bytes
-from alignzeg.files import ATTEMPTS, atomic_write
+from alignzeg.files import ATTEMPTS, atomic_write, free_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def write_archive(path: str, content: Mapping[str, Any]) -> None:
         OSError: if there is no room, which is looked for first, or the file could not be written.
     """
     folder = os.path.dirname(path)
-    needed, free = tensor_bytes(content) + SLACK_BYTES, shutil.disk_usage(folder).free
+    needed, free = tensor_bytes(content) + SLACK_BYTES, free_bytes(folder)
     if free < needed:
         raise OSError(
             errno.ENOSPC,

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import re
+import time
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -34,12 +35,19 @@ TRUSTED_ADDRESSES = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2
 POINTER = "last_checkpoint"
 # What a checkpoint says of itself.
 KEY = "alignzeg"
+# Archives whose checksums agreed, by what a change of them would change: a resume looks at the last
+# checkpoint several times. What was written in the last seconds is always read again, as the clocks
+# of file systems are coarse.
+_intact: set[tuple[str, int, int, int]] = set()
+_COARSE_S = 3
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 _GIVE = "give another, such as the model_final.pth that alignzeg train writes"
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, mapped: bool = False) -> dict[str, Any]:
     """Reads a file of torch.save, or a .safetensors file, to the CPU without running code in it.
+
+    If `mapped`, tensors stay in the file until they are looked at, for those who want other things.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds more than tensors and plain values.
@@ -56,7 +64,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
                 about = json.loads((file.metadata() or {}).get(KEY, "null"))
                 weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
             return {"model": weights} if about is None else {"model": weights, KEY: about}
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = _load(path, mapped)
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(
             f"checkpoint {path!r} is damaged, or holds more than tensors and plain values, which "
@@ -75,13 +83,23 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return loaded
 
 
+def _load(path: str, mapped: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except RuntimeError as error:
+        # Some network file systems cannot map a file; files of old versions of PyTorch neither.
+        if not mapped or "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def read_about(path: str) -> dict[str, Any]:
     """What a checkpoint of this package says of itself, see `checkpoint.describe`.
 
     Raises:
         ValueError: as `read_checkpoint`, or if the file says too little.
     """
-    about = dict(about_in(read_checkpoint(path)))
+    about = dict(about_in(read_checkpoint(path, mapped=True)))
     kinds = {"config": str, "seen": list}
     told = all(isinstance(about.get(key), kind) and about[key] for key, kind in kinds.items())
     if not told or not {"version", "vlm_id", "vlm_hash"} <= about.keys():
@@ -110,12 +128,20 @@ def damage(path: str) -> str:
     Raises:
         OSError: if the file cannot be read at all.
     """
+    found = os.stat(path)
+    key = (os.path.abspath(path), found.st_ino, found.st_size, found.st_mtime_ns)
+    if key in _intact:
+        return ""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except _BAD_ARCHIVE as error:
         return f"{type(error).__name__}: {error}"
-    return "" if bad is None else f"the checksum of its part {bad!r} is wrong"
+    if bad is not None:
+        return f"the checksum of its part {bad!r} is wrong"
+    if time.time() - found.st_mtime > _COARSE_S:
+        _intact.add(key)
+    return ""
 
 
 def check_written(path: str) -> None:
@@ -127,7 +153,7 @@ def check_written(path: str) -> None:
     reason = damage(path)
     if not reason:
         try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            _load(path, mapped=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             reason = str(error).strip().split("\n")[0]
     if reason:
@@ -187,7 +213,7 @@ def _iteration(path: str) -> int:
     if match:
         return int(match.group(1))
     with contextlib.suppress(*DAMAGED, pickle.UnpicklingError):
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
+        return int(_load(path, mapped=True)["iteration"])
     return -1
 
 

@@ -60,6 +60,11 @@ def is_short_of_shared_memory(error: BaseException) -> bool:
     return said and isinstance(error, (RuntimeError, OSError))
 
 
+def is_homeless(error: BaseException) -> bool:
+    """Whether an error says that a path begins with a ~ that stands for no folder here."""
+    return isinstance(error, RuntimeError) and "determine home directory" in str(error)
+
+
 def explain(error: BaseException) -> str:
     """One line about an error; with its type where the message does not speak for itself."""
     text = one_line(str(error))
@@ -80,6 +85,11 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if is_homeless(error):
+        return (
+            "a path begins with ~, which is no folder here: HOME is not set, or there is no such "
+            "user; write the path in full"
+        )
     if text and isinstance(error, (NonFiniteError, RunFailed, *USER_ERRORS)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -93,5 +103,5 @@ def exit_code(error: BaseException) -> int:
         return NON_FINITE
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    short = is_out_of_memory(error) or is_short_of_shared_memory(error)
+    short = is_out_of_memory(error) or is_short_of_shared_memory(error) or is_homeless(error)
     return USER_ERROR if short or isinstance(error, USER_ERRORS) else BUG

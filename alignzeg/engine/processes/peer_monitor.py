@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import ipaddress
 import json
 import logging
 import os
@@ -160,7 +161,7 @@ def connect(host: str, *, several_machines: bool, speaks: bool) -> PeerMonitor |
     rank = dist.get_rank()
     listener = None
     if rank == 0:
-        listener = socket.create_server(("" if several_machines else host, 0), backlog=1024)
+        listener = _listener(host, several_machines)
     facts: list[Any] = [listener.getsockname()[1] if listener else 0, secrets.token_hex(16)]
     dist.broadcast_object_list(facts)
     port, token = facts
@@ -182,6 +183,15 @@ def connect(host: str, *, several_machines: bool, speaks: bool) -> PeerMonitor |
     _current = PeerMonitor(rank, peers, listener, speaks)
     _current.watch(token)
     return _current
+
+
+def _listener(host: str, several_machines: bool) -> socket.socket:
+    """At the address that the others know; at all where that is not one of this machine's own."""
+    with contextlib.suppress(OSError, ValueError):
+        address = socket.gethostbyname(host)
+        if not several_machines or not ipaddress.ip_address(address).is_loopback:
+            return socket.create_server((address, 0), backlog=1024)
+    return socket.create_server(("", 0), backlog=1024)
 
 
 def end(error: BaseException) -> None:

@@ -21,6 +21,7 @@ from alignzeg.data.worker_registration import Registered
 from alignzeg.engine.processes import errors, process_exit
 from alignzeg.engine.processes.errors import PEER_FAILED, RunFailed
 from alignzeg.files import atomic_write
+from alignzeg.progress import escape_unprintable
 
 # CUDA does not survive a fork.
 START_METHOD = "spawn"
@@ -77,6 +78,7 @@ def _work(
     parent: int,
 ) -> None:
     process_exit.watch_parent(parent)
+    escape_unprintable()
     report: Report = None
     try:
         target(jobs[index])

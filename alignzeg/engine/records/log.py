@@ -14,6 +14,7 @@ from detectron2.utils.logger import _ColorfulFormatter
 from termcolor import colored
 
 from alignzeg.engine.processes.errors import explain
+from alignzeg.files import ESCAPED
 
 LOGGERS = ("alignzeg", "detectron2", "fvcore")
 _COLOR_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -33,7 +34,7 @@ def start_log(folder: str | Path, rank: int = 0, tracebacks: bool = True) -> Non
     """
     path = Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = logging.FileHandler(path, encoding="utf-8", errors=ESCAPED)
     file.setFormatter(_Plain("[%(asctime)s] %(name)s %(levelname)s: %(message)s", _TIME))
     handlers: list[logging.Handler] = [file]
     if rank == 0:

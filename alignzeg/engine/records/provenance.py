@@ -49,25 +49,39 @@ _GIT_SECONDS = 20
 
 
 def record_run(
-    cfg: CfgNode, model: nn.Module, *, action: str, iteration: int = 0, resumed: bool = False
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    action: str,
+    iteration: int = 0,
+    resumed: bool = False,
+    fingerprints: Mapping[str, Any] | None = None,
 ) -> None:
     """Adds an entry to OUTPUT_DIR's `provenance.json`; to be called before the first step.
 
     `iteration` is the first to come; `resumed` says that the run goes on from a checkpoint of its
-    own. The first process writes.
+    own; `fingerprints` are as for `describe_run`. The first process writes.
 
     Raises:
         ValueError: if a file of a data set cannot be read.
         OSError: if the file cannot be written.
     """
     if comm.is_main_process():
-        entry = describe_run(cfg, model)
+        entry = describe_run(cfg, model, fingerprints)
         entry |= {"action": action, "iteration": int(iteration), "resumed": bool(resumed)}
         append_entry(Path(cfg.OUTPUT_DIR), entry)
 
 
-def describe_run(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """Everything about a run that is known before its first step, as plain values."""
+def describe_run(
+    cfg: CfgNode, model: nn.Module, fingerprints: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything about a run that is known before its first step, as plain values.
+
+    `fingerprints` are those of data sets that have been read already.
+    """
+    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    known = fingerprints or {}
+    found = {**known, **fingerprint(name for name in names if name not in known)}
     vlm = getattr(getattr(model, "module", model), "vlm", None)
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -81,7 +95,7 @@ def describe_run(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "plugins": {Path(file).name: file_hash(file) for file in cfg.ALIGNZEG.PLUGINS},
         "weights": describe_weights(cfg.MODEL.WEIGHTS),
         "vlm": None if vlm is None else {"id": str(vlm.id), "hash": str(vlm.hash)},
-        "data": fingerprint([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
+        "data": {name: found[name] for name in names},
     }
 
 

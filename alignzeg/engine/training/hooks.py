@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -193,9 +194,13 @@ class LossCurve(hooks.HookBase):
     def before_train(self) -> None:
         """Opens the file, and ends a line that a kill has cut short."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        before = self._path.read_bytes() if self._path.exists() else b""
+        last = b""
+        if self._path.exists() and self._path.stat().st_size:
+            with self._path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                last = file.read()
         self._file = self._path.open("a", buffering=1, encoding="utf-8")
-        if before and not before.endswith(b"\n"):
+        if last not in (b"", b"\n"):
             self._file.write("\n")
 
     def after_step(self) -> None:

@@ -37,7 +37,7 @@ def saved_seed(folder: str) -> int | None:
     seed = None
     if comm.is_main_process():
         path = reading.find_newest(folder)
-        about = reading.about_in(reading.read_checkpoint(path)) if path else {}
+        about = reading.about_in(reading.read_checkpoint(path, mapped=True)) if path else {}
         config = about.get("config")
         seed = yaml.safe_load(config).get("SEED") if isinstance(config, str) else None
     return comm.all_gather(seed)[0]

@@ -121,8 +121,9 @@ class Trainer(DefaultTrainer):
             of_rank=lambda: resuming.rank_state(loader),
             trainer=weakref.proxy(self),
         )
-        data = data_hash(fingerprint(cfg.DATASETS.TRAIN)) if comm.is_main_process() else ""
-        self.checkpointer.about["data"] = comm.all_gather(data)[0]
+        # Of the training data; known to the first process.
+        self.fingerprints = fingerprint(cfg.DATASETS.TRAIN) if comm.is_main_process() else {}
+        self.checkpointer.about["data"] = comm.all_gather(data_hash(self.fingerprints))[0]
         self.stop = StopRequest(cfg.ALIGNZEG.CHECKPOINT.GRACE)
         self._rng: Mapping[str, Any] | None = None
         self.start_iter = 0

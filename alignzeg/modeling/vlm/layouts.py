@@ -84,7 +84,7 @@ def said_activation(weights: Path) -> bool | None:
     """Whether the JSON that hubs put beside a weight file says QuickGELU; None: it does not say."""
     for name in ("open_clip_config.json", "config.json"):
         try:
-            said = json.loads((weights.parent / name).read_text(encoding="utf-8"))
+            said = json.loads((weights.parent / name).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             continue
         if not isinstance(said, dict):

@@ -16,7 +16,7 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from alignzeg.files import atomic_write
+from alignzeg.files import atomic_write, user_cache
 from alignzeg.modeling.pretrained import UNREADABLE
 from alignzeg.progress import waiting
 from alignzeg.structures import SYNONYM_SEPARATOR
@@ -128,9 +128,9 @@ class TextCache:
     """Text prototypes in memory and on disk, by the sha256 of everything they depend on."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Keeps files in `folder`; "" is ``~/.cache/alignzeg/text``."""
-        default = Path.home() / ".cache" / "alignzeg" / "text"
-        self._folder = Path(folder).expanduser() if folder else default
+        """Keeps files in `folder`; "" is ``~/.cache/alignzeg/text``, or none without a home."""
+        cache = user_cache()
+        self._folder = Path(folder).expanduser() if folder else cache and cache / "text"
         self._memory: dict[tuple[str, torch.device], Tensor] = {}
 
     @torch.inference_mode(False)
@@ -150,11 +150,12 @@ class TextCache:
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         key = (name, torch.device(device))
         if key not in self._memory:
-            path = self._folder / f"{name}.safetensors"
-            stored = self._read(path, shape)
+            path = self._folder / f"{name}.safetensors" if self._folder else None
+            stored = self._read(path, shape) if path else None
             if stored is None:
                 stored = make().cpu()
-                self._write(path, stored)
+                if path:
+                    self._write(path, stored)
             self._memory[key] = stored.to(device)
         return self._memory[key]
 

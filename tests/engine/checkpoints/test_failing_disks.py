@@ -164,7 +164,9 @@ def test_a_full_disk_is_an_error_in_every_process(tmp_path: Path) -> None:
 
 
 def test_room_is_looked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("U", (), {"free": 2**20}))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: type("U", (), {"free": 2**20, "total": 2**30})
+    )
     with pytest.raises(OSError, match=r"no room for a checkpoint in .*: it takes 1.0 MiB and 1.0"):
         save(tmp_path, 1)
     assert names(tmp_path) == []

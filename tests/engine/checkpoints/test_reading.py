@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,38 @@ def test_classes_of_another_kind_are_none(tmp_path: Path, seen: object) -> None:
         read_about(path)
     for about in (torch.ones(3), [1], "x", None):
         assert seen_names({KEY: about}) == []
+
+
+def test_the_checksums_of_a_file_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, looked = save(tmp_path, 1), []
+    test = zipfile.ZipFile.testzip
+    monkeypatch.setattr(
+        zipfile.ZipFile, "testzip", lambda self: (looked.append(self), test(self))[1]
+    )
+    os.utime(path, (1e9, 1e9))
+    assert find_newest(str(tmp_path)) == find_newest(str(tmp_path)) == path
+    assert read_about(path)["seen"] == ["cat", "dog"]
+    read_checkpoint(path)
+    assert len(looked) == 1
+    # Another content is another file, as is one that has just been written.
+    data = bytearray(Path(path).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path(path).write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="checksum"):
+            read_checkpoint(path)
+    assert len(looked) == 3
+
+
+def test_a_file_that_cannot_be_mapped_is_read(tmp_path: Path) -> None:
+    """As those of PyTorch before 1.6, and any file on some network file systems."""
+    path = save(tmp_path, 1)
+    content = read_checkpoint(path)
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert read_about(path) == content[KEY]
+    assert torch.equal(
+        read_checkpoint(path, mapped=True)["model"]["layer.weight"],
+        content["model"]["layer.weight"],
+    )
