@@ -71,12 +71,17 @@ def verify(
             f"checkpoint {path!r} has format {found['version']}; this version of alignzeg reads "
             f"up to {FORMAT_VERSION}: upgrade it"
         )
-    if found["vlm_id"] != here["vlm_id"]:
+    # Equal hashes are the same VLM, whatever its file is called; the id begins with the model.
+    former = getattr(getattr(model, "vlm", None), "former_hash", "")
+    same = found["vlm_hash"] in (here["vlm_hash"], former or here["vlm_hash"])
+    models = {str(side["vlm_id"]).partition("/")[0] for side in (found, here)}
+    if len(models) > 1 or (not same and found["vlm_id"] != here["vlm_id"]):
         raise ValueError(
             f"checkpoint {path!r} was trained with the VLM {found['vlm_id']!r}, the config asks "
-            f"for {here['vlm_id']!r}; set ALIGNZEG.VLM.MODEL and ALIGNZEG.VLM.WEIGHTS to match"
+            f"for {here['vlm_id']!r}, whose weights or preprocessing are others; set "
+            "ALIGNZEG.VLM.MODEL and ALIGNZEG.VLM.WEIGHTS to match"
         )
-    if found["vlm_hash"] != here["vlm_hash"]:
+    if not same:
         raise ValueError(
             f"checkpoint {path!r} was trained with other weights of the VLM {here['vlm_id']!r}: "
             f"their hash was {found['vlm_hash']}, here it is {here['vlm_hash']}; "
