@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from alignzeg.files import leftovers
+from alignzeg.modeling.tensor_files import is_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,14 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if problem:
         raise ValueError(f"checkpoint {path!r} {problem}; use another one")
     try:
-        if path.endswith(".safetensors"):
+        if is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(KEY, "null"))
                 weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
             return {"model": weights} if about is None else {"model": weights, KEY: about}
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Not by its path: since torch 2.14 the name decides how that is read.
+        with open(path, "rb") as stream:
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(
             f"checkpoint {path!r} is damaged, or holds more than tensors and plain values, which "
