@@ -25,13 +25,14 @@ class VLMContract(Protocol):
     """A frozen vision-language model, without trainable parameters or checkpoint keys.
 
     Built as `cls(cfg)`. It may also have `known_words`: those that it was trained with, where these
-    are few.
+    are few; `token_counts` and `unread` of names, by which these are checked; and `former_hash`,
+    another hash by which older checkpoints know the same weights.
 
     Attributes:
         embed_dim: D.
         logit_scale: of cosines.
         id: name of the model and its weights, for messages and checkpoints.
-        hash: of the weights.
+        hash: of the weights, whatever file they are in.
     """
 
     embed_dim: int

@@ -71,6 +71,7 @@ def tiny_imagenet(folder: Path) -> list[str]:
         write_sentences(folder)
     return [
         *("ALIGNZEG.ENCODER.TIMM_MODEL", MODEL, "ALIGNZEG.ENCODER.TIMM_WEIGHTS", ""),
+        *("MODEL.BACKBONE.FREEZE_AT", "0"),
         *("ALIGNZEG.VLM.MODEL", MODEL, "ALIGNZEG.VLM.WEIGHTS", str(classifier)),
         *("ALIGNZEG.VLM.TEXT_WEIGHTS", str(sentences), "ALIGNZEG.VLM.IMAGE_SIZE", "64"),
     ]

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Pairs of names that are listed before the rest is only counted.
 _SHOWN = 20
+# Cosine above which two prototypes are the same but for rounding.
+_SAME = 0.9999
 
 
 def validate_names(cfg: CfgNode, model: nn.Module) -> None:
@@ -44,12 +46,13 @@ def pitfalls(vocabulary: Vocabulary, vlm: Any = None) -> list[str]:
     """What makes every answer with these classes worth less than it looks.
 
     Returns:
-        One line each: one class alone, names that are cut off, words that the VLM has never read.
+        One line each: one class alone, names that are cut off, words that the VLM has never read or
+        cannot read, classes that are one and the same to it.
     """
     if vlm is None:
         return _few(vocabulary)
     prompts = class_texts(vocabulary)[0]
-    return [*_few(vocabulary), *_cut_off(prompts, vlm), *_never_read(prompts, vlm)]
+    return [*_few(vocabulary), *_unlike_meant(prompts, vlm)]
 
 
 def _few(vocabulary: Vocabulary) -> list[str]:
@@ -75,13 +78,13 @@ def lint(
 
     Returns:
         One line each, in the order duplicates, clashes, cut off names, words that the VLM has
-        never read, near-synonyms.
+        never read or cannot read, classes that are the same to it, near-synonyms.
     """
     names = [_synonyms(prompt)[0] for prompt in prompts]
     warnings = [*_duplicates(names), *_shared_words(prompts), *_clashes(names, unseen)]
     if vlm is None:
         return warnings
-    warnings += [*_cut_off(prompts, vlm), *_never_read(prompts, vlm)]
+    warnings += _unlike_meant(prompts, vlm)
     if cosine < 1:
         distinct = list(dict.fromkeys(prompts))
         text = vlm.embed_text(distinct)
@@ -166,6 +169,44 @@ def _cut_off(prompts: Sequence[str], vlm: Any) -> list[str]:
     ]
 
 
+def _unlike_meant(prompts: Sequence[str], vlm: Any) -> list[str]:
+    """Names that the text encoder does not read as they are meant."""
+    found = [*_cut_off(prompts, vlm), *_never_read(prompts, vlm), *_unreadable(prompts, vlm)]
+    return [*found, *_same(prompts, vlm)]
+
+
+def _unreadable(prompts: Sequence[str], vlm: Any) -> list[str]:
+    """One line about the names that the tokenizer leaves out a part of, or none."""
+    if not hasattr(vlm, "unread"):
+        return []
+    lost = vlm.unread(list(dict.fromkeys(word for p in prompts for word in _synonyms(p))))
+    if not lost:
+        return []
+    return [
+        f"unreadable: the text encoder has no tokens for (a part of) {_listed(lost)}; write them "
+        "in a language that it knows, such as English"
+    ]
+
+
+def _same(prompts: Sequence[str], vlm: Any) -> list[str]:
+    """Classes of different names that the VLM cannot tell apart, a line for each group."""
+    distinct = list({_key(_synonyms(prompt)[0]): prompt for prompt in prompts}.values())
+    text = vlm.embed_text(distinct).float()
+    alike = text @ text.T > _SAME
+    # Each group once: where its first class is the first of all that are like it.
+    groups = [row.nonzero().flatten().tolist() for i, row in enumerate(alike) if not row[:i].any()]
+    return [
+        f"same: {_listed([_synonyms(distinct[i])[0] for i in group])} are one and the same to the "
+        "text encoder, so that the first of them is named wherever one is; call them something else"
+        for group in groups
+        if len(group) > 1
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+
+
 def _never_read(prompts: Sequence[str], vlm: Any) -> list[str]:
     """One line about the words that the text encoder was not trained with, or none.
 
@@ -177,11 +218,10 @@ def _never_read(prompts: Sequence[str], vlm: Any) -> list[str]:
     unread = [word for word in prompt_words(prompts) if word not in known]
     if not unread:
         return []
-    shown = ", ".join(map(repr, unread[:_SHOWN])) + (", ..." if len(unread) > _SHOWN else "")
     return [
-        f"never read: {vlm.id} was trained on drawn scenes and does not know {shown}; what it "
-        "answers for them means little. For photographs train with another ALIGNZEG.VLM.MODEL, "
-        "such as ViT-B-16"
+        f"never read: {vlm.id} was trained on drawn scenes and does not know {_listed(unread)}; "
+        "what it answers for them means little. For photographs train with another "
+        "ALIGNZEG.VLM.MODEL, such as ViT-B-16 with WEIGHTS laion2b_s34b_b88k"
     ]
 
 

@@ -21,9 +21,10 @@ from alignzeg.data.labels import eval_vocabulary, known_names
 from alignzeg.data.pseudo import setup_pseudo_labels, validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
 from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
-from alignzeg.modeling.vlm import ImageNetVLM
+from alignzeg.modeling.vlm import ImageNetVLM, OpenClipVLM
 from alignzeg.modeling.vlm.classifier import check_classifier
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
+from alignzeg.modeling.vlm.weights import check_clip
 
 # Figures of an evaluation that a checkpoint can be chosen by; higher is better.
 FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
@@ -83,13 +84,18 @@ def validate(
 
 
 def validate_pretrained(cfg: CfgNode) -> None:
-    """Refuses timm networks, packages and folders that are not there; nothing is downloaded."""
+    """Refuses networks, packages and folders that are not there, and VLMs that cannot be read.
+
+    Nothing is downloaded.
+    """
     if cfg.MODEL.BACKBONE.NAME == build_timm_fpn_backbone.__name__:
         validate_timm_encoder(cfg)
     vlm = cfg.ALIGNZEG.VLM
     if vlm.NAME == ImageNetVLM.__name__:
         check_classifier(vlm.MODEL, vlm.WEIGHTS, vlm.OUTPUT_STRIDE)
         SentenceEncoder(vlm.TEXT_WEIGHTS)
+    elif vlm.NAME == OpenClipVLM.__name__:
+        check_clip(vlm.MODEL, vlm.WEIGHTS, vlm.REGIONS, vlm.REGION_BLOCKS)
 
 
 def validate_weights(cfg: CfgNode, needed: bool, trust_pickle: bool = False) -> None:

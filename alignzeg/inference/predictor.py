@@ -105,7 +105,7 @@ class Predictor:
         self.vocabulary = None if classes is None else eval_vocabulary(classes, about["seen"])
         provide_seen(cfg, about["seen"])
         # The checkpoint has these weights too, so their package or file need not be here.
-        cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS = ""
+        cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS, cfg.MODEL.WEIGHTS = "", weights
         self.cfg = cfg
         self.model: nn.Module = build_model(cfg).eval()
         AlignZegCheckpointer(self.model, strict=True).load(weights)

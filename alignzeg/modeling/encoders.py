@@ -6,6 +6,7 @@ of them and needs nothing from here.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from itertools import pairwise
 
@@ -16,6 +17,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone import FPN, ResNet, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 from torch import nn
+
+from alignzeg.modeling.freezing import KEY, freeze, validate_freezing
+
+logger = logging.getLogger(__name__)
 
 # Channels, blocks per stage and heads per stage; table 7 of arXiv 2103.14030.
 SWIN_SIZES = {
@@ -48,12 +53,19 @@ def _pick(sizes: dict[str, dict], size: str, key: str) -> dict:
 
 
 def build_image_encoder(cfg: CfgNode) -> Backbone:
-    """The encoder of MODEL.BACKBONE.NAME.
+    """The encoder of MODEL.BACKBONE.NAME; a warning is logged if it ignores FREEZE_AT.
 
     With ALIGNZEG.ENCODER.CHANNELS_LAST its kernels have their channels last in memory, and so has
     all that is convolved by them; see `layers.pointwise_by_onednn`.
     """
+    name = cfg.MODEL.BACKBONE.NAME
+    if BACKBONE_REGISTRY.get(name).__module__.startswith("detectron2."):
+        validate_freezing(cfg)
     encoder = build_backbone(cfg)
+    if cfg.MODEL.BACKBONE.FREEZE_AT and all(p.requires_grad for p in encoder.parameters()):
+        logger.warning(
+            "%s is %d, but %s freezes nothing", *(KEY, cfg.MODEL.BACKBONE.FREEZE_AT, name)
+        )
     if cfg.ALIGNZEG.ENCODER.CHANNELS_LAST:
         encoder.to(memory_format=torch.channels_last)
     return encoder
@@ -87,6 +99,7 @@ def build_small_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     names = [f"res{i + 2}" for i in range(len(widths))]
     stem = BasicStem(input_shape.channels, widths[0], norm=norm)
     bottom_up = ResNet(stem, stages, out_features=names)
+    freeze([part.parameters() for part in (stem, *bottom_up.stages)], validate_freezing(cfg))
     return FPN(bottom_up, names, cfg.MODEL.FPN.OUT_CHANNELS, norm=norm)
 
 
@@ -95,6 +108,8 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Swin Transformer (ALIGNZEG.ENCODER.SWIN_SIZE) with FPN."""
     size = _pick(SWIN_SIZES, cfg.ALIGNZEG.ENCODER.SWIN_SIZE, "ALIGNZEG.ENCODER.SWIN_SIZE")
     bottom_up = SwinTransformer(in_chans=input_shape.channels, drop_path_rate=0.0, **size)
+    parts = (bottom_up.patch_embed, *bottom_up.layers)
+    freeze([part.parameters() for part in parts], validate_freezing(cfg))
     return FPN(
         bottom_up, ["p0", "p1", "p2", "p3"], cfg.MODEL.FPN.OUT_CHANNELS, norm=cfg.MODEL.FPN.NORM
     )
@@ -102,7 +117,11 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 @BACKBONE_REGISTRY.register()
 def build_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Plain ViT (ALIGNZEG.ENCODER.VIT_SIZE) with ViTDet's simple feature pyramid."""
+    """Plain ViT (ALIGNZEG.ENCODER.VIT_SIZE) with ViTDet's simple feature pyramid.
+
+    It has no stages: MODEL.BACKBONE.FREEZE_AT counts patches and positions, then quarters of the
+    blocks.
+    """
     size = _pick(VIT_SIZES, cfg.ALIGNZEG.ENCODER.VIT_SIZE, "ALIGNZEG.ENCODER.VIT_SIZE")
     net = ViT(
         in_chans=input_shape.channels,
@@ -111,6 +130,9 @@ def build_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
         **size,
     )
+    quarter = len(net.blocks) // 4
+    quarters = [net.blocks[i * quarter : (i + 1) * quarter].parameters() for i in range(4)]
+    freeze([(net.pos_embed, *net.patch_embed.parameters()), *quarters], validate_freezing(cfg))
     return SimpleFeaturePyramid(
         net, "last_feat", cfg.MODEL.FPN.OUT_CHANNELS, scale_factors=(4.0, 2.0, 1.0, 0.5)
     )

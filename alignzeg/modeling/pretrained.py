@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import os
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ import timm
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from alignzeg.files import file_hash
 from alignzeg.modeling.tensor_files import read_tensors, under_prefix
 
 PACKAGE_PREFIX = "package:"
@@ -210,7 +210,7 @@ def check_weights(model_name: str, weights: str, keys: Keys) -> None:
         ValueError: naming what is wrong and the fix.
     """
     check_model(model_name, keys)
-    tags = _tags(model_name)
+    tags = tags_of(model_name)
     if weights in ("", *tags):
         return
     if weights == PRETRAINED:
@@ -223,10 +223,28 @@ def check_weights(model_name: str, weights: str, keys: Keys) -> None:
         raise ValueError(f"{error}; tags of {model_name}: {tags or 'none'}") from error
 
 
-def _tags(model_name: str) -> list[str]:
+def tags_of(model_name: str) -> list[str]:
+    """Tags of a network's weights that timm has."""
     architecture = model_name.partition(".")[0]
     names = timm.list_pretrained(f"{architecture}.*")
     return [name.partition(".")[2] for name in names if name.partition(".")[0] == architecture]
+
+
+def is_file(model_name: str, weights: str) -> bool:
+    """Whether weights are a file of one's own or of a package, and not timm's or random."""
+    return weights not in ("", PRETRAINED, *tags_of(model_name))
+
+
+def tag_in(model_name: str, weights: str) -> str:
+    """The tag of timm whose name a weight file or its folder bears, the longest; none: ""."""
+    if "." in model_name or not is_file(model_name, weights) or PACKAGE_PREFIX in weights:
+        return ""
+    path = Path(weights)
+    names = [path.stem, path.parent.name]
+    names += [part for part in path.parts if part.startswith("models--")]
+    whole = "\n".join(names)
+    found = [tag for tag in tags_of(model_name) if re.search(rf"\b{re.escape(tag)}\b", whole)]
+    return max(found, key=len, default="")
 
 
 def build_timm(
@@ -244,20 +262,20 @@ def build_timm(
         options: more arguments of ``timm.create_model``.
 
     Returns:
-        The network in evaluation mode, and the sha256 of its weight file, or of its tensors where
-        timm downloaded them or they are random.
+        The network in evaluation mode, and the sha256 of its tensors, whatever file they were in.
 
     Raises:
         ValueError: for an unknown network or weights that are not there or do not fit, and where
             the network cannot be built with the options.
     """
     check_weights(model_name, weights, keys)
-    downloaded = weights == PRETRAINED or weights in _tags(model_name)
+    downloaded = bool(weights) and not is_file(model_name, weights)
     arguments: dict[str, Any] = dict(options)
     if features:
         arguments |= {"features_only": True, "feature_cls": "getter"}
-    tagged = downloaded and weights != PRETRAINED
-    name = f"{model_name.partition('.')[0]}.{weights}" if tagged else model_name
+    # Of a file, too: mean and deviation are those of the tag.
+    tag = weights if downloaded else tag_in(model_name, weights)
+    name = f"{model_name.partition('.')[0]}.{tag}" if tag not in ("", PRETRAINED) else model_name
     try:
         network = timm.create_model(name, pretrained=downloaded, **arguments)
     except UNREADABLE as error:
@@ -275,4 +293,4 @@ def build_timm(
     wanted = timm.create_model(model_name).state_dict() if features and in_order else needed
     state = read_weights(path, wanted, model_name, keys, in_order)
     inner.load_state_dict({name: state[name] for name in needed})
-    return network.eval(), file_hash(path)
+    return network.eval(), state_hash(inner.state_dict())

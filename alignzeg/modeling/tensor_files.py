@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import os
 import pickle
 import re
 import zipfile
@@ -56,13 +57,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             `alignzeg.modeling.pretrained.UNREADABLE`.
     """
     path = Path(path)
-    if _is_safetensors(path):
+    if is_safetensors(path):
         return load_file(path)
     if is_torchscript(path):
         return _torchscript_tensors(path)
     try:
-        with torch.serialization.safe_globals(list(_HARMLESS)):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Not by its path: since torch 2.14 the name decides how that is read.
+        with path.open("rb") as file, torch.serialization.safe_globals(list(_HARMLESS)):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         with path.open("rb") as stream:
             raise ValueError(_refused(str(error), stream.read(30))) from error
@@ -123,11 +125,12 @@ def _refused(message: str, start: bytes) -> str:
     return f"it is no file of torch.save or safetensors; it begins with {start[:20]!r}"
 
 
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as stream:
+def is_safetensors(path: str | Path) -> bool:
+    """Whether the content of a file is of safetensors, whatever its name says."""
+    with open(path, "rb") as stream:
         start = stream.read(9)
-    size = int.from_bytes(start[:8], "little")
-    return start[8:] == b"{" and size <= path.stat().st_size
+        size = stream.seek(0, os.SEEK_END)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size
 
 
 def _state_dict(loaded: Any) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from timm.layers import freeze_batch_norm_2d
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from alignzeg.modeling.freezing import freeze, validate_freezing
 from alignzeg.modeling.pretrained import UNREADABLE, Keys, build_timm, check_weights, reason
 
 STRIDES = (4, 8, 16, 32)
@@ -62,9 +63,8 @@ class TimmPyramid(Backbone):
         }
         self._out_feature_strides = dict(zip(self._out_features, STRIDES, strict=True))
         self._try(model_name)
-        for stage in self.stages()[:freeze_at] if freeze_at else ():
-            for parameter in stage:
-                parameter.requires_grad_(False)
+        if freeze_at:
+            freeze(self.stages(), freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -145,17 +145,13 @@ def validate_timm_encoder(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the key, its value and the fix.
     """
-    channels, freeze_at = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.BACKBONE.FREEZE_AT
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
     if channels % _GROUPS:
         raise ValueError(
             f"MODEL.FPN.OUT_CHANNELS is {channels}; build_timm_fpn_backbone needs a multiple of "
             f"{_GROUPS}, such as 96"
         )
-    if not 0 <= freeze_at <= len(STRIDES) + 1:
-        raise ValueError(
-            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; it counts frozen stages, 0 to "
-            f"{len(STRIDES) + 1}"
-        )
+    validate_freezing(cfg, cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS)
     check_weights(cfg.ALIGNZEG.ENCODER.TIMM_MODEL, cfg.ALIGNZEG.ENCODER.TIMM_WEIGHTS, KEYS)
 
 

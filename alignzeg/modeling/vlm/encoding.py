@@ -42,7 +42,9 @@ class EncodedImage:
     features: Tensor | None = None
 
 
-def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
+def resized(
+    image: Tensor, side: int, unit: tuple[int, int], interpolation: str = "bicubic"
+) -> Tensor:
     """Images at the resolution that a network reads, aspect kept.
 
     Args:
@@ -50,6 +52,7 @@ def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
         side: the shorter side, in pixels; less for strips, whose area is at most that of 4 squares
             of this side and whose longer side is at most 16 times as long.
         unit: rows and columns of pixels that the sides must be multiples of.
+        interpolation: "bicubic" or "bilinear".
 
     Returns:
         (B, 3, h, w) float32 in 0..255.
@@ -65,7 +68,7 @@ def resized(image: Tensor, side: int, unit: tuple[int, int]) -> Tensor:
     image = image.float()
     if size == tuple(image.shape[-2:]):
         return image
-    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
+    image = F.interpolate(image, size=size, mode=interpolation, align_corners=False, antialias=True)
     return image.clamp(0, 255)
 
 

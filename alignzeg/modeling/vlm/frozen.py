@@ -20,7 +20,9 @@ class FrozenVLM(nn.Module):
 
     Attributes:
         id: name of the model and its weights, for checkpoints and messages.
-        hash: sha256 of the weights and of what else the answers follow from.
+        hash: sha256 of the weights and of what else the answers follow from, whatever the file
+            that they were in.
+        former_hash: what checkpoints of version 0.1 hold in its place, "" if that was another.
         embed_dim: D, the channels of the text space.
         image_size: shorter side in pixels that the network sees.
         context_length: tokens that the text encoder reads, start and end included.
@@ -28,6 +30,7 @@ class FrozenVLM(nn.Module):
 
     id: str
     hash: str
+    former_hash: str = ""
     embed_dim: int
     image_size: int
     context_length: int

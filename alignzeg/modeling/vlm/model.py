@@ -6,10 +6,11 @@ dense grid.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import open_clip
 import torch
 from detectron2.config import CfgNode, configurable
 from open_clip.model import CLIP
@@ -18,6 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from alignzeg.data.zeroshapes.names import class_names
+from alignzeg.modeling.pretrained import state_hash
 from alignzeg.modeling.vlm.encoding import EncodedImage, resized
 from alignzeg.modeling.vlm.frozen import FrozenVLM
 from alignzeg.modeling.vlm.regions import (
@@ -30,15 +32,18 @@ from alignzeg.modeling.vlm.regions import (
 )
 from alignzeg.modeling.vlm.templates import resolve_templates
 from alignzeg.modeling.vlm.text import (
-    TextCache,
     checked_names,
+    context_length,
     encode_prompts,
-    prompt_means,
+    prompt_mean,
+    read_tokenizer,
     text_channels,
     token_counts,
+    unread,
 )
-from alignzeg.modeling.vlm.towers import cell_size, check_visual, convnet_dense
-from alignzeg.modeling.vlm.weights import bundled_models, load_clip
+from alignzeg.modeling.vlm.text_cache import TextCache
+from alignzeg.modeling.vlm.towers import cell_size, convnet_dense
+from alignzeg.modeling.vlm.weights import bundled_models, check_clip, load_clip
 from alignzeg.registries import VLM_REGISTRY
 
 # Words of the captions that the bundled CLIP was trained with, beside those of class names.
@@ -56,7 +61,8 @@ class OpenClipVLM(FrozenVLM):
     Args:
         model_name: a name of ``open_clip.list_models()``, or "alignzeg-tiny", which ships with the
             package.
-        weights: "" for bundled weights, a pretrained tag, or a local .safetensors or .pt file.
+        weights: "" for bundled weights, a pretrained tag, a local .safetensors or .pt file, or a
+            folder of a model hub; see `load_clip`.
         templates: "single", "vild", "imagenet", "default" (vild) or sentences with one ``{}``.
         regions: "MaskGuidedTokens" (ViT) or "MaskPooling" (any tower).
         region_blocks: last blocks that a region's class token runs through, 1 to the depth of the
@@ -91,17 +97,18 @@ class OpenClipVLM(FrozenVLM):
             raise ValueError(
                 f"ALIGNZEG.VLM.IMAGE_SIZE is {image_size}: give the shorter side in pixels, or 0"
             )
-        clip, weights_hash = load_clip(model_name, weights)
-        check_visual(clip.visual, model_name, regions, region_blocks)
+        check_clip(model_name, weights, regions, region_blocks)
+        tokenizer = read_tokenizer(model_name)
+        clip, self.former_hash = load_clip(model_name, weights)
         super().__init__(clip.requires_grad_(False))
         self.templates = resolved
-        self._tokenizer = open_clip.get_tokenizer(model_name)
-        self._bundled = model_name in bundled_models() and not weights
-        self.id = f"{model_name}/{Path(weights).name or 'bundled'}"
-        self.hash = weights_hash
-        self.embed_dim = text_channels(clip)
-        self.context_length = self._tokenizer.context_length
+        self._tokenizer = tokenizer
         self._preprocess = dict(clip.visual.preprocess_cfg)
+        self.id = f"{model_name}/{Path(weights).name or 'bundled'}"
+        self.hash = self._content_hash(model_name)
+        self._bundled = model_name in bundled_models() and not weights
+        self.embed_dim = text_channels(clip)
+        self.context_length = tokenizer.context_length = context_length(clip, tokenizer)
         own = self._preprocess["size"]
         self.image_size = image_size or (own if isinstance(own, int) else min(own))
         self.logit_scale = float(logit_scale) or min(float(clip.logit_scale.exp()), 100.0)
@@ -110,7 +117,14 @@ class OpenClipVLM(FrozenVLM):
             self.register_buffer(f"image_{key}", values, persistent=False)
         self.regions = regions
         self.region_blocks = region_blocks
-        self._cache = TextCache(cache_dir)
+        identity = {"hash": self.hash, "templates": self.templates}
+        self._cache = TextCache(cache_dir, identity, self.embed_dim)
+
+    def _content_hash(self, model_name: str) -> str:
+        """sha256 of tensors and preprocessing, whatever file they were in."""
+        images = [list(self._preprocess[key]) for key in ("mean", "std")]
+        said = json.dumps([model_name, *images, self._preprocess["interpolation"]])
+        return hashlib.sha256((said + state_hash(self.clip.state_dict())).encode()).hexdigest()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -154,25 +168,26 @@ class OpenClipVLM(FrozenVLM):
         """Tokens of each name in the template that needs the most, however many that are."""
         return token_counts(self._tokenizer, self.templates, names)
 
+    def unread(self, names: Sequence[str]) -> list[str]:
+        """Those of the names of which the tokenizer knows a part not, or nothing."""
+        return unread(self._tokenizer, names)
+
     @override
     @torch.no_grad()
     def embed_text(self, names: Sequence[str]) -> Tensor:
-        names = checked_names(names)
-        identity = {"id": self.id, "hash": self.hash, "templates": self.templates, "names": names}
-        shape = (len(names), self.embed_dim)
-        return self._cache.get(identity, shape, lambda: self._prototypes(names), self.device)
+        return self._cache.get(checked_names(names), self._prototype, self.device)
 
-    def _prototypes(self, names: list[str]) -> Tensor:
+    def _prototype(self, name: str) -> Tensor:
         def encode(prompts: list[str]) -> Tensor:
             return encode_prompts(self.clip, self._tokenizer(prompts).to(self.device))
 
         with torch.autocast(self.device.type, enabled=False):
-            return prompt_means(names, self.templates, encode)
+            return prompt_mean(name, self.templates, encode)
 
     # ------------------------------------------------------------------------------------- images
     def _prepared(self, image: Tensor) -> Tensor:
         """Resize to the model's resolution (aspect kept, sides in whole patches) and normalise."""
-        image = resized(image, self.image_size, self.cell)
+        image = resized(image, self.image_size, self.cell, self._preprocess["interpolation"])
         normal = (image / 255 - self.image_mean) / self.image_std
         return normal.to(self.clip.logit_scale.dtype)
 

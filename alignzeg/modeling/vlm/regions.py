@@ -12,20 +12,10 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 
-def check_tower(visual: VisionTransformer) -> None:
-    """Refuse vision transformers whose class token cannot be copied into regions.
-
-    Raises:
-        ValueError: for attention pooling, average pooling or custom attention blocks.
-    """
+def is_plain(visual: VisionTransformer) -> bool:
+    """Whether a vision transformer classifies by a class token in plain attention blocks."""
     plain = all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks)
-    if not plain or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise ValueError(
-            "this vision transformer does not classify by a class token in plain attention blocks; "
-            "set ALIGNZEG.VLM.MODEL to a plain ViT (for example ViT-B-16) or to a ResNet or "
-            "ConvNeXt "
-            "with ALIGNZEG.VLM.REGIONS MaskPooling"
-        )
+    return plain and visual.attn_pool is None and visual.pool_type == "tok"
 
 
 def patch_grid(visual: VisionTransformer, height: int, width: int) -> tuple[int, int]:

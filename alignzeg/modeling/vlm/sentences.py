@@ -111,6 +111,17 @@ class SentenceEncoder:
         """Tokens of a sentence, however many that are."""
         return len(self.tokenizer().encode(sentence).ids)
 
+    def unread(self, sentence: str) -> bool:
+        """Whether a part of a sentence is no token of the encoder's, or it has no token at all."""
+        encoded = self.tokenizer().encode(sentence)
+        words = [
+            token
+            for token, special in zip(encoded.tokens, encoded.special_tokens_mask, strict=True)
+            if not special
+        ]
+        unknown = getattr(self.tokenizer().model, "unk_token", None)
+        return not words or (unknown is not None and unknown in words)
+
     @torch.no_grad()
     def encode(self, sentences: list[str]) -> Tensor:
         """(N, D) float32, not normalised: the mean over the tokens of each sentence."""

@@ -1,30 +1,20 @@
-"""Text embeddings of prompts, and prototypes kept in memory and on disk."""
+"""What a text encoder reads of class names: tokens, and embeddings of prompts."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from alignzeg.files import atomic_write, user_cache
-from alignzeg.modeling.pretrained import UNREADABLE
-from alignzeg.progress import waiting
-from alignzeg.structures import SYNONYM_SEPARATOR
-
-logger = logging.getLogger(__name__)
-
-# Prompts that the text encoder reads at once.
-_PROMPT_BATCH = 256
+from alignzeg.modeling.pretrained import UNREADABLE, reason
+from alignzeg.modeling.vlm.towers import MEANWHILE
 
 
 def _is_causal(text: nn.Module) -> bool:
@@ -61,9 +51,34 @@ def encode_prompts(clip: CLIP | CustomTextCLIP, tokens: Tensor) -> Tensor:
     return x if text.text_projection is None else x @ text.text_projection
 
 
+def read_tokenizer(model_name: str) -> Any:
+    """The tokenizer of an open_clip model; some are files of the Hugging Face Hub.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    try:
+        return open_clip.get_tokenizer(model_name)
+    except (*UNREADABLE, ImportError) as error:
+        raise ValueError(
+            f"the tokenizer of {model_name!r} cannot be had ({reason(error)}): it needs the "
+            f"network once, and the package transformers; or {MEANWHILE}"
+        ) from error
+
+
+def context_length(clip: CLIP | CustomTextCLIP, tokenizer: Any) -> int:
+    """Tokens that a model reads: as many as it has positions for, where it says so."""
+    text = clip if isinstance(clip, CLIP) else clip.text
+    if isinstance(text, CLIP | TextTransformer) and getattr(text, "cls_emb", None) is None:
+        return int(text.context_length)
+    return int(tokenizer.context_length)
+
+
 def text_channels(clip: CLIP | CustomTextCLIP) -> int:
     """D, the channels of an open_clip model's text space."""
     text = clip if isinstance(clip, CLIP) else clip.text
+    if isinstance(text, HFTextEncoder):
+        return int(text.output_dim)
     projection = text.text_projection
     if isinstance(projection, nn.Linear):
         return projection.out_features
@@ -82,6 +97,18 @@ def token_counts(tokenizer: Any, templates: Sequence[str], names: Sequence[str])
     return counts
 
 
+def unread(tokenizer: Any, names: Sequence[str]) -> list[str]:
+    """Names of which a tokenizer of open_clip leaves out a part, or that leave no token at all."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    unknown = getattr(inner, "unk_token_id", None)
+    nothing, *rows = tokenizer(["", *names])
+    return [
+        name
+        for name, row in zip(names, rows, strict=True)
+        if torch.equal(row, nothing) or (unknown is not None and bool((row == unknown).any()))
+    ]
+
+
 def checked_names(names: Sequence[str]) -> list[str]:
     """The names as a list.
 
@@ -94,92 +121,15 @@ def checked_names(names: Sequence[str]) -> list[str]:
     return names
 
 
-def prompt_means(
-    names: Sequence[str], templates: Sequence[str], encode: Callable[[list[str]], Tensor]
+def prompt_mean(
+    name: str, templates: Sequence[str], encode: Callable[[list[str]], Tensor]
 ) -> Tensor:
-    """Text prototypes: means over templates, then over the several names of a class.
+    """(D,) float32, unit length: mean over the templates of normalised embeddings of a name.
 
     Args:
-        names: K class names; one may hold several, between SYNONYM_SEPARATORs.
+        name: one name, without synonyms.
         templates: sentences with one ``{}``.
         encode: n prompts to (n, D) embeddings, not normalised.
-
-    Returns:
-        (K, D) float32, unit length. What is averaged is normalised before.
     """
-    groups = [name.split(SYNONYM_SEPARATOR) for name in names]
-    each = [name for group in groups for name in group]
-    prompts = [template.replace("{}", name) for name in each for template in templates]
-    work = f"embedding {len(each)} names in {len(templates)} sentences each; the cache keeps them"
-    with waiting(work):
-        parts = [
-            F.normalize(encode(prompts[start : start + _PROMPT_BATCH]).float(), dim=-1)
-            for start in range(0, len(prompts), _PROMPT_BATCH)
-        ]
-    means = torch.cat(parts).unflatten(0, (len(each), len(templates))).mean(dim=1)
-    means = F.normalize(means, dim=-1)
-    if len(each) == len(names):
-        return means
-    means = torch.stack([part.mean(dim=0) for part in means.split([len(g) for g in groups])])
-    return F.normalize(means, dim=-1)
-
-
-class TextCache:
-    """Text prototypes in memory and on disk, by the sha256 of everything they depend on."""
-
-    def __init__(self, folder: str | Path) -> None:
-        """Keeps files in `folder`; "" is ``~/.cache/alignzeg/text``, or none without a home."""
-        cache = user_cache()
-        self._folder = Path(folder).expanduser() if folder else cache and cache / "text"
-        self._memory: dict[tuple[str, torch.device], Tensor] = {}
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def get(
-        self,
-        identity: Mapping[str, Any],
-        shape: tuple[int, int],
-        make: Callable[[], Tensor],
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """The stored prototypes, or those that `make` computes; an unreadable file is made anew.
-
-        `identity` is all that they depend on, as JSON holds it. What is made is float32. Each
-        device that asks keeps a copy.
-        """
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        key = (name, torch.device(device))
-        if key not in self._memory:
-            path = self._folder / f"{name}.safetensors" if self._folder else None
-            stored = self._read(path, shape) if path else None
-            if stored is None:
-                stored = make().cpu()
-                if path:
-                    self._write(path, stored)
-            self._memory[key] = stored.to(device)
-        return self._memory[key]
-
-    @staticmethod
-    def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
-        if not path.is_file():
-            return None
-        try:
-            stored = load_file(path)["text"]
-        except UNREADABLE as error:
-            logger.warning("text cache %s is unreadable and is made anew: %s", path, error)
-            return None
-        if (
-            tuple(stored.shape) != shape
-            or stored.dtype != torch.float32
-            or not stored.isfinite().all()
-        ):
-            logger.warning("text cache %s does not fit and is made anew", path)
-            return None
-        return stored
-
-    @staticmethod
-    def _write(path: Path, text: Tensor) -> None:
-        try:
-            atomic_write(path, save({"text": text.contiguous()}))
-        except OSError as error:
-            logger.warning("text cache %s cannot be written: %s", path, error)
+    prompts = [template.replace("{}", name) for template in templates]
+    return F.normalize(F.normalize(encode(prompts).float(), dim=-1).mean(dim=0), dim=0)

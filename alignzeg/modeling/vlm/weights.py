@@ -11,20 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.convert import convert_state_dict
 from open_clip.model import (
     CLIP,
+    CLIPVisionCfg,
+    _build_vision_tower,
     convert_to_custom_text_state_dict,
-    resize_pos_embed,
-    resize_text_pos_embed,
 )
-from safetensors import safe_open
 from torch import Tensor
 
 from alignzeg.files import file_hash
 from alignzeg.modeling.pretrained import UNREADABLE, reason
 from alignzeg.modeling.tensor_files import differences, read_tensors, under_prefix
-from alignzeg.modeling.vlm.layouts import FOLDER_FILES, from_transformers, said_activation
+from alignzeg.modeling.vlm.layouts import FOLDER_FILES, from_transformers
+from alignzeg.modeling.vlm.positions import take_positions
+from alignzeg.modeling.vlm.preparation import IMAGES, Facts, completed, of_file, of_tag
+from alignzeg.modeling.vlm.towers import MEANWHILE, check_regions, check_tower
+
+logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parents[2] / "assets"
 # Three numbers that OpenAI's own files hold as tensors; all of its models use QuickGELU.
@@ -43,6 +49,11 @@ def _check_model(model_name: str) -> None:
     for path in bundled_models().values():
         open_clip.add_model_config(path)
     if model_name not in open_clip.list_models():
+        if ":" in model_name:
+            raise ValueError(
+                f"ALIGNZEG.VLM.MODEL is {model_name!r}: give the model's name in open_clip, such "
+                "as 'ViT-B-16', and the folder, downloaded, as ALIGNZEG.VLM.WEIGHTS"
+            )
         close = [
             name for name in open_clip.list_models() if model_name[:5].lower() == name[:5].lower()
         ]
@@ -53,34 +64,6 @@ def _check_model(model_name: str) -> None:
         )
 
 
-def _trained_with_quick_gelu(model_name: str, weights: str) -> bool | None:
-    """What is known, without opening the weights, about the activation they were trained with."""
-    base = model_name.removesuffix("-quickgelu")
-    family = (model_name, base, f"{base}-quickgelu")
-    for name in family:
-        if open_clip.is_pretrained_cfg(name, weights):
-            return bool(open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False))
-    path = _in_folder(Path(weights).expanduser())
-    if path.suffix == ".safetensors" and path.is_file():
-        try:
-            with safe_open(path, framework="pt") as stream:
-                said = (stream.metadata() or {}).get("quick_gelu", "").lower()
-        except UNREADABLE:
-            return None
-        if said:
-            return said == "true"
-    beside = said_activation(path) if path.is_file() else None
-    if beside is not None:
-        return beside
-    quick = {
-        tag
-        for name in family
-        for tag in open_clip.list_pretrained_tags_by_model(name)
-        if open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
-    }
-    return True if any(tag in path.name.lower().replace("-", "_") for tag in quick) else None
-
-
 def _refuse_activation(model_name: str, weights: str, trained: bool | None) -> None:
     """Refuse weights trained with the other activation."""
     built = bool(open_clip.get_model_config(model_name).get("quick_gelu", False))
@@ -88,12 +71,25 @@ def _refuse_activation(model_name: str, weights: str, trained: bool | None) -> N
         return
     base = model_name.removesuffix("-quickgelu")
     fix = f"{base}-quickgelu" if trained else base
+    there = fix in open_clip.list_models()
     raise ValueError(
         f"model {model_name!r} is built with {'QuickGELU' if built else 'GELU'}, but weights "
-        f"{weights!r} were "
-        f"trained with {'QuickGELU' if trained else 'GELU'}: set ALIGNZEG.VLM.MODEL to {fix!r}, "
-        "or choose other weights"
+        f"{weights!r} were trained with {'QuickGELU' if trained else 'GELU'}: "
+        + (f"set ALIGNZEG.VLM.MODEL to {fix!r}, or choose other weights" if there else MEANWHILE)
     )
+
+
+def _tags_said(model_name: str) -> str:
+    """The pretrained tags that a model can be given, as a clause."""
+    base = model_name.removesuffix("-quickgelu")
+    for name in (model_name, f"{base}-quickgelu", base):
+        built = bool((open_clip.get_model_config(name) or {}).get("quick_gelu", False))
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        tags = [tag for tag in tags if of_tag(name, tag)["quick_gelu"] == built]
+        if tags:
+            there = "" if name == model_name else f" with ALIGNZEG.VLM.MODEL {name!r}"
+            return f"one of the tags {tags}{there}"
+    return ""
 
 
 def _weight_file(model_name: str, weights: str) -> Path:
@@ -102,10 +98,9 @@ def _weight_file(model_name: str, weights: str) -> Path:
         path = ASSETS / f"{model_name}.safetensors"
         if model_name in bundled_models() and path.is_file():
             return path
-        tags = open_clip.list_pretrained_tags_by_model(model_name)
         raise ValueError(
-            f"model {model_name!r} comes without weights: set ALIGNZEG.VLM.WEIGHTS to a local file"
-            + (f" or to one of its tags {tags}" if tags else "")
+            f"model {model_name!r} comes without weights: set ALIGNZEG.VLM.WEIGHTS to "
+            + " or to ".join(filter(None, ("a local file", _tags_said(model_name))))
         )
     if open_clip.is_pretrained_cfg(model_name, weights):
         try:
@@ -117,21 +112,26 @@ def _weight_file(model_name: str, weights: str) -> Path:
                 f"the weights {weights!r} of {model_name!r} could not be downloaded ({error}): "
                 "check the network, or set ALIGNZEG.VLM.WEIGHTS to a local file"
             ) from error
-    path = _in_folder(Path(weights).expanduser())
-    if path.is_file():
-        return path
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    raise ValueError(
-        f"ALIGNZEG.VLM.WEIGHTS is {weights!r}, which is neither a file nor a pretrained tag of "
-        f"{model_name!r}; its tags: {tags or 'none'}"
-    )
+    return _local_file(model_name, weights)
 
 
-def _in_folder(path: Path) -> Path:
-    """The weight file in a folder as model hubs give it; a path that is no such folder as it is."""
+def _in_folder(weights: str) -> Path:
+    """The path that weights name, or the weight file in a folder as model hubs give it."""
+    path = Path(weights.removeprefix("local-dir:")).expanduser()
     if not path.is_dir():
         return path
     return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
+
+
+def _local_file(model_name: str, weights: str) -> Path:
+    """The weight file of a path, also of a folder as model hubs give it."""
+    path = _in_folder(weights)
+    if path.is_file():
+        return path
+    raise ValueError(
+        f"ALIGNZEG.VLM.WEIGHTS is {weights!r}, which is neither a file nor a pretrained tag of "
+        f"{model_name!r}; give a file" + (f" or {said}" if (said := _tags_said(model_name)) else "")
+    )
 
 
 @contextmanager
@@ -149,6 +149,44 @@ def _quiet() -> Iterator[None]:
         root.removeFilter(expected)
 
 
+def check_clip(model_name: str, weights: str, regions: str, blocks: int) -> None:
+    """Refuses a model or weights that cannot be read as asked; nothing is read or downloaded.
+
+    Raises:
+        ValueError: naming the key, its value and what to take in its place.
+    """
+    _check_model(model_name)
+    config = open_clip.get_model_config(model_name)
+    # No weights of timm's own, and no memory; random numbers are drawn for neither.
+    vision = CLIPVisionCfg(**{**config["vision_cfg"], "timm_model_pretrained": False})
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            tower = _build_vision_tower(
+                config["embed_dim"], vision, config.get("quick_gelu", False)
+            )
+    except (*UNREADABLE, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"open_clip cannot build the image tower of {model_name!r} ({reason(error)}): "
+            f"{MEANWHILE}"
+        ) from error
+    check_tower(tower, config["embed_dim"], model_name)
+    _facts_before(model_name, weights)
+    check_regions(tower, model_name, regions, blocks)
+
+
+def _facts_before(model_name: str, weights: str) -> Facts:
+    """What is known of weights before they are read; weights of the other GELU are refused."""
+    if not weights:
+        _weight_file(model_name, weights)
+    facts = of_tag(model_name, weights)
+    if weights and not facts:
+        facts = of_file(model_name, _in_folder(weights))
+    _refuse_activation(model_name, weights, facts.get("quick_gelu"))
+    if weights and not open_clip.is_pretrained_cfg(model_name, weights):
+        _local_file(model_name, weights)
+    return facts
+
+
 def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
     """Build an open_clip model and load its weights, without running any code stored with them.
 
@@ -160,7 +198,9 @@ def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
             "module." before them; or a folder that a model hub gives.
 
     Returns:
-        The model in evaluation mode (fp32) and the sha256 of its weight file.
+        The model in evaluation mode (fp32), with the positions of the file and the preprocessing
+        that belongs to its weights; and the sha256 of the file, by which older versions compared,
+        or "" where they read it otherwise.
 
     Raises:
         ValueError: unknown model or tag, missing, unreadable or unfitting weights, or weights
@@ -168,21 +208,37 @@ def load_clip(model_name: str, weights: str) -> tuple[CLIP, str]:
     """
     _check_model(model_name)
     # Before anything is downloaded.
-    _refuse_activation(model_name, weights, _trained_with_quick_gelu(model_name, weights))
+    facts = _facts_before(model_name, weights)
     path = _weight_file(model_name, weights)
     state = _read(path, model_name)
     if state.keys() >= _OPENAI:
+        facts = of_tag("ViT-B-16", "openai") | facts
         _refuse_activation(model_name, weights, True)
-    tag = open_clip.get_pretrained_cfg(model_name, weights) if weights else {}
-    kept = {key: tag[key] for key in ("mean", "std", "interpolation") if key in tag}
-    with _quiet():
-        model = open_clip.create_model(
-            model_name, load_weights=False, force_preprocess_cfg=kept or None
-        )
+    facts = completed(model_name, weights, facts, bundled_models())
+    images = {key: facts[key] for key in IMAGES}
     try:
-        _fill(model, state)
+        with _quiet():
+            model = open_clip.create_model(
+                model_name, load_weights=False, pretrained_text=False, force_preprocess_cfg=images
+            )
+    except (*UNREADABLE, ImportError) as error:
+        raise ValueError(
+            f"open_clip cannot build {model_name!r} ({reason(error)}): its text tower may need "
+            f"files of the Hugging Face Hub, or the package transformers; or {MEANWHILE}"
+        ) from error
+    try:
+        moved = _fill(model, state)
     except UNREADABLE as error:
         raise _misfit(path, model_name, error) from error
+    if moved:
+        logger.warning("weights %r: %s", weights, "; ".join(moved))
+        model.visual.preprocess_cfg["size"] = model.visual.image_size
+    otherwise = moved or facts["interpolation"] != "bicubic"
+    usual = (
+        tuple(facts["mean"]) == OPENAI_DATASET_MEAN and tuple(facts["std"]) == OPENAI_DATASET_STD
+    )
+    if otherwise or not (usual or open_clip.is_pretrained_cfg(model_name, weights)):
+        return model.eval(), ""
     return model.eval(), file_hash(path)
 
 
@@ -201,8 +257,11 @@ def _misfit(path: Path, model_name: str, error: BaseException) -> ValueError:
     )
 
 
-def _fill(model: CLIP, given: Mapping[str, Tensor]) -> None:
+def _fill(model: CLIP, given: Mapping[str, Tensor]) -> list[str]:
     """Copies tensors into a model, from every layout that open_clip knows.
+
+    Returns:
+        What the model has taken from the file that its config says otherwise, one clause each.
 
     Raises:
         ValueError: naming tensors that lack, are too many or of another shape.
@@ -221,15 +280,12 @@ def _fill(model: CLIP, given: Mapping[str, Tensor]) -> None:
     if "logit_bias" in wanted and "logit_bias" not in state:
         # A model without one: see open_clip's issue 712.
         state["logit_bias"] = wanted["logit_bias"].new_zeros(wanted["logit_bias"].shape)
-    try:
-        resize_pos_embed(state, model)
-        resize_text_pos_embed(state, model)
-    except (AssertionError, RuntimeError):
-        pass  # of another width, which is said next
-    problem = differences(state, wanted) or _not_finite(state)
+    moved = take_positions(model, state)
+    problem = differences(state, model.state_dict()) or _not_finite(state)
     if problem:
         raise ValueError(problem)
     model.load_state_dict(state)
+    return moved
 
 
 def _not_finite(state: Mapping[str, Tensor]) -> str:

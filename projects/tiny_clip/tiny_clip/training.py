@@ -15,9 +15,9 @@ import numpy as np
 import open_clip
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor
 
+from alignzeg.modeling.tensor_files import read_tensors
 from tiny_clip.evaluation import evaluate
 from tiny_clip.model import build_model, losses, save_weights
 from tiny_clip.recipe import Recipe
@@ -110,7 +110,7 @@ def _run(rank: int, job: Job, store: str) -> None:
         dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
     model, tokenizer = build_model(recipe.seed)
     if recipe.init:
-        model.load_state_dict({k: v.float() for k, v in load_file(recipe.init).items()})
+        model.load_state_dict({k: v.float() for k, v in read_tensors(recipe.init).items()})
     parameters = list(model.parameters())
     rng = np.random.default_rng([recipe.seed, rank])
     share, pictures = recipe.pool_scenes // processes, recipe.batch // processes

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_cases import Model, checkpointer, save
+from safetensors.torch import save_file
 
 from alignzeg import files
 from alignzeg.engine.checkpoints import reading
@@ -112,6 +113,16 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.Monke
     torch.save({"model": {}, "alignzeg": {"version": 1}}, "edited.pth")
     with pytest.raises(ValueError, match="says too little about itself"):
         checkpointer(tmp_path).load("edited.pth")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.bin"])
+def test_the_content_says_how_a_file_is_read_not_its_name(tmp_path: Path, name: str) -> None:
+    weights = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
+    save_file(weights, tmp_path / f"a{name}")
+    torch.save({"model": weights}, tmp_path / f"b{name}")
+    for path in (tmp_path / f"a{name}", tmp_path / f"b{name}"):
+        found = reading.read_checkpoint(str(path))["model"]
+        assert all(torch.equal(found[key], weights[key]) for key in weights)
 
 
 def test_pickles_need_somebody_who_vouches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from tiny_imagenet import CHANNELS, LONGEST
 from torch import Tensor
 
+from alignzeg.data.lint import pitfalls
 from alignzeg.modeling.vlm.classifier import IMAGENET_NAMES
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
+from alignzeg.structures import Vocabulary
 
 
 def naive_sentence(folder: Path, sentence: str) -> Tensor:
@@ -72,8 +74,9 @@ def test_a_step_never_reads_a_sentence_again(
     again = make_imagenet()
     assert torch.equal(again.embed_text(["cat", "dog"]), first), "disk"
     assert torch.equal(again.to_text, vlm.to_text)
+    assert torch.equal(again.embed_text(["dog", "cat"]), first.flip(0)), "each by itself"
     with pytest.raises(AssertionError, match="was run"):
-        again.embed_text(["dog", "cat"])
+        again.embed_text(["cat", "bird"])
     with pytest.raises(AssertionError, match="was run"):
         make_imagenet(templates=["{}"])
 
@@ -82,7 +85,7 @@ def test_a_damaged_cache_is_made_anew(make_imagenet, tmp_path: Path) -> None:
     first = make_imagenet(cache_dir=str(tmp_path))
     text = first.embed_text(["cat"])
     cached = sorted(tmp_path.glob("*.safetensors"))
-    assert len(cached) == 3, "ImageNet's names, the map, and the cat"
+    assert len(cached) == 1, "ImageNet's names and the cat"
     for path in cached:
         path.write_bytes(path.read_bytes()[:30])
     second = make_imagenet(cache_dir=str(tmp_path))
@@ -104,3 +107,19 @@ def test_tokens_are_counted_and_cut_off(make_imagenet) -> None:
     assert vlm.context_length == LONGEST
     short, long = vlm.embed_text(["c" * 30, "c" * 30 + "xyz"])
     torch.testing.assert_close(short, long)
+
+
+def test_names_in_another_script_are_told(make_imagenet) -> None:
+    """The tiny encoder reads Latin letters; predict and the page say it, as `pitfalls` does."""
+    vlm = make_imagenet(templates=["{}"])
+    names = ("cat", "\u0e41\u0e21\u0e27", "\u0e23\u0e16", "red \u732b")
+    assert vlm.unread(names) == list(names[1:])
+    unreadable, same = pitfalls(Vocabulary(names, (True,) * 4), vlm)
+    assert unreadable.startswith("unreadable: the text encoder has no tokens for (a part of)")
+    assert all(repr(name) in unreadable for name in names[1:])
+    assert same.startswith(f"same: {names[1]!r}, {names[2]!r} are one and the same")
+    assert pitfalls(Vocabulary(("cat", "dog"), (True, True)), vlm) == []
+    # Two names that differ behind what the encoder reads.
+    long = tuple(f"{'c' * 40} {end}" for end in "ab")
+    found = pitfalls(Vocabulary(long, (True, True)), vlm)
+    assert [line.split(":")[0] for line in found] == ["too long", "too long", "same"]
