@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from alignzeg.files import ESCAPED
-
 Item = TypeVar("Item")
 
 # Seconds without a line that nobody minds.
@@ -62,4 +60,4 @@ def escape_unprintable() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=ESCAPED)
+            stream.reconfigure(errors="backslashreplace")

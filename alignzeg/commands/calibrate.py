@@ -148,7 +148,9 @@ def main(args: argparse.Namespace) -> None:
     )
     from alignzeg.evaluation.tradeoff import save_tradeoff
 
-    args.dataset = args.dataset or default_dataset(setup_config(args.config_file, args.opts))
+    args.dataset = args.dataset or default_dataset(
+        setup_config(args.config_file, args.opts).DATASETS.TEST
+    )
     fixed = {"DATASETS.TEST": args.dataset, "ALIGNZEG.DATA.HOLD_OUT": "pseudo_unseen"}
     require_fixed(args.opts, fixed)
     recall = ("ALIGNZEG.TEST.RECALL", "False")

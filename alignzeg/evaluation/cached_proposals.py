@@ -23,6 +23,7 @@ from detectron2.structures import ImageList
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignzeg.config.plugins import imported_plugins
 from alignzeg.data.fingerprint import data_hash, fingerprint
 from alignzeg.data.labels import label_lookup, read_labels
 from alignzeg.files import atomic_write, code_hash, file_hash
@@ -123,7 +124,7 @@ def origin(cfg: CfgNode, weights: str | Path, dataset_name: str) -> dict[str, st
     cfg.merge_from_list(["OUTPUT_DIR", ""])
     return {
         "code": code_hash(),
-        "plugins": " ".join(file_hash(file) for file in cfg.ALIGNZEG.PLUGINS),
+        "plugins": " ".join(file_hash(file) for file in imported_plugins()),
         "weights": file_hash(Path(weights)),
         "data": data_hash(fingerprint([dataset_name])),
         "config": hashlib.sha256(cfg.dump().encode()).hexdigest(),

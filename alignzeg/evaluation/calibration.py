@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
@@ -206,19 +205,19 @@ def harmonic(setting: Setting) -> float:
     return -1.0 if setting.harmonic_iou is None else setting.harmonic_iou
 
 
-def default_dataset(cfg: CfgNode) -> str:
-    """The data set that a config's correction is chosen on.
+def default_dataset(tested: Sequence[str]) -> str:
+    """The data set that the correction of a config with these test sets is chosen on.
 
     Raises:
         ValueError: if the config names none that is meant for it.
     """
-    (name, *others) = cfg.DATASETS.TEST or ("",)
+    name, *others = tested or ("",)
     kept = f"{name.removesuffix('_val')}_calib"
     if not others and kept in DatasetCatalog:
         return kept
     if not others and name in DatasetCatalog and is_custom(name):
         return str(name)
     raise ValueError(
-        f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, which keeps no data set to calibrate on, "
+        f"DATASETS.TEST is {list(tested)}, which keeps no data set to calibrate on, "
         f"such as {kept}; give --dataset, with pictures that are not those of the final test"
     )

@@ -67,12 +67,12 @@ def test_what_its_results_say_cannot_be_undone(words, message, weights, tiny_opt
     [("zeroshapes/alignzeg", "zeroshapes_calib"), ("msrc21/baseline", "msrc21_calib")],
 )
 def test_the_data_set_is_that_of_the_config(config, dataset):
-    assert default_dataset(setup_config(CONFIGS / f"{config}.yaml")) == dataset
+    assert default_dataset(setup_config(CONFIGS / f"{config}.yaml").DATASETS.TEST) == dataset
 
 
 def test_the_data_set_of_a_benchmark_without_one_must_be_given():
     with pytest.raises(ValueError, match=r"coco_stuff_val.*give --dataset"):
-        default_dataset(setup_config("", ["DATASETS.TEST", "coco_stuff_val"]))
+        default_dataset(("coco_stuff_val",))
 
 
 def test_weights_that_lack_something_are_refused(weights, tiny_opts, capsys, looks):
