@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,14 @@ ATTEMPTS = 4
 WAIT_S = 1.0
 
 Content = bytes | str | Callable[[IO[bytes]], Any]
+PACKAGE = Path(__file__).parent
+# What a trained model depends on; report and prediction may change without a new training.
+SOURCES = (
+    *("config", "data", "engine", "evaluation", "generative", "losses", "modeling"),
+    *("contracts.py", "peers.py", "structures.py", "registries.py", "registration.py"),
+    *("assets/*.json", "assets/*.safetensors"),
+)
+_SUFFIXES = (".py", ".json", ".safetensors")
 # How file systems say that they cannot flush at all; anything else is a failure to write.
 _NO_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 # Of these a warning has been given, which is given once.
@@ -250,3 +258,35 @@ def _walk(folder: Path, around: tuple[str, ...]) -> Iterator[Path]:
                 f"{folder / entry.name} is a link that leads nowhere; restore what it leads to, or "
                 "remove it"
             )
+
+
+def code_hash() -> str:
+    """A hash of the parts of the package that a trained model depends on.
+
+    Raises:
+        RuntimeError: if one of them is not where it is looked for.
+    """
+    digest = hashlib.sha256()
+    for file in source_files(SOURCES):
+        digest.update(str(file.relative_to(PACKAGE)).encode() + b"\0")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def source_files(sources: Iterable[str]) -> Iterator[Path]:
+    """The files of the package that folders, files and patterns name.
+
+    Raises:
+        RuntimeError: if one of them names no file, as it would be left out without a word.
+    """
+    for source in sources:
+        paths = sorted(PACKAGE.glob(source))
+        files = [
+            file
+            for path in paths
+            for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+            if file.is_file() and file.suffix in _SUFFIXES
+        ]
+        if not files:
+            raise RuntimeError(f"there is no {source} in {PACKAGE}; mend the list in {__file__}")
+        yield from files

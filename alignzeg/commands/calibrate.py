@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,9 @@ from alignzeg.progress import tracked
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-    from rich.table import Table
 
     from alignzeg.evaluation.calibration import Setting
 
-# Rows of the table, beside that of no correction.
-_SHOWN = 5
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -77,9 +74,10 @@ def parser() -> OneLineParser:
     )
     result.add_argument(
         "--dataset",
-        default="zeroshapes_calib",
+        default="",
         metavar="NAME",
-        help="the data set to choose on; %(default)s by default",
+        help="the data set to choose on; by default the one that the config's benchmark keeps for "
+        "this, such as msrc21_calib, or the test set of your own data",
     )
     result.add_argument(
         "--output",
@@ -140,20 +138,28 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING)
     from alignzeg.data.labels import get_vocabulary
     from alignzeg.engine import AlignZegCheckpointer, Trainer, setup_config
-    from alignzeg.evaluation.calibration import Grid, best, config_text, sweep
+    from alignzeg.evaluation.calibration import (
+        Grid,
+        best,
+        config_text,
+        default_dataset,
+        harmonic,
+        sweep,
+    )
     from alignzeg.evaluation.tradeoff import save_tradeoff
 
-    opts = [
-        *("DATASETS.TEST", args.dataset, "ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen"),
-        *("ALIGNZEG.TEST.RECALL", "False", *args.opts),
-    ]
+    args.dataset = args.dataset or default_dataset(setup_config(args.config_file, args.opts))
+    fixed = {"DATASETS.TEST": args.dataset, "ALIGNZEG.DATA.HOLD_OUT": "pseudo_unseen"}
+    require_fixed(args.opts, fixed)
+    recall = ("ALIGNZEG.TEST.RECALL", "False")
+    opts = [*args.opts, *recall, *(word for pair in fixed.items() for word in pair)]
     grid = Grid(args.gammas, args.thresholds, args.seen_exponents, args.unseen_exponents)
     cfg = setup_config(args.config_file, opts)
     vocabulary = get_vocabulary(args.dataset, cfg.ALIGNZEG.DATA.HOLD_OUT)
     hidden = [vocabulary.names[i] for i in vocabulary.unseen_ids]
     require_hidden(args.weights, hidden)
     model: Any = Trainer.build_model(cfg).eval()
-    AlignZegCheckpointer(model).load(args.weights)
+    AlignZegCheckpointer(model, strict=True).load(args.weights)
     images = _proposals(model, cfg, args, cache)
     start = time.monotonic()
     plain = (args.thresholds[0], 0.0, model.ensemble)
@@ -180,11 +186,26 @@ def main(args: argparse.Namespace) -> None:
     _report(settings, uncorrected, chosen)
     written = [path, picture, *([args.write_config] if args.write_config else [])]
     sys.stdout.write(
-        f"{len(settings)} settings on {len(images)} images in {seconds:.1f} s: "
+        f"{len(settings)} settings on {len(images)} images of {args.dataset} in {seconds:.1f} s: "
         f"{', '.join(map(str, written))}\n"
     )
     said = "no correction helps" if chosen is uncorrected else "best"
     sys.stdout.write(f"{said}: {chosen.opts()}\n")
+
+
+def require_fixed(opts: Sequence[str], fixed: Mapping[str, str]) -> None:
+    """Refuses KEY VALUE pairs that would undo what the results say.
+
+    Raises:
+        ValueError: naming the key and both values.
+    """
+    for key, value in zip(opts[0::2], opts[1::2], strict=False):
+        if fixed.get(key, value) != value:
+            fix = "give --dataset" if key == "DATASETS.TEST" else "leave it out"
+            raise ValueError(
+                f"{key} is {value!r}, and calibrate always takes {fixed[key]!r}, as its results "
+                f"say; {fix}"
+            )
 
 
 def require_hidden(weights: str, pseudo_unseen: Iterable[str]) -> None:
@@ -266,33 +287,10 @@ def _proposals(model: Any, cfg: CfgNode, args: argparse.Namespace, cache: Path) 
     return ProposalFile(cache, model.device)
 
 
-def table(settings: Iterable[Setting], uncorrected: Setting) -> Table:
-    """No correction and the best settings; of those that score alike, the mildest."""
-    from rich.table import Table
-
-    from alignzeg.evaluation.calibration import best
-
-    shown = Table("percent", *("gamma", "theta", "a seen", "a unseen", "sIoU", "uIoU", "hIoU"))
-    rows = [("no correction", uncorrected)]
-    left = list(settings)
-    while left and len(rows) <= _SHOWN:
-        chosen = best(left)
-        rows.append((f"{len(rows)}.", chosen))
-        left = [other for other in left if other.scores != chosen.scores]
-    for name, row in rows:
-        values = (row.gamma, row.threshold, row.seen_exponent, row.unseen_exponent)
-        scores = ("–" if score is None else f"{score:.2f}" for score in row.scores)
-        shown.add_row(name, *(f"{value:g}" for value in values), *scores)
-    return shown
-
-
-def harmonic(setting: Setting) -> float:
-    """The hIoU of a setting in percent; -1 where it is not defined."""
-    return -1.0 if setting.harmonic_iou is None else setting.harmonic_iou
-
-
 def _report(settings: list[Setting], uncorrected: Setting, chosen: Setting) -> None:
     from rich.console import Console
+
+    from alignzeg.evaluation.calibration import table
 
     Console(highlight=False).print(table(settings, uncorrected))
     if chosen.harmonic_iou is None:

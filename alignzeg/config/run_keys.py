@@ -91,7 +91,9 @@ SOLVER = Section(
         ),
         "ACCUMULATE": Key(
             1,
-            "Batches summed before one optimizer step; SOLVER.IMS_PER_BATCH stays the total batch.",
+            "Batches whose gradients are averaged before one optimizer step, to save memory; "
+            "SOLVER.IMS_PER_BATCH stays the number of images. Losses are averaged over the masks "
+            "of each batch, so a step is near to that of all images in one batch, not the same.",
             COUNT,
             "batches",
         ),

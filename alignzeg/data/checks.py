@@ -32,6 +32,17 @@ def check_files(name: str, limit: int = -1, training: bool = False) -> int:
         How many pairs were looked at.
 
     Raises:
+        ValueError: as `classes_found`.
+    """
+    return classes_found(name, limit, training)[0]
+
+
+def classes_found(
+    name: str, limit: int = -1, training: bool = False
+) -> tuple[int, frozenset[str] | None]:
+    """As `check_files`, and the names of all classes that occur; None if only a part was read.
+
+    Raises:
         ValueError: on the first file that is unreadable, holds a value out of range, or has another
             size than its image; if training, also if no pixel has a seen class.
     """
@@ -40,7 +51,7 @@ def check_files(name: str, limit: int = -1, training: bool = False) -> int:
     if 0 <= limit < total:
         records = records[:: -(-total // limit)] if limit else []
     if not records:
-        return 0
+        return 0, None
     vocabulary = get_vocabulary(name)
     lookup = label_lookup(name, vocabulary)
     counts = np.zeros(len(vocabulary), dtype=np.int64)
@@ -57,7 +68,8 @@ def check_files(name: str, limit: int = -1, training: bool = False) -> int:
         more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
         shown = ", ".join(absent[:_SHOWN]) + more
         logger.warning("data set %s: no pixel of %d label files is %s", name, total, shown)
-    return len(records)
+    present = frozenset(vocabulary.names[i] for i in np.flatnonzero(counts))
+    return len(records), present if len(records) == total else None
 
 
 def count_classes(record: Mapping[str, str], lookup: NDArray) -> NDArray[np.int64]:

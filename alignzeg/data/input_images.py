@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alignzeg.data.pictures import READ_ERRORS, eight_bits, read_rgb, to_rgb
+from alignzeg.data.pictures import eight_bits, read_rgb, to_rgb
 
 _CHANNELS = (1, 3, 4)
 _KNOWN = (
@@ -68,9 +68,8 @@ def _from_file(given: Any) -> NDArray[np.uint8]:
         if not content:
             raise ValueError(f"the file object {name} is at its end; go back: .seek(0)")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.array(to_rgb(image))
-    except READ_ERRORS as error:
+        return read_rgb(io.BytesIO(content))
+    except ValueError as error:
         raise ValueError(f"{len(content)} bytes are no image file that can be read") from error
 
 

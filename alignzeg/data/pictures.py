@@ -1,55 +1,67 @@
-"""Reading image files: images as 8-bit RGB, label files as the numbers they hold."""
+"""Reading image files: images as 8-bit RGB, label files as the numbers they hold.
+
+This file and what it imports need numpy and Pillow only, as `projects/onnx/predict.py` reads
+images with it where there is no PyTorch.
+"""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
+from PIL import Image
 
-# What Pillow raises on files that are missing, truncated, or no images at all.
-READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+from alignzeg.data.color_profiles import in_srgb
+from alignzeg.data.picture_files import (
+    beyond_colour,
+    file_name,
+    has_alpha,
+    load,
+    open_picture,
+    raw_mode,
+    say_several,
+    size_in_header,
+    unreadable,
+    upright,
+    warn,
 )
-_EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
+
 # 16 bits of which less than a quarter of the range is used are taken for 10, 12 or 14 bits.
 _SIXTEEN_BITS_FROM = 2**14
 # A float image may leave 0 to 1 by this much, by rounding.
 _SLACK = 1e-3
 
 
-def read_rgb(path: str | Path) -> NDArray[np.uint8]:
+def read_rgb(path: str | Path | IO[bytes]) -> NDArray[np.uint8]:
     """Reads an image as a viewer would show it: (H, W, 3) uint8 RGB.
 
-    EXIF orientation is applied, transparent pixels are laid on white, one channel becomes grey and
-    other depths become 8 bits, see `eight_bits`. Of an animation, the first frame is taken.
+    EXIF orientation is applied, transparent pixels are laid on white, one channel becomes grey,
+    colours of a colour profile become sRGB's, and other depths become 8 bits, see `eight_bits`. Of
+    several frames the first is taken. What of these is damaged, or is dropped, is said in one line.
+
+    Args:
+        path: a file name, or a binary file object.
 
     Raises:
-        ValueError: if the file is missing or no complete image, or its values have no known range;
-            the message names it.
+        ValueError: if the file is missing or no complete image, its values have no known range, or
+            it is of a kind that is not read; the message names it.
     """
+    name = file_name(path)
     try:
-        with Image.open(path) as image:
-            return np.array(to_rgb(image))
+        with open_picture(path) as image:
+            rgb = np.array(to_rgb(image, name))
+            say_several(image, name)
+            return rgb
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ValueError(
-            f"cannot read image file {path}: it has more than {limit:,} "
+            f"cannot read image file {name}: it has more than {limit:,} "
             "pixels; make it smaller, or cut it into parts"
         ) from error
-    except READ_ERRORS as error:
-        raise ValueError(f"cannot read image file {path}: {error}") from error
+    except Exception as error:  # noqa: BLE001 (Pillow raises anything on a damaged file)
+        raise unreadable(path, error) from error
 
 
 def read_values(path: str | Path) -> NDArray:
@@ -63,8 +75,8 @@ def read_values(path: str | Path) -> NDArray:
             give other numbers than those in it; the message names it.
     """
     try:
-        with Image.open(path) as image:
-            frames, kind = getattr(image, "n_frames", 1), _raw_mode(image)
+        with open_picture(path) as image:
+            frames, kind = getattr(image, "n_frames", 1), raw_mode(image)
             if frames > 1:
                 raise ValueError(f"it has {frames} frames; a label file has one")
             if kind in ("L;2", "L;4"):
@@ -77,9 +89,9 @@ def read_values(path: str | Path) -> NDArray:
                     "its 0 means white, so that its numbers are turned around when they are read; "
                     "save it with 0 as black"
                 )
-            _load(image)
-            return np.array(ImageOps.exif_transpose(image))
-    except READ_ERRORS as error:
+            load(image)
+            return np.array(upright(image, str(path)))
+    except Exception as error:  # noqa: BLE001
         raise ValueError(f"cannot read label file {path}: {error}") from error
 
 
@@ -90,10 +102,10 @@ def picture_size(path: str | Path) -> tuple[int, int]:
         ValueError: if the file cannot be read; the message names it.
     """
     try:
-        with Image.open(path) as image:
-            return _size(image)
-    except READ_ERRORS as error:
-        raise ValueError(f"cannot read image file {path}: {error}") from error
+        with open_picture(path) as image:
+            return size_in_header(image, str(path))
+    except Exception as error:  # noqa: BLE001
+        raise unreadable(path, error) from error
 
 
 def check_image(path: str | Path) -> tuple[int, int]:
@@ -103,27 +115,28 @@ def check_image(path: str | Path) -> tuple[int, int]:
         ValueError: as `read_rgb`, for the images that are read.
     """
     try:
-        with Image.open(path) as image:
-            size = _size(image)
+        with open_picture(path) as image:
+            size = size_in_header(image, str(path))
             if _is_deep(image):
-                to_rgb(image)
+                to_rgb(image, str(path))
             return size
-    except READ_ERRORS as error:
-        raise ValueError(f"cannot read image file {path}: {error}") from error
+    except Exception as error:  # noqa: BLE001
+        raise unreadable(path, error) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as one of mode RGB, as `read_rgb` describes it.
+def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """An image of any mode as one of mode RGB, as `read_rgb` describes it; `name` is for warnings.
 
     Raises:
         ValueError: if its values have no known range.
     """
-    kind = _raw_mode(image)
-    _load(image)
-    image = ImageOps.exif_transpose(image)
+    kind, (alpha, bands) = raw_mode(image), beyond_colour(image)
+    load(image)
+    profile = image.info.get("icc_profile")
+    image = upright(image, name)
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(eight_bits(np.asarray(image))).convert("RGB")
-    if ";16" in kind:
+        image = Image.fromarray(eight_bits(np.asarray(image)))
+    elif ";16" in kind:
         # Pillow keeps the upper 8 of 16 bits.
         colours = np.asarray(image)[..., : 3 if image.mode.startswith("RGB") else 1]
         highest = 256 * int(colours.max(initial=0)) + 255
@@ -132,11 +145,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
                 f"its 16 bits hold no value above {highest} of 65535, which would be nearly black; "
                 "scale it to 8 bits, or to the whole range"
             )
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+    if bands:
+        warn(f"{name}: {bands} of its bands are neither colour nor transparency, and left out")
+    if alpha and has_alpha(image):
         image = image.convert("RGBA")
+        shown = in_srgb(image.convert("RGB"), profile, name)
+        shown.putalpha(image.getchannel("A"))
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        return Image.alpha_composite(white, shown).convert("RGB")
+    return in_srgb(image, profile, name)
 
 
 def eight_bits(values: NDArray) -> NDArray[np.uint8]:
@@ -168,40 +185,5 @@ def eight_bits(values: NDArray) -> NDArray[np.uint8]:
     return np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
 
 
-def _load(image: Image.Image) -> None:
-    """Loads the values; a grey TIFF that is turned comes out of Pillow 13 scrambled without this.
-
-    Pillow maps an uncompressed file into memory by the size that it has when it is turned.
-    """
-    name = getattr(image, "filename", "")
-    if not isinstance(image, TiffImageFile) or not name:
-        image.load()
-        return
-    image.filename = ""  # what has no name is not mapped
-    try:
-        image.load()
-    finally:
-        image.filename = name
-
-
-def _size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    if isinstance(image, TiffImageFile):
-        # Pillow turns these by itself, and some versions of it also the size in the header.
-        width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
-        turned = image.tag_v2.get(_EXIF_ORIENTATION) in _TURNED
-    else:
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    return (width, height) if turned else (height, width)
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """How the values lie in the file, as Pillow's decoders call it; before it is loaded."""
-    tiles = getattr(image, "tile", None)
-    kind = tiles[0][3] if tiles else ""
-    kind = kind[0] if isinstance(kind, tuple) and kind else kind
-    return kind if isinstance(kind, str) else ""
-
-
 def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith(("I", "F")) or ";16" in _raw_mode(image)
+    return image.mode.startswith(("I", "F")) or ";16" in raw_mode(image)

@@ -24,8 +24,8 @@ from rich.progress import (
 from alignzeg.arguments import PARENT, TrainingError
 from alignzeg.data.catalog import dataset_root
 from alignzeg.demo.plan import LABELS, Plan, write_json
-from alignzeg.files import atomic_write
-from alignzeg.studies.identity import code_hash, described
+from alignzeg.files import atomic_write, code_hash
+from alignzeg.studies.identity import described
 
 DONE = "done.json"
 _IDENTITY, _SPENT, _LOG = "identity.txt", "spent.json", "log.txt"

@@ -15,9 +15,9 @@ from alignzeg.arguments import require_folder
 from alignzeg.config.keys import Choices
 from alignzeg.config.reading import config_from_file, config_from_yaml
 from alignzeg.config.values import validate_values
-from alignzeg.data.checks import check_files
+from alignzeg.data.checks import classes_found
 from alignzeg.data.custom import is_custom, setup_custom_data
-from alignzeg.data.labels import known_names
+from alignzeg.data.labels import eval_vocabulary, known_names
 from alignzeg.data.pseudo import setup_pseudo_labels, validate_pseudo_labels
 from alignzeg.engine.checkpoints.reading import require_trust
 from alignzeg.modeling.timm_encoder import build_timm_fpn_backbone, validate_timm_encoder
@@ -151,7 +151,24 @@ def validate_datasets(cfg: CfgNode, training: bool) -> None:
     trained = cfg.DATASETS.TRAIN if training else ()
     for name in dict.fromkeys((*cfg.DATASETS.TEST, *trained)):
         limit = -1 if is_custom(name) else cfg.ALIGNZEG.DATA.CHECK_FILES
-        check_files(name, limit, training=name in trained)
+        _, found = classes_found(name, limit, training=name in trained)
+        if training and found is not None and name in cfg.DATASETS.TEST:
+            _require_defined_best(cfg, name, found)
+
+
+def _require_defined_best(cfg: CfgNode, name: str, found: frozenset[str]) -> None:
+    """Refuses to choose checkpoints by a figure of classes of which a test set has no pixel."""
+    best = cfg.ALIGNZEG.CHECKPOINT.BEST
+    if not best or ("/sem_seg" in best and not best.startswith(f"{name}/")):
+        return
+    vocabulary, figure = eval_vocabulary(cfg, name), best.rpartition("/")[2]
+    for kind, ids in {"seen": vocabulary.seen_ids, "unseen": vocabulary.unseen_ids}.items():
+        needed = figure in (f"{kind[0]}IoU", "hIoU")
+        if needed and found.isdisjoint(vocabulary.names[i] for i in ids):
+            raise ValueError(
+                f"ALIGNZEG.CHECKPOINT.BEST is {best!r}, but no pixel of {name} is of a class that "
+                f"is {kind} there, so it is never defined; choose by mIoU, or leave the key empty"
+            )
 
 
 def advice(cfg: CfgNode) -> list[str]:

@@ -23,10 +23,9 @@ from detectron2.structures import ImageList
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignzeg import __version__
 from alignzeg.data.fingerprint import data_hash, fingerprint
 from alignzeg.data.labels import label_lookup, read_labels
-from alignzeg.files import atomic_write, file_hash
+from alignzeg.files import atomic_write, code_hash, file_hash
 from alignzeg.structures import Outputs, Proposals, Vocabulary
 
 # What the file of proposals says it is, and of which form.
@@ -123,7 +122,8 @@ def origin(cfg: CfgNode, weights: str | Path, dataset_name: str) -> dict[str, st
     cfg.merge_from_list([word for key in _AFTER for word in (key, 0.0)])
     cfg.merge_from_list(["OUTPUT_DIR", ""])
     return {
-        "version": __version__,
+        "code": code_hash(),
+        "plugins": " ".join(file_hash(file) for file in cfg.ALIGNZEG.PLUGINS),
         "weights": file_hash(Path(weights)),
         "data": data_hash(fingerprint([dataset_name])),
         "config": hashlib.sha256(cfg.dump().encode()).hexdigest(),

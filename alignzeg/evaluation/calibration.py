@@ -13,16 +13,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
+from alignzeg.data.custom import is_custom
 from alignzeg.evaluation.cached_proposals import CachedImage
 from alignzeg.evaluation.metrics import harmonic_mean
 from alignzeg.evaluation.settings_counts import Values, count_settings
 from alignzeg.structures import Vocabulary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Rows of the table, beside that of no correction.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -172,3 +181,44 @@ def config_text(config_file: str | Path, place: str | Path, dataset: str, chosen
         node[last] = float(value)
     about = f"# Chosen on pseudo-unseen classes of {dataset} by alignzeg calibrate.\n"
     return about + yaml.safe_dump(tree, sort_keys=False)
+
+
+def table(settings: Iterable[Setting], uncorrected: Setting) -> Table:
+    """No correction and the best settings; of those that score alike, the mildest."""
+    from rich.table import Table
+
+    shown = Table("percent", *("gamma", "theta", "a seen", "a unseen", "sIoU", "uIoU", "hIoU"))
+    rows = [("no correction", uncorrected)]
+    left = list(settings)
+    while left and len(rows) <= _SHOWN:
+        chosen = best(left)
+        rows.append((f"{len(rows)}.", chosen))
+        left = [other for other in left if other.scores != chosen.scores]
+    for name, row in rows:
+        values = (row.gamma, row.threshold, row.seen_exponent, row.unseen_exponent)
+        scores = ("–" if score is None else f"{score:.2f}" for score in row.scores)
+        shown.add_row(name, *(f"{value:g}" for value in values), *scores)
+    return shown
+
+
+def harmonic(setting: Setting) -> float:
+    """The hIoU of a setting in percent; -1 where it is not defined."""
+    return -1.0 if setting.harmonic_iou is None else setting.harmonic_iou
+
+
+def default_dataset(cfg: CfgNode) -> str:
+    """The data set that a config's correction is chosen on.
+
+    Raises:
+        ValueError: if the config names none that is meant for it.
+    """
+    (name, *others) = cfg.DATASETS.TEST or ("",)
+    kept = f"{name.removesuffix('_val')}_calib"
+    if not others and kept in DatasetCatalog:
+        return kept
+    if not others and name in DatasetCatalog and is_custom(name):
+        return str(name)
+    raise ValueError(
+        f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, which keeps no data set to calibrate on, "
+        f"such as {kept}; give --dataset, with pictures that are not those of the final test"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -85,17 +86,20 @@ class Findings:
                 row["rle"] = self.rle(row["name"])
         return result
 
-    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """Annotations in COCO's format, one for each class that occurs; category ids are ours."""
+    def to_coco(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
+        """Annotations in COCO's format, one for each class that occurs, as `loadRes` takes them.
+
+        COCO counts from 1: a category's id is ours + 1. `first_id` is that of the first annotation.
+        """
         scores = self.scores if self.confidence is not None else {}
         annotations: list[dict[str, Any]] = []
         for name, pixels in self.areas.items():
             mask = self.mask(name)
             annotations.append(
                 {
-                    "id": len(annotations) + 1,
+                    "id": first_id + len(annotations),
                     "image_id": image_id,
-                    "category_id": self._id(name),
+                    "category_id": self._id(name) + 1,
                     "category": name,
                     "segmentation": conversion.rle(mask),
                     "bbox": list(conversion.bounding_box(mask)),
@@ -105,6 +109,29 @@ class Findings:
                 }
             )
         return annotations
+
+    @staticmethod
+    def coco_file(predictions: Mapping[str, Findings]) -> dict[str, Any]:
+        """A whole file of COCO's format: images, by their file names, categories and annotations.
+
+        Images count from 1 in the order given.
+
+        Raises:
+            ValueError: if there is none, or they were asked for different classes.
+        """
+        asked = {found.names for found in predictions.values()}
+        if len(asked) != 1:
+            raise ValueError(f"a COCO file has one list of classes; {len(asked)} are given")
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for number, (file, found) in enumerate(predictions.items(), 1):
+            height, width = found.labels.shape
+            images.append({"id": number, "file_name": file, "height": height, "width": width})
+            annotations += found.to_coco(number, len(annotations) + 1)
+        categories = [
+            {"id": i, "name": name, "supercategory": ""} for i, name in enumerate(asked.pop(), 1)
+        ]
+        return {"images": images, "categories": categories, "annotations": annotations}
 
     def to_df(self) -> Any:
         """A pandas.DataFrame with a row for each class: id, name, seen, pixels, share, score.

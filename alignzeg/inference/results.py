@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,12 @@ ENDINGS = (
 # Lists all images of a run.
 INDEX = "predictions.json"
 _MADE_WITH = "made_with"
+# What a system says of the name of a single file; all else is the folder's fault.
+_OF_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+
+
+class UnreadableError(ValueError):
+    """A file has no result, or not a whole one, for a reason of its own; others may have."""
 
 
 class ResultFolder:
@@ -39,12 +46,12 @@ class ResultFolder:
         """What tells the result of an image from that of another, or with other settings.
 
         Raises:
-            ValueError: if the file is gone.
+            UnreadableError: if the file is gone.
         """
         try:
             status = os.stat(image)
         except OSError as error:
-            raise ValueError(f"cannot read image file {image}: {error.strerror}") from error
+            raise UnreadableError(f"cannot read image file {image}: {error.strerror}") from error
         return {
             "image": os.path.basename(image),
             "bytes": status.st_size,
@@ -54,7 +61,7 @@ class ResultFolder:
 
     def is_done(self, stem: str, made_with: dict[str, Any], end: str = "_labels.png") -> bool:
         """Whether the result is there whole: a file with this end, and the JSON, written last."""
-        if self._redo or not (self.folder / f"{stem}{end}").is_file():
+        if self._redo or not os.path.isfile(self.folder / f"{stem}{end}"):
             return False
         found = _read(self.folder / f"{stem}.json")
         return found is not None and found.get(_MADE_WITH) == made_with
@@ -75,21 +82,26 @@ class ResultFolder:
         """Writes an image's files, see `Prediction.save`, which takes the options.
 
         Raises:
+            UnreadableError: if only these names cannot be written, such as too long ones.
             ValueError: if the folder cannot be written to.
         """
         try:
             return prediction.save(self.folder, stem, about={_MADE_WITH: made_with}, **options)
         except OSError as error:
-            raise ValueError(f"--output is {str(self.folder)!r}: {error}") from error
+            kind = UnreadableError if error.errno in _OF_NAMES else ValueError
+            raise kind(f"--output is {str(self.folder)!r}: {error}") from error
 
-    def note(self, image: str, stem: str, error: str = "") -> None:
-        """Notes for the index what became of an image; an error says why it has no result."""
-        row = {"image": image, "result": None if error else f"{stem}.json"}
+    def note(self, image: str, stem: str, error: str = "", partly: bool = False) -> None:
+        """Notes for the index what became of an image.
+
+        An error says why it has no result or, `partly`, not a whole one.
+        """
+        row = {"image": image, "result": None if error and not partly else f"{stem}.json"}
         self._rows[image] = {**row, **({"error": error} if error else {})}
 
     @property
     def failed(self) -> dict[str, str]:
-        """Why images have no result."""
+        """Why images have no whole result."""
         return {name: row["error"] for name, row in self._rows.items() if "error" in row}
 
     def write_index(self, about: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from alignzeg.data.picture_kinds import how_to_convert
 from alignzeg.data.pictures import read_rgb
 from alignzeg.files import atomic_write
 from alignzeg.inference.prediction import Prediction
 from alignzeg.inference.predictor import Predictor
-from alignzeg.inference.results import INDEX, ResultFolder
+from alignzeg.inference.results import INDEX, ResultFolder, UnreadableError
 from alignzeg.inference.sources import Source
 from alignzeg.inference.video import Frames, write_video
 
@@ -70,10 +72,17 @@ class Run:
             ValueError: before any work, if a result would replace a file of another kind.
         """
         pending = []
+        self._say_unread([source for source in sources if source.unread])
         for source in sources:
+            if source.unread:
+                continue
             self.results.require_own(source.stem)
             end = "_overlay.mp4" if source.is_video else "_labels.png"
-            if self.results.is_done(source.stem, self._made_with(source), end):
+            try:
+                done = self.results.is_done(source.stem, self._made_with(source), end)
+            except UnreadableError:
+                done = False  # said when it is its turn
+            if done:
                 self.kept += 1
                 self.results.note(source.path, source.stem)
             else:
@@ -105,12 +114,25 @@ class Run:
         except KeyboardInterrupt:
             self.say("camera stopped")
 
+    def _say_unread(self, sources: Sequence[Source]) -> None:
+        """Notes pictures of kinds that are not read; one line for all of them."""
+        for source in sources:
+            how = how_to_convert(source.path)
+            error = f"{source.path} is of a kind that is not read; {how}"
+            self.results.note(source.path, source.stem, error)
+        if sources:
+            names = ", ".join(os.path.basename(source.path) for source in sources[:_NAMED])
+            more = ", ..." if len(sources) > _NAMED else ""
+            kinds = f"{len(sources)} of kinds that are not read: {names}{more}"
+            self.warn(f"skipped: {kinds}; {INDEX} says how to convert each")
+
     def _try(self, source: Source, predict: Callable[[Source], None]) -> None:
         try:
             predict(source)
         except UnreadableError as error:
             self.warn(f"skipped: {error}")
-            self.results.note(source.path, source.stem, str(error))
+            partly = isinstance(error, CutVideoError)
+            self.results.note(source.path, source.stem, str(error), partly)
         else:
             self.results.note(source.path, source.stem)
 
@@ -128,8 +150,31 @@ class Run:
             frames = Frames(source.path, self.every, self.limit)
         except ValueError as error:
             raise UnreadableError(str(error)) from error
-        rows = []
-        for number, frame in self.progress(frames, source.path, frames.count):
+        rows: list[dict[str, Any]] = []
+        path = self.results.folder / f"{source.stem}_overlay.mp4"
+        drawn = self._frames(source, frames, rows, f"Predicting {path.name}")
+        try:
+            write_video(path, drawn, max(1.0, frames.rate / self.every))
+        except ValueError as error:
+            raise (ValueError if rows else UnreadableError)(str(error)) from error
+        rate, missing = frames.rate, frames.missing
+        # Of what is not whole, the next call looks for more.
+        about = {**about, "missing": missing} if missing else about
+        said = {"frames_per_second": rate, "every": self.every, "frames": rows, "made_with": about}
+        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+        atomic_write(self.results.folder / f"{source.stem}.json", text)
+        self.say(f"{source.path}: {len(rows)} frames -> {path}")
+        if missing:
+            raise CutVideoError(
+                f"{source.path} says it has {missing} more frames than could be read, so it is cut "
+                "or damaged; the others are done"
+            )
+
+    def _frames(
+        self, source: Source, frames: Frames, rows: list[dict[str, Any]], title: str
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Predicts the frames of a video, notes them in `rows` and gives their overlays."""
+        for number, frame in self.progress(frames, title, frames.count):
             stem = f"{source.stem}/{number:06d}"
             of_frame = {**self.results.made_with(source.path), "frame": number}
             if not self.results.is_done(stem, of_frame):
@@ -137,20 +182,7 @@ class Run:
                 self._save(frame, name, stem, of_frame, overlay=False)
             seconds = round(number / frames.rate, 3)
             rows.append({"frame": number, "seconds": seconds, "result": f"{stem}.json"})
-        self._finish_video(source, rows, frames.rate, about)
-
-    def _finish_video(
-        self, source: Source, rows: list[dict[str, Any]], rate: float, about: dict[str, Any]
-    ) -> None:
-        path = self.results.folder / f"{source.stem}_overlay.mp4"
-        again = Frames(source.path, self.every, self.limit)
-        drawn = (self._drawn(frame, source, number) for number, frame in again)
-        titled = self.progress(drawn, f"Drawing {path.name}", len(rows))
-        write_video(path, titled, max(1.0, rate / self.every))
-        said = {"frames_per_second": rate, "every": self.every, "frames": rows, "made_with": about}
-        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
-        atomic_write(self.results.folder / f"{source.stem}.json", text)
-        self.say(f"{source.path}: {len(rows)} frames -> {path}")
+            yield self._drawn(frame, source, number)
 
     def _drawn(self, frame: NDArray[np.uint8], source: Source, number: int) -> NDArray[np.uint8]:
         """A frame under the label map that was written for it; of one size for all frames."""
@@ -181,8 +213,8 @@ class Run:
         return {**about, "frames": [self.every, self.limit]} if source.is_video else about
 
 
-class UnreadableError(ValueError):
-    """A file is no image or video that can be read."""
+class CutVideoError(UnreadableError):
+    """A video ended before its time; what was read of it is done."""
 
 
 def _found(prediction: Prediction) -> str:

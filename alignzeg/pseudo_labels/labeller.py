@@ -74,7 +74,7 @@ class Labeller:
         self.model = None
         if source.weights:
             self.model = Trainer.build_model(cfg).eval()
-            AlignZegCheckpointer(self.model).load(source.weights)
+            AlignZegCheckpointer(self.model, strict=True).load(source.weights)
             # torch's types let a module's attributes be tensors or modules alone.
             self.vlm = cast(VLMContract, self.model.vlm)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import cv2
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
@@ -30,6 +32,7 @@ from alignzeg.pseudo_labels.classes import describe, find_classes
 from alignzeg.pseudo_labels.labeller import Labeller, RegionSource
 from alignzeg.pseudo_labels.region_labels import Thresholds
 from alignzeg.pseudo_labels.summary import Tally
+from alignzeg.registries import build_vlm
 
 # What the files of a folder were made with; written before the first of them.
 SETTINGS = "settings.json"
@@ -85,7 +88,7 @@ def make_pseudo_labels(job: Job, processes: int = 1) -> dict[str, Any]:
     records = DatasetCatalog.get(job.dataset)
     keys = file_keys(records)
     root = Path(job.output)
-    settings = _settings(job, cfg.ALIGNZEG.VLM)
+    settings = _settings(job, cfg)
     _claim(root, settings)
     todo = [
         (record, key)
@@ -111,10 +114,20 @@ def make_pseudo_labels(job: Job, processes: int = 1) -> dict[str, Any]:
     return about
 
 
-def _settings(job: Job, vlm: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(job: Job, cfg: CfgNode) -> dict[str, Any]:
     """What the files depend on, as it is compared with that of an earlier call."""
     weights = job.source.weights
+    vlm = cfg.ALIGNZEG.VLM
+    # Regions follow from what the model sees; names and classes from the rest.
+    inputs = {key: getattr(cfg.INPUT, key) for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")}
+    config = {"hold_out": cfg.ALIGNZEG.DATA.HOLD_OUT, "input": inputs}
+    if weights:
+        model = cfg.clone()
+        model.OUTPUT_DIR = model.ALIGNZEG.VLM.CACHE_DIR = ""
+        config["model"] = hashlib.sha256(model.dump().encode()).hexdigest()
     return {
+        "config": config,
+        "vlm_hash": str(build_vlm(cfg).hash),
         "data": fingerprint([job.dataset])[job.dataset]["sha256"],
         "vlm": {key: value for key, value in vlm.items() if key != "CACHE_DIR"},
         "weights": file_hash(weights) if weights else "",

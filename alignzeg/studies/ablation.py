@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from alignzeg.arguments import PARENT, TrainingError
-from alignzeg.files import atomic_write, file_hash
-from alignzeg.studies.identity import code_hash, described
+from alignzeg.files import atomic_write, code_hash, file_hash
+from alignzeg.studies.identity import described
 
 logger = logging.getLogger(__name__)
 

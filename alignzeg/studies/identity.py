@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
-import alignzeg
 from alignzeg.data.fingerprint import data_hash, fingerprint
 from alignzeg.engine import setup_config
 from alignzeg.engine.records.provenance import describe_weights
@@ -17,15 +16,6 @@ from alignzeg.files import file_hash
 from alignzeg.modeling.pretrained import PACKAGE_PREFIX, weight_file
 from alignzeg.modeling.timm_encoder import KEYS, build_timm_fpn_backbone
 from alignzeg.registries import build_vlm
-
-PACKAGE = Path(alignzeg.__file__).parent
-# What a trained model depends on; report and prediction may change without a new training.
-SOURCES = (
-    *("config", "data", "engine", "evaluation", "generative", "losses", "modeling"),
-    *("contracts.py", "peers.py", "structures.py", "registries.py", "registration.py"),
-    *("assets/*.json", "assets/*.safetensors"),
-)
-_SUFFIXES = (".py", ".json", ".safetensors")
 
 
 def described(config: str | Path, opts: Sequence[str]) -> dict[str, str]:
@@ -51,38 +41,6 @@ def described(config: str | Path, opts: Sequence[str]) -> dict[str, str]:
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.ALIGNZEG.VLM.CACHE_DIR = "", "", ""
     parts["config"] = cfg.dump()
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
-
-
-def code_hash() -> str:
-    """A hash of the parts of the package that a trained model depends on.
-
-    Raises:
-        RuntimeError: if one of them is not where it is looked for.
-    """
-    digest = hashlib.sha256()
-    for file in source_files(SOURCES):
-        digest.update(str(file.relative_to(PACKAGE)).encode() + b"\0")
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def source_files(sources: Iterable[str]) -> Iterator[Path]:
-    """The files of the package that folders, files and patterns name.
-
-    Raises:
-        RuntimeError: if one of them names no file, as it would be left out without a word.
-    """
-    for source in sources:
-        paths = sorted(PACKAGE.glob(source))
-        files = [
-            file
-            for path in paths
-            for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-            if file.is_file() and file.suffix in _SUFFIXES
-        ]
-        if not files:
-            raise RuntimeError(f"there is no {source} in {PACKAGE}; mend the list in {__file__}")
-        yield from files
 
 
 def pretrained_hashes(cfg: CfgNode) -> dict[str, object]:

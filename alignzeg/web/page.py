@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -43,8 +44,9 @@ def build(session: Session, examples: Sequence[Example] = (), classes: str = "")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 image = gr.Image(
-                    type="numpy",
-                    image_mode="RGB",
+                    # As a file: Gradio would read it otherwise than all other commands do.
+                    type="filepath",
+                    image_mode=None,
                     sources=["upload", "clipboard"],
                     label="Image",
                     elem_id="image",
@@ -158,8 +160,10 @@ class _Page:
         try:
             found = self.session.look(image, text, scene)
         except ValueError as error:
-            # What is shown stays, and belongs to the last names that could be meant.
-            problem = f'<p class="problem">{escape(str(error))}</p>'
+            # What is shown stays, and belongs to the last names that could be meant. Where uploads
+            # lie is nobody's business.
+            said = str(error).replace(str(image), Path(str(image)).name)
+            problem = f'<p class="problem">{escape(said)}</p>'
             return scene, gr.skip(), problem, *[gr.skip() for _ in range(4)]
         names = found.vocabulary.names
         # Otherwise the boxes stay as they are: the user may have gone on clicking.

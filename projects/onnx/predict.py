@@ -4,6 +4,9 @@
 
 reads `output/model.onnx` and `output/model_classes.npz`, which `alignzeg export` wrote, prints the
 share of each class and writes `image_labels.png`, whose values are class ids.
+
+Images are read with the files of `alignzeg/data`, so that both see the same pixels; PyTorch is not
+needed for them.
 """
 
 from __future__ import annotations
@@ -11,15 +14,38 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
 
 # As alignzeg/modeling/vlm/encoding.py.
 MOST_SQUARES = 4
 STRIPE = 64
+
+
+def picture_reader() -> Any:
+    """`read_rgb` of `alignzeg/data` around or beside this script, without the rest of alignzeg."""
+    reader = Path("alignzeg", "data", "pictures.py")
+    root = next((p for p in Path(__file__).resolve().parents if (p / reader).is_file()), None)
+    if root is None:
+        raise SystemExit(f"error: {reader} is not there; copy what reads images with this script")
+    stubs = [name for name in ("alignzeg", "alignzeg.data") if name not in sys.modules]
+    for name in stubs:
+        # The packages themselves would load PyTorch.
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(root / name.replace(".", "/"))]
+        sys.modules[name] = module_from_spec(spec)
+    try:
+        from alignzeg.data.pictures import read_rgb
+    finally:
+        for name in stubs:
+            del sys.modules[name]
+    return read_rgb
 
 
 def test_size(height: int, width: int, shorter: int, longest: int) -> tuple[int, int]:
@@ -122,7 +148,10 @@ def main() -> None:
         "--output", help="the label map; IMAGE_labels.png by default, in this folder"
     )
     args = parser.parse_args()
-    picture = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+    try:
+        picture = Image.fromarray(picture_reader()(args.image))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     names, labels = predict(args.model, picture)
     shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
     for index in np.argsort(-shares)[: np.count_nonzero(shares)]:

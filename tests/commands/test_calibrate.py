@@ -14,10 +14,9 @@ from helpers import CONFIGS
 from PIL import Image
 
 from alignzeg.__main__ import main
-from alignzeg.commands.calibrate import table
 from alignzeg.data.labels import get_vocabulary
 from alignzeg.engine import AlignZegCheckpointer, setup_config
-from alignzeg.evaluation.calibration import Setting, config_text
+from alignzeg.evaluation.calibration import Setting, config_text, default_dataset, table
 from alignzeg.modeling.meta_arch import AlignZeg
 
 DATASET = "zeroshapes_val"
@@ -50,6 +49,41 @@ def command(weights, tiny_opts, *words):
     return main(["calibrate", *given, *words, *tiny_opts])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ALIGNZEG.DATA.HOLD_OUT", ""], "ALIGNZEG.DATA.HOLD_OUT is '', and calibrate always"),
+        (["DATASETS.TEST", "zeroshapes_train"], "DATASETS.TEST is 'zeroshapes_train'"),
+    ],
+)
+def test_what_its_results_say_cannot_be_undone(words, message, weights, tiny_opts, capsys, looks):
+    """Else the truly unseen classes are called pseudo-unseen."""
+    assert command(weights, tiny_opts, "--gammas", "0", *words) == 2
+    assert message in capsys.readouterr().err and not looks
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset"),
+    [("zeroshapes/alignzeg", "zeroshapes_calib"), ("msrc21/baseline", "msrc21_calib")],
+)
+def test_the_data_set_is_that_of_the_config(config, dataset):
+    assert default_dataset(setup_config(CONFIGS / f"{config}.yaml")) == dataset
+
+
+def test_the_data_set_of_a_benchmark_without_one_must_be_given():
+    with pytest.raises(ValueError, match=r"coco_stuff_val.*give --dataset"):
+        default_dataset(setup_config("", ["DATASETS.TEST", "coco_stuff_val"]))
+
+
+def test_weights_that_lack_something_are_refused(weights, tiny_opts, capsys, looks):
+    """They would stay random."""
+    content = torch.load(weights, weights_only=True)
+    content["model"].popitem()
+    torch.save(content, weights)
+    assert command(weights, tiny_opts, "--gammas", "0") == 2
+    assert "1 missing" in capsys.readouterr().err and not looks
+
+
 def test_the_command_writes_and_the_second_sweep_runs_no_network(
     weights, tiny_opts, looks, capsys, tmp_path
 ):
@@ -69,7 +103,7 @@ def test_the_command_writes_and_the_second_sweep_runs_no_network(
     chosen = Setting(**result["best"])
     helps = result["best"] != result["uncorrected"]
     assert said[-1] == f"{'best' if helps else 'no correction helps'}: {chosen.opts()}"
-    assert re.match(r"4 settings on 5 images in \d+\.\d s: ", said[-2])
+    assert re.match(r"4 settings on 5 images of zeroshapes_val in \d+\.\d s: ", said[-2])
     assert any("no correction" in line for line in said)
     assert Image.open(tmp_path / "calibration.png").size == (1024, 768)
     tried = setup_config(tmp_path / "best.yaml")

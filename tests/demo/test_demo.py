@@ -23,7 +23,7 @@ from tiny_imagenet import tiny_imagenet, write_classifier
 from alignzeg.arguments import TrainingError
 from alignzeg.demo import Photographs, Plan, Scenes, run_plan
 from alignzeg.demo.training import identity, last_iteration
-from alignzeg.studies.identity import PACKAGE, SOURCES, source_files
+from alignzeg.files import PACKAGE, SOURCES, source_files
 
 # TINY_OPTS without the number of steps, which --iterations sets.
 OPTS = [*TINY_OPTS[:4], *TINY_OPTS[6:]]
@@ -282,7 +282,7 @@ def test_identity_reads_the_sources_that_it_lists() -> None:
     assert {"config/__init__.py", "config/table.py", "data/mapper.py", "structures.py"} <= found
     assert "assets/alignzeg-tiny.safetensors" in found
     for stale in ("config.py", "gone", "assets/*.pth"):
-        with pytest.raises(RuntimeError, match=r"there is no .*; mend the list in .*identity"):
+        with pytest.raises(RuntimeError, match=r"there is no .*; mend the list in .*files"):
             list(source_files(["data", stale]))
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from helpers import CONFIGS, plain
+from PIL import Image
 
+import alignzeg
 from alignzeg.config.plugins import import_plugin
 from alignzeg.config.reading import default_config, flat_keys
 from alignzeg.config.values import RENAMED
 from alignzeg.engine import config_from_yaml, setup_config, validate
 from alignzeg.engine.run import run_line
+from alignzeg.engine.settings import validate_datasets
 
 ALIGNZEG = CONFIGS / "zeroshapes" / "alignzeg.yaml"
 
@@ -219,6 +223,25 @@ def test_missing_data_is_found_early(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"nowhere.* does not exist.*prepare_zeroshapes"):
         validate(tiny_cfg)
+
+
+def test_a_best_checkpoint_needs_pixels_of_the_classes_of_its_figure(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / split / "0.png")
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "labels" / split / "0.png")
+    alignzeg.register_folder("lacking", tmp_path, classes=["grass", "ball"], unseen=["ball"])
+    opts = ["DATASETS.TRAIN", "lacking_train", "DATASETS.TEST", "lacking_val"]
+    for figure, fine in {"hIoU": False, "uIoU": False, "sIoU": True, "mIoU": True}.items():
+        cfg = setup_config(ALIGNZEG, [*opts, "ALIGNZEG.CHECKPOINT.BEST", f"sem_seg/{figure}"])
+        if fine:
+            validate_datasets(cfg, training=True)
+            continue
+        with pytest.raises(
+            ValueError, match="no pixel of lacking_val is of a class that is unseen"
+        ):
+            validate_datasets(cfg, training=True)
 
 
 def test_a_copy_of_an_imported_plugin_is_that_plugin(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from matplotlib import pyplot
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from alignzeg.inference import Prediction, conversion
 from alignzeg.inference.drawing import as_grey, places, with_names
@@ -99,12 +101,29 @@ def test_run_lengths_are_those_of_coco() -> None:
 
 def test_annotations_of_coco() -> None:
     grass, sofa = scene().to_coco(image_id=5)
-    assert (grass["category"], grass["category_id"], grass["bbox"]) == ("grass", 2, [0, 0, 9, 7])
-    assert (sofa["category_id"], sofa["bbox"], sofa["area"]) == (1, [2, 1, 5, 3], 15)
+    assert (grass["category"], grass["category_id"], grass["bbox"]) == ("grass", 3, [0, 0, 9, 7])
+    assert (sofa["category_id"], sofa["bbox"], sofa["area"]) == (2, [2, 1, 5, 3], 15)
     assert [grass["id"], sofa["id"], sofa["image_id"]] == [1, 2, 5]
     assert sofa["score"] == scene().scores["sofa"]
     assert (coco_mask.decode(sofa["segmentation"]) == scene().mask("sofa")).all()
     assert list(coco_mask.toBbox(sofa["segmentation"])) == sofa["bbox"]
+
+
+def test_a_whole_file_of_coco_is_loaded_by_its_own_tools(tmp_path: Path) -> None:
+    found = scene()
+    whole = Prediction.coco_file({"a.jpg": found, "b.jpg": found})
+    (tmp_path / "coco.json").write_text(json.dumps(whole))
+    coco = COCO(str(tmp_path / "coco.json"))
+    assert coco.getImgIds() == [1, 2] and coco.getCatIds(["grass"]) == [3]
+    assert [row["name"] for row in coco.loadCats([1, 2, 3])] == list(found.names)
+    assert sorted(coco.getAnnIds()) == [1, 2, 3, 4]
+    for name in ("grass", "sofa"):
+        (row,) = coco.loadAnns(coco.getAnnIds(imgIds=[2], catIds=coco.getCatIds([name])))
+        assert (coco.annToMask(row) == found.mask(name)).all()
+    (tmp_path / "results.json").write_text(json.dumps(found.to_coco(image_id=2)))
+    assert len(coco.loadRes(str(tmp_path / "results.json")).getAnnIds(imgIds=[2])) == 2
+    with pytest.raises(ValueError, match="one list of classes; 0 are given"):
+        Prediction.coco_file({})
 
 
 def test_polygons_follow_the_borders_of_regions() -> None:

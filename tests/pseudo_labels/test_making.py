@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -132,6 +133,13 @@ def test_other_settings_and_missing_folders_are_refused(zeroshapes, tmp_path):
     make_pseudo_labels(job(made, tmp_path))
     with pytest.raises(ValueError, match="other settings .thresholds: .*choose another --output"):
         make_pseudo_labels(job(made, tmp_path, thresholds=Thresholds()))
+    # The same command line with an edited YAML.
+    edited = tmp_path / "cel.yaml"
+    for text in ("INPUT: {MIN_SIZE_TEST: 32}", "ALIGNZEG: {DATA: {HOLD_OUT: pseudo_unseen}}"):
+        edited.write_text(f"_BASE_: {CONFIG}\n{text}\n")
+        changed = dataclasses.replace(job(made, tmp_path), config_file=str(edited))
+        with pytest.raises(ValueError, match="other settings .config: .*choose another --output"):
+            make_pseudo_labels(changed)
     with pytest.raises(ValueError, match="is not empty"):
         make_pseudo_labels(job(tmp_path, tmp_path))
     cfg = setup_config(CONFIGS / "zeroshapes" / "cel_transductive.yaml")

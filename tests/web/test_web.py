@@ -14,6 +14,7 @@ from helpers import CONFIGS, TINY_OPTS
 from PIL import Image
 
 from alignzeg.colors import class_colors
+from alignzeg.data.pictures import read_rgb
 from alignzeg.data.zeroshapes import render_scene, scene_rng
 from alignzeg.engine import AlignZegCheckpointer, setup_config
 from alignzeg.inference import Predictor
@@ -184,3 +185,21 @@ def test_examples_suit_the_words_that_the_model_knows(session: Session, tmp_path
             assert image.size == (256, 256)
         session.vocabulary(example.classes)
         assert session.knows(example.classes)
+
+
+def test_the_page_reads_pictures_as_all_commands_do(session: Session, tmp_path: Path) -> None:
+    """What Gradio hands over is the file: by itself it would show transparent pixels as black."""
+    from gradio.components.image import ImageData
+
+    from alignzeg.web import page
+
+    clear = np.zeros((32, 48, 4), np.uint8)
+    clear[:, :20] = (200, 30, 40, 255)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    (tmp_path / "text.png").write_text("no image")
+    blocks = page.build(session)
+    (part,) = [b for b in blocks.blocks.values() if getattr(b, "elem_id", "") == "image"]
+    given = part.preprocess(ImageData(path=str(tmp_path / "clear.png"), orig_name="clear.png"))
+    assert (session.look(given, TEXT).image == read_rgb(tmp_path / "clear.png")).all()
+    shown = page._Page(session).show(str(tmp_path / "text.png"), TEXT, [], 0, 0, None)
+    assert "cannot read image file text.png" in shown[2] and str(tmp_path) not in shown[2]

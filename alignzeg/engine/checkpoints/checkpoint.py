@@ -261,6 +261,7 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                 f"weights ({misshapen[0]}, ...) are of another shape here; start from one of the "
                 "same classes"
             )
+        self._say_what_fits(weights, incompatible, misshapen)
         if self.strict:
             wrong = {
                 "missing": incompatible.missing_keys,
@@ -274,3 +275,27 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                     f"{'; '.join(found)}; use the config that they were trained with"
                 )
         return incompatible
+
+    def _say_what_fits(
+        self, weights: Mapping[str, Any], incompatible: Any, misshapen: list[str]
+    ) -> None:
+        """Logs how much of the model a file covers.
+
+        Raises:
+            ValueError: if it is nothing at all.
+        """
+        wanted = self.model.state_dict()
+        count = len(wanted) - len({*incompatible.missing_keys, *misshapen} & wanted.keys())
+        if wanted and not count:
+            shown = (", ".join([*names][:2]) for names in (weights, wanted))
+            raise ValueError(
+                "nothing of {!r} fits the model of this config: it holds {}, ... and the model has "
+                "{}, ...; give a checkpoint of this model, or weights of its image encoder".format(
+                    self._path, *shown
+                )
+            )
+        if not self.strict and count < len(wanted):
+            logger.warning(
+                "%s: %d of %d tensors of the model are loaded, the others (%s, ...) start anew",
+                *(self._path, count, len(wanted), [*incompatible.missing_keys, *misshapen][0]),
+            )

@@ -91,6 +91,14 @@ class KeepBest:
             chosen = {"iteration": step, "selected": {self.metric: value}}
             self._checkpointer.save("model_best", point=False, **chosen)
             return
+        if self.iteration < 0:
+            logger.warning(
+                "ALIGNZEG.CHECKPOINT.BEST %s is not defined after iteration %d, so there is no "
+                "model_best.pth: the test set shows no pixel of such a class; choose by another "
+                "figure, such as sem_seg/sIoU",
+                *(self.metric, step),
+            )
+            return
         logger.info(
             "%s is %.4f after iteration %d; the best is %.4f after iteration %d",
             *(self.metric, value, step, self.value, self.iteration),
@@ -155,13 +163,20 @@ class EvaluationHook(hooks.EvalHook):
 
     def state_dict(self) -> dict[str, Any]:
         """The last step evaluated, and the best so far."""
-        best = {} if self._best is None else {"value": self._best.value, "of": self._best.iteration}
-        return {"done": self._done, **best}
+        best = self._best
+        if best is None:
+            return {"done": self._done}
+        return {
+            **{"done": self._done, "metric": best.metric},
+            **{"value": best.value, "of": best.iteration},
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self._done = state_dict["done"]
-        if self._best is not None and "value" in state_dict:
+        # The best by another figure is none by this one.
+        same = self._best is not None and state_dict.get("metric") == self._best.metric
+        if self._best is not None and same:
             self._best.value, self._best.iteration = state_dict["value"], state_dict["of"]
 
 

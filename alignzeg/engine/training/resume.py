@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -79,6 +80,24 @@ def check_resumable(
             f"DATASETS.TRAIN have changed since; restore them, or {anew} instead of --resume"
         )
     return changes
+
+
+class Rates:
+    """Base learning rates and weight decays of the config, which those of a checkpoint replace."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._kept = [(g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups]
+
+    def restore(self) -> None:
+        """Puts them back where the checkpoint had others; what has not changed stays to the bit."""
+        groups = self._optimizer.param_groups
+        for index, (group, (rate, decay)) in enumerate(zip(groups, self._kept, strict=True)):
+            if group["initial_lr"] != rate:
+                # All schedules of Detectron2 are multiples of the base rate.
+                group["lr"] *= rate / group["initial_lr"] if group["initial_lr"] else 0.0
+                group["initial_lr"] = self._scheduler.base_lrs[index] = rate
+            group["weight_decay"] = decay
 
 
 def config_changes(before: str, now: str) -> list[str]:

@@ -170,8 +170,10 @@ class Trainer(DefaultTrainer):
         resuming.check_kinds(path, loaded, now)
         config, data = self.checkpointer.config, self.checkpointer.about["data"]
         changes = resuming.check_resumable(path, loaded, config, data, allow_rescale)
+        rates = resuming.Rates(self._trainer.optimizer, self.scheduler)
         try:
             self.load_state_dict(loaded["trainer"])
+            rates.restore()
         except (LookupError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"the state of the training in {path!r} does not fit this config "

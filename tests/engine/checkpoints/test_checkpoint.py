@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_cases import checkpointer, names, save
 from helpers import REPOSITORY, TOY_PLUGIN
 
 from alignzeg import files
 from alignzeg.__main__ import main
 from alignzeg.engine.checkpoints.reading import prune, read_checkpoint
-from alignzeg.engine.training.hooks import KeepBest, selects_on_the_test
+from alignzeg.engine.processes.process_exit import StopRequest
+from alignzeg.engine.training.hooks import EvaluationHook, KeepBest, selects_on_the_test
 from alignzeg.files import hidden_file
 from alignzeg.structures import Vocabulary
 
@@ -54,6 +56,46 @@ def test_the_best_is_kept_and_not_resumed_from(tmp_path: Path) -> None:
     found = read_checkpoint(str(tmp_path / "model_best.pth"))
     assert found["selected"] == {"sem_seg/sIoU": 31.0} and found["iteration"] == 4
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_a_best_that_is_never_defined_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = type("Storage", (), {"latest": lambda self: {"sem_seg/hIoU": (float("nan"), 1)}})()
+    KeepBest(checkpointer(tmp_path), "sem_seg/hIoU").consider(storage, 1)
+    assert "hIoU is not defined after iteration 1, so there is no model_best.pth" in caplog.text
+    assert not (tmp_path / "model_best.pth").exists()
+
+
+def test_the_best_by_another_figure_does_not_count_after_a_resume(tmp_path: Path) -> None:
+    hooks = [
+        EvaluationHook(1, dict, StopRequest(1.0), KeepBest(checkpointer(tmp_path), metric))
+        for metric in ("sem_seg/pAcc", "sem_seg/pAcc", "sem_seg/hIoU")
+    ]
+    first, same, other = (hook._best for hook in hooks)
+    assert first and same and other
+    first.value, first.iteration = 90.0, 3
+    for hook in hooks[1:]:
+        hook.load_state_dict(hooks[0].state_dict())
+    assert (same.value, same.iteration) == (90.0, 3)
+    assert other.value == float("-inf")
+
+
+def test_weights_of_which_nothing_or_a_part_fits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"model": {"student.layer.weight": torch.zeros(100, 100)}}, path)
+    with pytest.raises(ValueError, match=r"nothing of .* fits.*student\.layer\.weight"):
+        checkpointer(tmp_path).load(str(path))
+    torch.save({"model": {"layer.weight": torch.zeros(3)}}, path)
+    with pytest.raises(ValueError, match="nothing of"):
+        checkpointer(tmp_path).load(str(path))
+    torch.save({"model": {"layer.weight": torch.ones(100, 100)}}, path)
+    loader = checkpointer(tmp_path)
+    loader.load(str(path))
+    assert "1 of 2 tensors of the model are loaded, the others (layer.bias, ...)" in caplog.text
+    assert bool((loader.model.layer.weight == 1).all())
 
 
 def test_choosing_on_unseen_classes_is_called_what_it_is() -> None:

@@ -120,6 +120,25 @@ def test_the_real_model_goes_on_to_the_bit(tiny_cfg: CfgNode, tmp_path: Path) ->
         assert_same_checkpoints(*folders, step)
 
 
+def assert_rates(cfg: CfgNode, base: float, decay: float | None = None) -> None:
+    """The steps after a resume are made with the rates of the config, as in a run with no other."""
+    resumed, fresh = Trainer(cfg), Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    for _ in range(resumed.start_iter):
+        fresh.scheduler.step()
+    both = [trainer._trainer.optimizer.param_groups for trainer in (resumed, fresh)]
+    for now, wanted in zip(*both, strict=True):
+        assert now["lr"] == pytest.approx(wanted["lr"], rel=1e-6)
+        assert now["initial_lr"] == pytest.approx(wanted["initial_lr"])
+        assert now["weight_decay"] == wanted["weight_decay"]
+    resumed.scheduler.step()
+    fresh.scheduler.step()
+    assert both[0][0]["lr"] == pytest.approx(both[1][0]["lr"], rel=1e-6)
+    assert max(group["initial_lr"] for group in both[0]) == pytest.approx(base)
+    if decay is not None:
+        assert decay in {group["weight_decay"] for group in both[0]}
+
+
 def test_what_differs_is_said_or_refused(
     zeroshapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,6 +147,9 @@ def test_what_differs_is_said_or_refused(
     run(config(tmp_path, "SOLVER.BASE_LR", "0.5"), 1)
     assert "at iteration 2; 1 config keys have changed" in caplog.text
     assert "config changed: SOLVER.BASE_LR: was 0.001, is 0.5" in caplog.text
+    assert_rates(config(tmp_path, "SOLVER.BASE_LR", "0.5"), 0.5)
+    assert_rates(config(tmp_path, "ALIGNZEG.SOLVER.REFERENCE_BATCH", "8"), 0.001 * 4 / 8)
+    assert_rates(config(tmp_path, "SOLVER.WEIGHT_DECAY", "0.3"), 0.001, decay=0.3)
     for opts, message in (
         (["ALIGNZEG.DATA.HOLD_OUT", "pseudo_unseen"], "seen classes, the config has"),
         (["ALIGNZEG.SOLVER.OPTIMIZER", "Muon"], "OPTIMIZER: was 'AdamW', is 'Muon'; resume with"),
