@@ -108,7 +108,10 @@ def free_bytes(folder: str | Path) -> float:
 def user_cache() -> Path | None:
     """The folder for what may be made anew, `~/.cache/alignzeg`; None without a home folder."""
     home = os.path.expanduser("~")
-    return Path(home, ".cache", "alignzeg") if os.path.isabs(home) else None
+    if os.path.isabs(home):
+        return Path(home, ".cache", "alignzeg")
+    logger.info("there is no home folder: what could be kept in its cache is made anew each time")
+    return None
 
 
 def hidden_file(path: str | Path) -> str:

@@ -111,6 +111,8 @@ def read_class_list(source: str) -> tuple[str, ...]:
     if is_class_file(source):
         names = read_class_file(_place(source))
     else:
+        # Letters that the locale does not have come as bytes.
+        source = source.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         names = class_names([name for name in source.split(",") if name.strip()], repr(source))
     if not names:
         raise ValueError(

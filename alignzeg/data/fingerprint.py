@@ -62,7 +62,8 @@ def _fingerprint_one(name: str) -> dict[str, Any]:
         raise ValueError(f"data set {name!r}: {error}") from error
     for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
         relative = os.path.relpath(file, folder)
-        digest.update(f"{relative}\0{size}\0{contents.get(index, '')}\n".encode())
+        line = f"{relative}\0{size}\0{contents.get(index, '')}\n"
+        digest.update(line.encode(errors="surrogateescape"))  # a name of any encoding
     return {
         "sha256": digest.hexdigest(),
         "images": len(records),

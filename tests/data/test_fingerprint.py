@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -99,3 +100,12 @@ def _facts(name: str) -> dict:
     return {
         key: value for key, value in MetadataCatalog.get(name).as_dict().items() if key != "name"
     }
+
+
+def test_a_file_name_of_another_encoding_counts(copy: Path) -> None:
+    image = sorted((copy / "zeroshapes/images/val").iterdir())[0]
+    before = taken()
+    for kind in ("images/val", "annotations/val"):
+        old = copy / "zeroshapes" / kind / f"{image.stem}.png"
+        old.rename(os.fsdecode(os.fsencode(old.parent) + b"/Gr\xf6.png"))
+    assert taken() != before

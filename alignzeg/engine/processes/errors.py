@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 
 # An error in the program; in the input; a value that is not finite; another process; Ctrl-C.
 BUG, USER_ERROR, NON_FINITE, PEER_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
@@ -90,6 +91,9 @@ def explain(error: BaseException) -> str:
             "a path begins with ~, which is no folder here: HOME is not set, or there is no such "
             "user; write the path in full"
         )
+    encoding = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeError) and encoding != "utf-8":
+        return f"{text}; names of files are taken for {encoding} here: set PYTHONUTF8=1"
     if text and isinstance(error, (NonFiniteError, RunFailed, *USER_ERRORS)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
