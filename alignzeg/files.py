@@ -117,7 +117,11 @@ def user_cache() -> Path | None:
 def hidden_file(path: str | Path) -> str:
     """The hidden file that `atomic_write` of this process writes before it renames it to `path`."""
     folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    end = f".{os.getpid()}.tmp"
+    # A name may have 255 bytes, this one too.
+    while len(os.fsencode(name)) > 254 - len(end):
+        name = name[:-1]
+    return os.path.join(folder, f".{name}{end}")
 
 
 def leftovers(folder: str | Path, pattern: str = "*") -> list[Path]:

@@ -61,9 +61,11 @@ def test_an_image_of_another_kind_is_not_passed_over(tmp_path: Path) -> None:
     alignzeg.register_folder("shapes_of_folders", root)
     touch(root / "labels" / "train" / "a.jpg")  # a preview beside the label file
     assert len(DatasetCatalog.get("shapes_of_folders_train")) == 1
-    touch(root / "images" / "train" / "b.gif")
-    with pytest.raises(ValueError, match=r"b\.gif \(1 such files\) is of a kind that is not read"):
-        DatasetCatalog.get("shapes_of_folders_train")
+    for name in ("b.gif", "b.HEIC", "b.dng"):
+        touch(root / "images" / "train" / name)
+        with pytest.raises(ValueError, match=rf"{name} \(1 such files\) is of a kind that is not"):
+            DatasetCatalog.get("shapes_of_folders_train")
+        (root / "images" / "train" / name).unlink()
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "Val"])
@@ -93,6 +95,12 @@ def test_a_file_takes_its_place_in_one_step(tmp_path: Path) -> None:
     atomic_write(path, "ü")
     assert path.read_bytes() == "ü".encode()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_names_as_long_as_a_disk_takes_them_are_written(tmp_path: Path) -> None:
+    for name in ("m" * 255, "猫" * 85):
+        atomic_write(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from alignzeg.data.benchmark import Benchmark, read_split_file
+from alignzeg.data.picture_kinds import is_unread
 from alignzeg.files import files_below
 
 EVALUATOR_TYPE = "zero_shot_sem_seg"
@@ -89,7 +90,7 @@ def _files(
     for path in paths:
         key = path.relative_to(folder).with_suffix("").as_posix()
         if path.suffix.lower() not in suffixes:
-            if path.suffix.lower() in Image.registered_extensions():
+            if path.suffix.lower() in Image.registered_extensions() or is_unread(path):
                 others[key] = path
             continue
         if key in found:
