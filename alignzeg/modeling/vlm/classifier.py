@@ -119,7 +119,8 @@ class PlaceClassifier(nn.Module):
             folder = weight_file(weights, KEYS.weights).parent
             beside = read_json(folder / "config.json").get("pretrained_cfg") or {}
             tags = [] if "." in model_name or tag_in(model_name, weights) else tags_of(model_name)
-            means = {str(timm.get_pretrained_cfg(f"{model_name}.{tag}").mean) for tag in tags}
+            known = [timm.get_pretrained_cfg(f"{model_name}.{tag}") for tag in tags]
+            means = {str(cfg.mean) for cfg in known if cfg is not None}
             if len(means) > 1 and "mean" not in beside:
                 logger.warning(
                     "nothing says which mean weights %r were trained with: %s assumed; name the "
