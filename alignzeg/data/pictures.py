@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
+# A picture runs no program: Pillow would hand whatever holds PostScript to Ghostscript.
+EpsImagePlugin.gs_binary = False
 # What Pillow raises on files that are missing, truncated, or no images at all.
 READ_ERRORS = (
     OSError,
