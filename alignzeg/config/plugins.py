@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import sys
@@ -54,7 +55,8 @@ def require_permission(listed: Sequence[object], source: str, folders: Sequence[
             raise ValueError(
                 f"{source} lists Python files in {PLUGINS_KEY}, {', '.join(map(str, listed))}, "
                 "which would run; read them, then allow them with --trust-code (trust_code=True), "
-                "or name your own with --plugins FILE (plugins=[...])"
+                "or name your own with --plugins FILE (plugins=[...]), or as KEY VALUE pair "
+                f"{PLUGINS_KEY} FILE"
             )
 
 
@@ -99,4 +101,5 @@ def import_plugin(file: str | Path) -> ModuleType:
 
 
 def _module_name(path: Path) -> str:
-    return _PLUGIN + "".join(c if c.isalnum() else "_" for c in str(path.with_suffix("")))
+    # Two files have two names: a_b.py is not a/b.py.
+    return f"{_PLUGIN}_{hashlib.sha256(str(path).encode()).hexdigest()}"

@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
@@ -17,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 
 from alignzeg.arguments import check_pairs
 from alignzeg.config import add_alignzeg_config
+from alignzeg.config.foreign import SHARED, read_with_bases, require_names, warn_of_places
 from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, import_plugin, require_permission
 from alignzeg.config.values import flatten, new_name
 
@@ -26,8 +27,6 @@ _BAD_FILE = (
     *(yaml.YAMLError, OSError, UnicodeError, RecursionError),
     *(TypeError, AttributeError, AssertionError),
 )
-# What tells a folder of a shared model, whose config is that of somebody else.
-SHARED = "alignzeg.json"
 # Where something is written is for the caller to say, not for a checkpoint.
 _WRITTEN = ("OUTPUT_DIR", "ALIGNZEG.VLM.CACHE_DIR")
 # Whole numbers from here on are no floating-point numbers any more.
@@ -38,8 +37,11 @@ def config_from_file(config_file: str | Path = "", opts: Sequence[str] = ()) -> 
     """Builds a config: defaults, then the file, then the KEY VALUE pairs.
 
     The files listed in ALIGNZEG.PLUGINS are imported on the way. A plugin may define
-    `add_config(cfg)`, which is called before anything is merged, so that its keys are known. Those
-    of a shared model's own config run only if the opts name them.
+    `add_config(cfg)`, which is called before anything is merged, so that its keys are known.
+
+    The config in a shared model's folder, also as a _BASE_, is that of somebody else: its plugins
+    run only if the caller's own file or the opts name them, and it does not say where something
+    is written or read.
 
     Without a file there are the defaults alone.
 
@@ -50,11 +52,17 @@ def config_from_file(config_file: str | Path = "", opts: Sequence[str] = ()) -> 
         ValueError: on a missing or malformed file, an unknown key, a value of the wrong type, an
             odd number of opts, or a plugin that cannot be imported.
     """
-    folder = Path(config_file).parent if config_file else Path()
-    pairs = _read_file(config_file)
-    if config_file and (folder / SHARED).is_file():
-        _require_permission(pairs, opts, f"the config {str(config_file)!r}", (folder, Path()))
-    return _build(pairs, opts, (folder, Path()))
+    folders = (Path(config_file).parent if config_file else Path(), Path())
+    pairs, theirs = _read_file(config_file)
+    own = {key for key, _ in pairs} | set(opts[0::2])
+    theirs = [(key, value) for key, value in theirs if key not in own]
+    source = f"a shared model's config, read for {str(config_file)!r},"
+    require_names(theirs, (), source)
+    _require_permission(theirs, (), source, folders)
+    warn_of_places(theirs, source)
+    # Those plugins that this process has imported already.
+    listed = [(key, value) for key, value in theirs if key == PLUGINS_KEY]
+    return _build([*listed, *pairs], opts, folders)
 
 
 def config_from_yaml(
@@ -74,6 +82,9 @@ def config_from_yaml(
     name, in place of them, always do. They are looked for in the current folder, then in that of
     the checkpoint and those around it, since OUTPUT_DIR mostly lies below where they are.
 
+    In a shared model's folder the text may name files, such as the VLM's weights, but not where
+    they are.
+
     Raises:
         ValueError: as `config_from_file`, and on plugins that nobody has allowed.
     """
@@ -87,6 +98,8 @@ def config_from_yaml(
     pairs = [(new_name(key), value) for key, value in flatten(loaded)]
     pairs = [(key, value) for key, value in pairs if key not in _WRITTEN]
     around = () if folder is None else (Path(folder).resolve(), *Path(folder).resolve().parents)
+    if folder is not None and (Path(folder) / SHARED).is_file():
+        require_names(pairs, opts, f"the shared model in {str(folder)!r}")
     if plugins:
         opts = [*opts, PLUGINS_KEY, repr([str(file) for file in plugins])]
     if not trust_code:
@@ -167,17 +180,10 @@ def _build(pairs: list[tuple[str, Any]], opts: Sequence[str], folders: Sequence[
     return cfg
 
 
-class _Utf8(CfgNode):
-    """Reads YAML files as UTF-8 wherever they are read; Detectron2 asks the locale."""
-
-    @classmethod
-    def _open_cfg(cls, filename: str) -> IO[str]:
-        return open(PathManager.get_local_path(filename), encoding="utf-8-sig")
-
-
-def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
+def _read_file(config_file: str | Path) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """What a file and its bases say, and what those of shared models say beyond their rights."""
     if not config_file:
-        return []
+        return [], []
     if not PathManager.isfile(str(config_file)):
         what = "is a folder" if PathManager.isdir(str(config_file)) else "does not exist"
         raise ValueError(
@@ -185,7 +191,7 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
             "configs/zeroshapes/alignzeg.yaml in a checkout of the repository"
         )
     try:
-        loaded = _Utf8.load_yaml_with_base(str(config_file), allow_unsafe=False)
+        loaded, theirs = read_with_bases(str(config_file))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"config file {str(config_file)!r}, or its _BASE_, is not UTF-8 ({error}); save it as "
@@ -199,7 +205,7 @@ def _read_file(config_file: str | Path) -> list[tuple[str, Any]]:
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f"config file {str(config_file)!r} holds no keys")
-    return list(flatten(loaded))
+    return list(flatten(loaded)), theirs
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:

@@ -10,12 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import EXTRASAMPLES, IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from alignzeg.data.picture_kinds import how_to_convert, is_raw
 
 logger = logging.getLogger(__name__)
+
+# A picture runs no program: Pillow would hand whatever holds PostScript to Ghostscript.
+EpsImagePlugin.gs_binary = False
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +121,13 @@ def model_card(
         "",
         "| part | |",
         "|--|--|",
-        *(f"| {word} | `{value}` |" for word, value in parts.items() if value),
-        f"| Frozen VLM | `{about['vlm_id']}` |",
-        f"| SHA-256 of its weights | `{about['vlm_hash']}` |",
+        *(f"| {word} | {_code(value)} |" for word, value in parts.items() if value),
+        f"| Frozen VLM | {_code(about['vlm_id'])} |",
+        f"| SHA-256 of its weights | {_code(about['vlm_hash'])} |",
         "",
         "The VLM's weights are not in this folder; other ones than these are refused.",
         "",
-        f"Seen classes: {', '.join(seen)}.",
+        f"Seen classes: {', '.join(map(_text, seen))}.",
         "",
         *_results(results),
     ]
@@ -172,17 +173,27 @@ def _results(results: Sequence[Evaluation]) -> list[str]:
     for result in results:
         cells = (_percent(result.metrics.get(key)) for key in keys)
         images = result.protocol.get("images", "")
-        lines.append(f"| {result.dataset} | {images} | {' | '.join(cells)} |")
+        lines.append(f"| {_text(result.dataset)} | {_text(images)} | {' | '.join(cells)} |")
     for result in results:
-        lines += ["", f"### {result.dataset}", ""]
+        lines += ["", f"### {_text(result.dataset)}", ""]
         said = (result.protocol.get(key) for key in _PROTOCOL)
-        lines += [f"- {text}" for text in said if text]
+        lines += [f"- {_text(text)}" for text in said if text]
         lines += ["", "| class | | IoU |", "|--|--|--|"]
         lines += [
-            f"| {row['name']} | {'seen' if row['seen'] else 'unseen'} | {_percent(row['IoU'])} |"
+            f"| {_text(row['name'])} | {seen} | {_percent(row['IoU'])} |"
             for row in result.classes
+            for seen in ["seen" if row["seen"] else "unseen"]
         ]
     return lines
+
+
+def _text(value: object) -> str:
+    """Words of somebody else as Markdown that shows them, and no HTML, link or table of theirs."""
+    return re.sub(r"([\\`*<>&|\[\]])", r"\\\1", " ".join(str(value).split()))
+
+
+def _code(value: object) -> str:
+    return "`" + " ".join(str(value).split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _percent(value: Any) -> str:

@@ -11,7 +11,6 @@ plugins/            Python files of ALIGNZEG.PLUGINS, if the model needs any
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ import yaml
 
 from alignzeg import __version__
 from alignzeg.arguments import require_folder
+from alignzeg.config.foreign import NEEDED, PLACES, SHARED
 from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, require_permission
 from alignzeg.engine.checkpoints.reading import read_about
 from alignzeg.files import atomic_write, file_hash
@@ -31,23 +31,12 @@ from alignzeg.sharing.weights import write_safetensors
 
 FORMAT = 1
 WEIGHTS, ABOUT, CONFIG, NAMES, CARD = (
-    *("model.safetensors", "alignzeg.json", "config.yaml", "vocabulary.txt", "README.md"),
+    *("model.safetensors", SHARED, "config.yaml", "vocabulary.txt", "README.md"),
 )
 PLUGINS = "plugins"
-# Keys that name a place of the machine that trained the model, and what they are in a shared one.
-# A weight file of the VLM keeps its name, by which the user knows which one to get.
-_PLACES = {
-    "OUTPUT_DIR": "./output",
-    "MODEL.WEIGHTS": "",
-    "ALIGNZEG.VLM.CACHE_DIR": "",
-    "ALIGNZEG.DATA.OWN.ROOT": "",
-    "ALIGNZEG.DATA.PSEUDO.ROOT": "",
-}
-_FILES = (
-    "ALIGNZEG.VLM.WEIGHTS",
-    "ALIGNZEG.VLM.TEXT_WEIGHTS",
-    "ALIGNZEG.ENCODER.TIMM_WEIGHTS",
-    "ALIGNZEG.SEMANTICS.WORD_VECTORS",
+# Names that alignzeg.json may list.
+_LISTED = re.compile(
+    rf"{PLUGINS}/[^/\\\0]+\.py|" + "|".join(map(re.escape, (WEIGHTS, CONFIG, NAMES, CARD)))
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -111,12 +100,12 @@ def save_pretrained(
     names = list(dict.fromkeys([*about["seen"], *(n for result in results for n in result.names)]))
     about = {**about, "config": yaml.safe_dump(_portable(config, found), sort_keys=True)}
     about.pop("data", None)
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / PLUGINS, ignore_errors=True)
-    write_safetensors(weights, str(folder / WEIGHTS), about)
     texts = {CONFIG: about["config"], NAMES: "\n".join(names) + "\n"}
     texts[CARD] = model_card(about, _portable(config, found), names, results)
     texts |= {f"{PLUGINS}/{path.name}": path.read_text(encoding="utf-8") for path in found}
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / PLUGINS, ignore_errors=True)
+    write_safetensors(weights, str(folder / WEIGHTS), about)
     for name, text in texts.items():
         atomic_write(folder / name, text)
     said = {key: about[key] for key in ("seen", "vlm_id", "vlm_hash")}
@@ -145,6 +134,7 @@ def locate(
     said = _read_about(folder)
     hashes = said["sha256"]
     for name, wanted in hashes.items():
+        _require_inside(folder, name)
         if not (folder / name).is_file():
             raise ValueError(f"the model in {str(folder)!r} has no {name}; get it again, whole")
         if file_hash(folder / name) != wanted:
@@ -196,6 +186,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"the folder {str(folder)!r} has no {ABOUT}; give one that `alignzeg share` made"
         )
+    _require_inside(folder, ABOUT)
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
         version, hashes = said["format"], said["sha256"]
@@ -203,7 +194,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         fits = fits and {"seen", "vlm_id", "vlm_hash"} <= said.keys()
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{str(file)!r} cannot be read: {error}; get the model again") from error
-    if not fits or any(".." in Path(name).parts or os.path.isabs(name) for name in hashes):
+    if not fits or not all(map(_LISTED.fullmatch, hashes)):
         raise ValueError(f"{str(file)!r} is not what `alignzeg share` writes; get the model again")
     if version > FORMAT:
         raise ValueError(
@@ -213,15 +204,28 @@ def _read_about(folder: Path) -> dict[str, Any]:
     return said
 
 
+def _require_inside(folder: Path, name: str) -> None:
+    """Refuses a link that leads out of a shared folder."""
+    around = folder.resolve()
+    # The Hub's cache keeps the files beside the folder of links that it gives.
+    homes = [around, *([around.parents[1] / "blobs"] if around.parent.name == "snapshots" else [])]
+    place = (folder / name).resolve()
+    if not any(map(place.is_relative_to, homes)):
+        raise ValueError(
+            f"{str(folder / name)!r} is a link to {str(place)!r}, out of the model's folder; put "
+            "the file itself there"
+        )
+
+
 def _portable(config: Mapping[str, Any], plugins: Iterable[Path]) -> dict[str, Any]:
     """A config without places of this machine."""
     result = json.loads(json.dumps(config))
-    for key, value in _PLACES.items():
+    for key, value in PLACES.items():
         _set(result, key, value)
-    for key in _FILES:
-        value = _get(result, key)
-        if value and os.path.exists(os.path.expanduser(value)):
-            _set(result, key, Path(value).name)
+    for key in NEEDED:
+        # The name alone, by which the user knows which file to get.
+        if value := _get(result, key):
+            _set(result, key, re.split(r"[/\\]", str(value).rstrip("/\\"))[-1])
     _set(result, PLUGINS_KEY, [f"{PLUGINS}/{path.name}" for path in plugins])
     return result
 

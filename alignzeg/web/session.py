@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Pixels of the image that the page shows and names.
 _SHOWN_PIXELS = 600_000
+# Characters of class names that a visitor may have encoded at once.
+_LONGEST = 20_000
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Session:
         Raises:
             ValueError: if there is no name, or one that cannot be meant.
         """
+        if len(text) > _LONGEST:
+            raise ValueError(f"{len(text):,} characters are too many; type at most {_LONGEST:,}")
         parts = [part for part in text.replace("\n", ",").split(",") if part.strip()]
         if not parts:
             raise ValueError('type class names between commas, such as "cat, grass, sky"')

@@ -2,90 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from helpers import CONFIGS
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from hostile_cases import Place
 
 import alignzeg
 from alignzeg.__main__ import main
 from alignzeg.engine import config_from_yaml, setup_config
 from alignzeg.engine.failures.crash import replay_bundle
 from alignzeg.exporting import export_graph
-from alignzeg.files import file_hash
 from alignzeg.inference import Predictor
 from alignzeg.sharing import locate, save_pretrained
 
 CLASSES = ["red star", "brick"]
-MARKER = "it_ran"
-
-
-class Place:
-    """A folder of hostile files, whose code would leave a marker; `mine` is the user's own."""
-
-    def __init__(self, folder: Path, weights: Path) -> None:
-        self.folder, self.marker = folder, folder / MARKER
-        (folder / "plugins").mkdir()
-        self.plugin = folder / "plugins" / "x.py"
-        self.plugin.write_text(f"open({str(self.marker)!r}, 'w').close()\n")
-        self.mine = folder / "mine.py"
-        self.mine.write_text(f"open({str(folder / 'mine_ran')!r}, 'w').close()\n")
-        content = torch.load(weights, weights_only=True)
-        config = yaml.safe_load(content["alignzeg"]["config"])
-        config["ALIGNZEG"]["PLUGINS"] = ["plugins/x.py"]
-        config["ALIGNZEG"]["VLM"]["CACHE_DIR"] = str(folder / "written")
-        config["OUTPUT_DIR"] = str(folder / "written")
-        self.config = yaml.safe_dump(config)
-        content["alignzeg"]["config"] = self.config
-        self.weights = folder / "model_final.pth"
-        torch.save(content, self.weights)
-        bundle = {"reason": "r", "batches": [], "rng": [], "iteration": 1, "amp_dtype": ""}
-        torch.save({**content, "crash_bundle": bundle}, folder / "bundle.pth")
-        (folder / "config.yaml").write_text(self.config)
-        (folder / "evaluation_zeroshapes_val.json").write_text(json.dumps({"metrics": {}}))
-        Image.new("RGB", (32, 32)).save(folder / "a.png")
-
-    def check(self) -> None:
-        """Nothing of theirs has run or written."""
-        assert not self.marker.exists() and not (self.folder / "written").exists()
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny_weights: Path, zeroshapes: Path, monkeypatch: Any) -> Place:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    hostile = tmp_path / "hostile"
-    hostile.mkdir()
-    return Place(hostile, tiny_weights)
-
-
-@pytest.fixture
-def shared(place: Place, tiny_weights: Path) -> Path:
-    """A shared folder that hides its plugin from alignzeg.json, but for the config inside."""
-    folder = place.folder / "shared"
-    save_pretrained(tiny_weights, folder)
-    shutil.copytree(place.folder / "plugins", folder / "plugins")
-    file = folder / "model.safetensors"
-    with safe_open(file, "pt") as stream:
-        metadata = stream.metadata()
-    about = json.loads(metadata["alignzeg"]) | {"config": place.config}
-    save_file(load_file(file), file, metadata | {"alignzeg": json.dumps(about)})
-    said = json.loads((folder / "alignzeg.json").read_text())
-    said["sha256"] = {"model.safetensors": file_hash(file)}
-    (folder / "alignzeg.json").write_text(json.dumps(said))
-    (folder / "config.yaml").write_text(place.config)
-    return folder
-
 
 COMMANDS = {
     "predict": ["predict", "a.png", "--weights", "model_final.pth", "--classes", "brick"],
