@@ -10,6 +10,7 @@ the docstring says otherwise.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,13 +30,19 @@ def spelling(name: str) -> str:
 
     Two names of one spelling are one class.
     """
-    return " ".join(unicodedata.normalize("NFC", name).lower().split())
+    words = re.split(r"[\s_-]+", unicodedata.normalize("NFC", name).lower())
+    return " ".join(filter(None, words)) or name
 
 
 def moved(values: Tensor, device: torch.device | str) -> Tensor:
     """The values on a device, which is not waited for unless they come to the CPU."""
     # A copy to the CPU that nobody waits for may be read before it is there.
     return values.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
+def joined(name: str) -> str:
+    """The `spelling` of a name without blanks, so that "dining table" and "diningtable" are one."""
+    return spelling(name).replace(" ", "")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from alignzeg.arguments import (
     OneLineParser,
@@ -11,6 +12,7 @@ from alignzeg.arguments import (
     add_opts,
     command_parser,
     did_you_mean,
+    require_file_place,
 )
 
 CLEAN, WARNINGS = 0, 1
@@ -37,6 +39,13 @@ def parser() -> OneLineParser:
         metavar="NAMES",
         help="names, or a file of names, of classes without training masks",
     )
+    result.add_argument(
+        "--sheet",
+        default="",
+        metavar="FILE",
+        help="also draw images of a registered data set beside their labels, with the names, into "
+        "this PNG file, to see that every number means its name",
+    )
     add_config_file(result)
     add_opts(result, alone=False)
     return result
@@ -60,12 +69,34 @@ def main(args: argparse.Namespace) -> int:
     prompts, unseen = read_names(args.names)
     if args.unseen.strip():
         unseen += read_class_list(args.unseen)
+    if args.sheet:
+        _draw_sheet(args.names, Path(args.sheet))
     warnings = lint(prompts, unseen, build_vlm(cfg), cfg.ALIGNZEG.DATA.SYNONYM_COSINE)
     for warning in warnings:
         sys.stdout.write(f"{warning}\n")
     counted = f"{len(warnings)} warnings" if warnings else "nothing to warn of"
     sys.stdout.write(f"{len(prompts)} names: {counted}\n")
     return WARNINGS if warnings else CLEAN
+
+
+def _draw_sheet(dataset: str, path: Path) -> None:
+    """Draws the contact sheet of a data set.
+
+    Raises:
+        ValueError: if it is none, or the file cannot be a picture.
+    """
+    from alignzeg.data.labels import known_names, registered_names
+    from alignzeg.data.preparation.check import contact_sheet
+
+    if dataset not in registered_names():
+        raise ValueError(
+            f"--sheet draws a data set, and {dataset!r} is none; {known_names(dataset)}"
+        )
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--sheet is {str(path)!r}; its name must end in .png")
+    require_file_place(path, "--sheet")
+    contact_sheet(dataset, path)
+    sys.stdout.write(f"{path}\n")
 
 
 def read_names(source: str) -> tuple[list[str], list[str]]:

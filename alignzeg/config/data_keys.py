@@ -82,6 +82,11 @@ DATA = Section(
                     "classes.",
                     Range(-1, 65535),
                 ),
+                "RAW_IDS": Key(
+                    [],
+                    "Values of the classes in the label files, in the order of CLASSES, such as "
+                    "[0, 2, 5, 9]; empty: 0, 1, 2, ... without IGNORE_LABEL.",
+                ),
             },
         ),
     },

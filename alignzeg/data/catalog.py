@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from alignzeg.data.benchmark import Benchmark, read_split_file
+from alignzeg.data.label_hints import what_lies_there
 from alignzeg.data.picture_kinds import is_unread
 from alignzeg.files import files_below
 
@@ -107,7 +108,8 @@ def _files(
         )
     if not found:
         raise ValueError(
-            f"data set {dataset_name!r}: folder {folder} holds no {sorted(suffixes)} file; {where}"
+            f"data set {dataset_name!r}: folder {folder} holds no {sorted(suffixes)} file"
+            f"{'' if '.jpg' in suffixes else what_lies_there(folder)}; {where}"
         )
     return found
 

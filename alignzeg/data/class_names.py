@@ -20,6 +20,12 @@ _LONGEST = 200
 _INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"
 # What a name cannot be, and what to do instead.
 _ODD = (
+    (r"__\w+__$", "is labelme's mark of pixels without a class, 255 in the files: delete the line"),
+    (
+        r"#\s*label:color_rgb|[^:]+:\d+,\d+,\d+:",
+        "is a line of CVAT's labelmap.txt; a list holds names only; docs/custom_data.md, 'Label "
+        "files of other tools'",
+    ),
     (r"#|//|%\s|<!--", "begins like a comment; a list holds names only: delete the line"),
     (r".*\s(?:#|//)\s", "ends with a comment; a list holds names only"),
     (r"[-*\u2022]\s", "begins like an item of another kind of list; leave the mark out"),
@@ -72,6 +78,11 @@ def class_names(given: Sequence[str], where: str) -> tuple[str, ...]:
     return _checked([(f"name {place}", name) for place, name in enumerate(given, 1)], where)
 
 
+def readable(prompt: str) -> str:
+    """What a text encoder is given for a name as data sets spell it, such as traffic_light."""
+    return " ".join(prompt.replace("_", " ").split()) or prompt
+
+
 def read_class_file(path: str | Path) -> tuple[str, ...]:
     """The names in a text file, one class a line; empty lines are passed over.
 
@@ -100,6 +111,17 @@ def read_class_file(path: str | Path) -> tuple[str, ...]:
             "holds names only: delete the line"
         )
     return _checked(rows, str(path))
+
+
+def numbered_names(path: Path) -> dict[int, str]:
+    """The names by id of a file whose lines all read `5: red ball`; empty if it is no such file."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    found = [re.fullmatch(r"(\d{1,5})\s*:\s*(\S.*)", line) for line in lines if line]
+    pairs = [(int(match[1]), match[2]) for match in found if match]
+    return dict(pairs) if pairs and len(pairs) == len(found) == len(dict(pairs)) else {}
 
 
 def read_class_list(source: str) -> tuple[str, ...]:

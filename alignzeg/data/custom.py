@@ -22,7 +22,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.data.benchmark import Benchmark
 from alignzeg.data.catalog import register
-from alignzeg.data.class_names import class_names, read_class_file
+from alignzeg.data.class_names import class_names, numbered_names, read_class_file, readable
+from alignzeg.data.label_hints import RECIPES, annotations_near
 from alignzeg.data.labels import ignore_value
 from alignzeg.structures import IGNORE_LABEL, SYNONYM_SEPARATOR, Vocabulary, spelling
 
@@ -41,6 +42,7 @@ def register_folder(
     unseen: Sequence[str] = (),
     pseudo_unseen: Sequence[str] = (),
     ignore_label: int | None = None,
+    raw_ids: Sequence[int] = (),
 ) -> list[str]:
     """Registers a user's own images; the files are looked at when they are needed.
 
@@ -56,6 +58,9 @@ def register_folder(
         pseudo_unseen: in place of pseudo_unseen.txt.
         ignore_label: value of pixels of no class, 0..65535. None: 255, beyond 255 classes 65535;
             a label file with 255 is then refused: it is unclear if that class is meant.
+        raw_ids: the value of each class in the label files, 0..65535. By default 0, 1, 2, ...
+            without `ignore_label`: where that is 0, classes count from 1. 255 is no class either,
+            unless it is listed.
 
     Returns:
         The names `<name>_<split>` of the splits that have an image folder.
@@ -69,19 +74,26 @@ def register_folder(
     root = Path(root).expanduser().absolute()
     splits = _splits(name, root, images)
     where = f"data set {name!r}"
-    prompts = class_names(classes, f"{where}, classes") or read_class_file(root / "classes.txt")
+    prompts = class_names(classes, f"{where}, classes")
+    if not prompts and not raw_ids and (numbered := numbered_names(root / "classes.txt")):
+        raw_ids, prompts = tuple(numbered), class_names([*numbered.values()], "classes.txt")
+    prompts = prompts or read_class_file(root / "classes.txt")
     hidden = class_names(unseen, f"{where}, unseen")
     pseudo = class_names(pseudo_unseen, f"{where}, pseudo_unseen")
     try:
         vocabulary = _vocabulary(prompts, hidden, root)
-        clear = ignore_label is not None or len(vocabulary) <= IGNORE_LABEL
+        clear = ignore_label is not None or bool(raw_ids) or len(vocabulary) <= IGNORE_LABEL
+        ignore = ignore_value(vocabulary) if ignore_label is None else ignore_label
+        ids = tuple(raw_ids) or _in_order(len(vocabulary), ignore)
+        spare = len(vocabulary) < IGNORE_LABEL and IGNORE_LABEL not in ids
         benchmark = Benchmark(
             name=name,
             vocabulary=vocabulary,
             pseudo_unseen=_of_the_list(vocabulary.names, pseudo, root / "pseudo_unseen.txt"),
-            raw_ids=tuple(range(len(vocabulary))),
+            raw_ids=ids,
+            ignored_raw_ids=(IGNORE_LABEL,) if ignore != IGNORE_LABEL and spare else (),
             folders={split: (f"{images}/{split}", f"{labels}/{split}") for split in splits},
-            ignore_label=ignore_value(vocabulary) if ignore_label is None else ignore_label,
+            ignore_label=ignore,
             doubtful_raw_ids=() if clear else (IGNORE_LABEL,),
             prepare=f"It needs {images}/<split> and {labels}/<split>.",
             root=str(root),
@@ -120,6 +132,7 @@ def setup_custom_data(cfg: CfgNode) -> None:
             unseen=own.UNSEEN,
             pseudo_unseen=own.PSEUDO_UNSEEN,
             ignore_label=None if own.IGNORE_LABEL < 0 else own.IGNORE_LABEL,
+            raw_ids=own.RAW_IDS,
         )
     except ValueError as error:
         raise ValueError(f"ALIGNZEG.DATA.OWN: {error}") from error
@@ -127,6 +140,11 @@ def setup_custom_data(cfg: CfgNode) -> None:
         cfg.DATASETS.TRAIN = tuple(name for name in names if name == f"{own.NAME}_train")
     if not cfg.DATASETS.TEST:
         cfg.DATASETS.TEST = tuple(name for name in names if name == f"{own.NAME}_val")
+
+
+def _in_order(count: int, ignore: int) -> tuple[int, ...]:
+    """0, 1, 2, ... without the value of no class, if that is among the first."""
+    return tuple(value for value in range(count + 1) if value != ignore)[:count]
 
 
 def is_custom(dataset_name: str) -> bool:
@@ -148,7 +166,9 @@ def _splits(name: str, root: Path, images: str) -> list[str]:
     splits = [split for split in SPLITS if (root / images / split).is_dir()]
     if not splits:
         folders = ", ".join(f"{images}/{split}" for split in SPLITS)
-        raise ValueError(f"data set {name!r}: {root} holds none of the folders {folders}")
+        raise ValueError(
+            f"data set {name!r}: {root} holds none of the folders {folders}{_other_tree(root)}"
+        )
     for path in sorted((root / images).iterdir()):
         meant = _NEARLY.get(path.name.lower(), path.name.lower())
         if meant in SPLITS and meant not in splits and path.is_dir():
@@ -156,10 +176,23 @@ def _splits(name: str, root: Path, images: str) -> list[str]:
     return splits
 
 
+def _other_tree(root: Path) -> str:
+    """What tree of another tool a folder is, as the end of a message."""
+    here = {path.name.lower() for path in root.iterdir()} if root.is_dir() else set()
+    splits = sorted(here & {*SPLITS, *_NEARLY})
+    if splits:
+        return (
+            f"; it has {', '.join(splits)} at its top, as Roboflow and others write it: put images "
+            f"and label maps apart, images/train and labels/train; {RECIPES}"
+        )
+    return annotations_near(root)
+
+
 def _vocabulary(prompts: tuple[str, ...], unseen: tuple[str, ...], root: Path) -> Vocabulary:
     names = tuple(prompt.split(SYNONYM_SEPARATOR)[0] for prompt in prompts)
     hidden = _of_the_list(names, unseen, root / "unseen.txt")
-    return Vocabulary(names, Vocabulary.from_unseen(names, hidden).seen, prompts)
+    said = tuple(map(readable, prompts))
+    return Vocabulary(names, Vocabulary.from_unseen(names, hidden).seen, said)
 
 
 def _of_the_list(names: Sequence[str], given: tuple[str, ...], path: Path) -> tuple[str, ...]:

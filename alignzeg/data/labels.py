@@ -5,7 +5,9 @@ Everything here reads only what `alignzeg.data.catalog` left in Detectron2's `Me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from alignzeg.arguments import did_you_mean
+from alignzeg.data.label_hints import ranges, whole_numbers, why_no_ids
 from alignzeg.data.pictures import read_values
 from alignzeg.structures import IGNORE_LABEL, Vocabulary, spelling
+
+logger = logging.getLogger(__name__)
 
 HOLD_OUTS = ("", "pseudo_unseen")
 # Ids that do not fit into uint8 (a vocabulary of more than 255 names) are written as uint16.
@@ -222,14 +227,18 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
             values.
     """
     metadata = _metadata(dataset_name)
-    labels = read_values(file_name)
+    labels = whole_numbers(read_values(file_name))
     if labels.dtype == bool:
         labels = labels.astype(np.uint8)
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"label file {file_name} is {labels.dtype} of shape {labels.shape}; "
-            "it must be one channel of integer class ids"
+            f"it must be one channel of integer class ids: {why_no_ids(labels)}"
         )
+    if labels.size and labels.min() < 0:
+        # No class is below 0: rasters of maps mark what has no data so.
+        _say_negative(dataset_name, int(labels.min()), metadata["ignore_label"])
+        labels = np.where(labels < 0, metadata["ignore_label"], labels)
     allowed = {*metadata["raw_ids"], *metadata["ignored_raw_ids"], metadata["ignore_label"]}
     size = _table_size(metadata)
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
@@ -241,11 +250,13 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
     if found:
         ids = metadata["raw_ids"]
         places = ids == tuple(range(len(ids)))
+        own = getattr(metadata.get("benchmark"), "root", None) is not None
         raise ValueError(
             f"label file {file_name} holds {found[:10]}, out of range for data set "
-            f"{dataset_name!r}; allowed are {_ranges(allowed - {metadata['ignore_label']})} "
+            f"{dataset_name!r}; allowed are {ranges(allowed - {metadata['ignore_label']})} "
             f"and {metadata['ignore_label']} (unlabelled)"
             + ("; a value is the class's position in the list of names, from 0" if places else "")
+            + ("; other ids are named by ALIGNZEG.DATA.OWN.RAW_IDS" if own else "")
         )
     for value in metadata.get("doubtful_raw_ids", ()):
         if (labels == value).any():
@@ -257,6 +268,14 @@ def read_labels(file_name: str, dataset_name: str) -> np.ndarray:
                 f"meant, set ALIGNZEG.DATA.OWN.IGNORE_LABEL {metadata['ignore_label']}"
             )
     return labels.astype(np.uint8 if size == 256 else np.uint16, copy=False)
+
+
+@lru_cache(maxsize=1000)
+def _say_negative(dataset_name: str, value: int, ignore: int) -> None:
+    logger.warning(
+        "data set %s: label files hold %d; values below 0 are taken for 'no class', as %d",
+        *(dataset_name, value, ignore),
+    )
 
 
 def read_record_labels(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -278,14 +297,3 @@ def read_record_labels(record: Mapping[str, Any], size: tuple[int, int]) -> np.n
 def _table_size(metadata: dict) -> int:
     values = (*metadata["raw_ids"], *metadata["ignored_raw_ids"], metadata["ignore_label"])
     return 256 if max(values) < 256 else 65536
-
-
-def _ranges(values: Iterable[int]) -> str:
-    """Ascending integers as text: {0, 1, 2, 5} -> "0-2, 5"."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -18,6 +18,14 @@ logger = logging.getLogger(__name__)
 
 # Pairs of names that are listed before the rest is only counted.
 _SHOWN = 20
+# Names, as `_key` writes them, of what is none of the classes.
+_EVERYTHING_ELSE = {
+    *("background", "bg", "backgrd", "other", "others", "otherwise", "rest", "misc"),
+    *("miscellaneous", "unlabeled", "unlabelled", "unlabel", "notlabeled", "notlabelled"),
+    *("nolabel", "unannotated", "void", "ignore", "ignored", "ignorelabel", "unknown"),
+    *("undefined", "unspecified", "none", "nothing", "null", "noclass", "noobject", "dontcare"),
+    *("outofroi", "everythingelse", "empty", "nodata", "clutter"),
+}
 # Cosine above which two prototypes are the same but for rounding.
 _SAME = 0.9999
 
@@ -82,6 +90,7 @@ def lint(
     """
     names = [_synonyms(prompt)[0] for prompt in prompts]
     warnings = [*_duplicates(names), *_shared_words(prompts), *_clashes(names, unseen)]
+    warnings += _catch_all(names)
     if vlm is None:
         return warnings
     warnings += _unlike_meant(prompts, vlm)
@@ -153,6 +162,17 @@ def _clashes(names: Sequence[str], unseen: Sequence[str]) -> list[str]:
         if _key(name) in hidden and name not in unseen:
             warnings.append(f"clash: {name!r} is seen, but unseen under another spelling")
     return warnings
+
+
+def _catch_all(names: Sequence[str]) -> list[str]:
+    found = [name for name in dict.fromkeys(names) if _key(name) in _EVERYTHING_ELSE]
+    if not found:
+        return []
+    return [
+        f"catch-all: {_listed(found)} would be learned from all that nobody labelled, unseen "
+        "things among it, which then go there; write 255 (no class) for these pixels, leave the "
+        "name out, and ask predict for 'none of these' with --reject"
+    ]
 
 
 def _cut_off(prompts: Sequence[str], vlm: Any) -> list[str]:

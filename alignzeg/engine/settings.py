@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from alignzeg.arguments import require_folder
 from alignzeg.config.keys import Choices
 from alignzeg.config.reading import config_from_file, config_from_yaml
 from alignzeg.config.values import validate_values
-from alignzeg.data.checks import classes_found
+from alignzeg.data.checks import classes_found, shared_images
 from alignzeg.data.custom import is_custom, setup_custom_data
 from alignzeg.data.labels import eval_vocabulary, known_names
 from alignzeg.data.pseudo import setup_pseudo_labels, validate_pseudo_labels
@@ -25,6 +26,8 @@ from alignzeg.modeling.vlm import ImageNetVLM, OpenClipVLM
 from alignzeg.modeling.vlm.classifier import check_classifier
 from alignzeg.modeling.vlm.sentences import SentenceEncoder
 from alignzeg.modeling.vlm.weights import check_clip
+
+logger = logging.getLogger(__name__)
 
 # Figures of an evaluation that a checkpoint can be chosen by; higher is better.
 FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
@@ -160,6 +163,14 @@ def validate_datasets(cfg: CfgNode, training: bool) -> None:
         _, found = classes_found(name, limit, training=name in trained)
         if training and found is not None and name in cfg.DATASETS.TEST:
             _require_defined_best(cfg, name, found)
+    for name in dict.fromkeys(cfg.DATASETS.TEST if training else ()):
+        total, shared = len(DatasetCatalog.get(name)), shared_images(cfg.DATASETS.TRAIN, name)
+        if shared:
+            logger.warning(
+                "%d of %d images of %s are in %s: its figures do not tell what the model does on "
+                "pictures that it has not seen",
+                *(shared, total, name, " or ".join(cfg.DATASETS.TRAIN)),
+            )
 
 
 def _require_defined_best(cfg: CfgNode, name: str, found: frozenset[str]) -> None:

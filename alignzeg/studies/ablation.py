@@ -16,7 +16,6 @@ from typing import Any
 
 from alignzeg.arguments import PARENT, TrainingError
 from alignzeg.files import atomic_write, code_hash, file_hash
-from alignzeg.studies.identity import described
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +161,9 @@ def _words(plan: Plan, row: Row, seed: int) -> list[str]:
 
 def _identity(plan: Plan, row: Row, seed: int) -> dict[str, str]:
     """All that the figures of a run follow from but the code; rows that it builds on are done."""
+    # Reads data sets and weights, which a help text needs not.
+    from alignzeg.studies.identity import described
+
     opts = [*row.opts, *plan.opts, "SEED", str(seed)]
     parts = described(row.config, opts)
     for what, other in (("weights_from", row.weights_from), ("starts_from", row.starts_from)):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from alignzeg.colors import class_colors
 from alignzeg.data.checks import count_classes
@@ -22,9 +22,10 @@ from alignzeg.data.labels import (
 )
 from alignzeg.data.pictures import read_rgb
 from alignzeg.data.preparation.work import each
+from alignzeg.fonts import font
 from alignzeg.visualize import blend, colorize
 
-_PAIRS, _COLUMNS, _TILE = 12, 4, 160
+_PAIRS, _COLUMNS, _TILE, _LINE = 12, 4, 160, 20
 _SHOWN = 10
 
 
@@ -103,15 +104,21 @@ def _examine(name: str, record: dict[str, str]) -> NDArray[np.int64] | str:
 
 
 def contact_sheet(name: str, path: Path) -> None:
-    """Draws up to 12 evenly spread images of a data set, each beside its labels in colour."""
+    """Draws up to 12 evenly spread images of a data set, each beside its labels in colour.
+
+    Below are the names of the classes that occur in them.
+    """
     records: Sequence[dict[str, str]] = DatasetCatalog.get(name)
     chosen = records[:: -(-len(records) // _PAIRS)]
     vocabulary = get_vocabulary(name)
     lookup = label_lookup(name, vocabulary)
     colours = class_colors(vocabulary.names)
-    sheet = Image.new("RGB", (_COLUMNS * 2 * _TILE, -(-len(chosen) // _COLUMNS) * _TILE), "white")
+    high = -(-len(chosen) // _COLUMNS) * _TILE
+    sheet = Image.new("RGB", (_COLUMNS * 2 * _TILE, high), "white")
+    present: set[int] = set()
     for index, record in enumerate(chosen):
         labels = lookup[read_labels(record["sem_seg_file_name"], name)]
+        present |= set(np.unique(labels).tolist())
         image = read_rgb(record["file_name"])
         labelled = labels != ignore_value(vocabulary)
         drawn = colorize(labels, colours)
@@ -122,5 +129,14 @@ def contact_sheet(name: str, path: Path) -> None:
             tile = Image.fromarray(array)
             tile.thumbnail((_TILE - 4, _TILE - 4))
             sheet.paste(tile, ((2 * column + place) * _TILE + 2, row * _TILE + 2))
+    shown = [i for i in sorted(present) if i < len(vocabulary)]
+    whole = Image.new("RGB", (sheet.width, high + -(-len(shown) // _COLUMNS) * _LINE), "white")
+    whole.paste(sheet)
+    draw = ImageDraw.Draw(whole)
+    for place, i in enumerate(shown):
+        row, column = divmod(place, _COLUMNS)
+        x, y = column * 2 * _TILE + 4, high + row * _LINE
+        draw.rectangle((x, y + 4, x + 12, y + 16), tuple(colours[i].tolist()), "black")
+        draw.text((x + 18, y + 2), f"{i} {vocabulary.names[i]}", "black", font(13))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    whole.save(path)

@@ -26,7 +26,7 @@ from alignzeg.modeling.pretrained import (
     weight_file,
 )
 from alignzeg.modeling.vlm.encoding import resized
-from alignzeg.modeling.vlm.preparation import read_json
+from alignzeg.modeling.vlm.preprocessing import read_json
 
 logger = logging.getLogger(__name__)
 

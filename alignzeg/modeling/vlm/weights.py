@@ -27,7 +27,7 @@ from alignzeg.modeling.pretrained import UNREADABLE, reason
 from alignzeg.modeling.tensor_files import differences, read_tensors, under_prefix
 from alignzeg.modeling.vlm.layouts import FOLDER_FILES, from_transformers
 from alignzeg.modeling.vlm.positions import take_positions
-from alignzeg.modeling.vlm.preparation import IMAGES, Facts, completed, of_file, of_tag
+from alignzeg.modeling.vlm.preprocessing import IMAGES, Facts, completed, of_file, of_tag
 from alignzeg.modeling.vlm.towers import MEANWHILE, check_regions, check_tower
 
 logger = logging.getLogger(__name__)

@@ -86,7 +86,7 @@ def completed(
     agreed = agreed and (bool(known) or model_name in bundled)
     full = {**_DEFAULT, **(assumed if agreed else {"quick_gelu": built}), **facts}
     lacking = [key for key in ("mean", "std", "interpolation", "quick_gelu") if key not in facts]
-    if lacking:
+    if lacking and (weights or not agreed):
         logger.log(
             logging.INFO if agreed else logging.WARNING,
             "nothing says how weights %r were trained: %s assumed; if that is wrong, put the "

@@ -16,7 +16,7 @@ from clip_cases import some_image
 from safetensors.torch import load_file, save_file
 
 from alignzeg.modeling.vlm.classifier import PlaceClassifier
-from alignzeg.modeling.vlm.preparation import completed, of_file, of_tag
+from alignzeg.modeling.vlm.preprocessing import completed, of_file, of_tag
 from alignzeg.modeling.vlm.regions import interpolated_positions
 
 IMAGES = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
