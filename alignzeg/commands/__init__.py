@@ -37,7 +37,7 @@ COMMANDS = {
     "audit": "prove that no unseen label or name reaches a loss",
     "compare": "name the first divergence of a run from another",
     "significance": "intervals and paired tests of evaluations",
-    "vocabulary": "warn of duplicate, close, long or clashing class names",
+    "vocabulary": "check class names; draw a sheet to look at the labels of a data set",
     "doctor": "check versions, devices, CLIP weights and data sets",
     "export": "write a checkpoint as ONNX, PT2 or safetensors",
     "share": "make the folder of a model that others can use, with a model card",

@@ -78,9 +78,9 @@ DATA = Section(
                 ),
                 "IGNORE_LABEL": Key(
                     -1,
-                    "Value of pixels without a class; -1: 255, and 65535 for more than 255 "
-                    "classes.",
-                    Range(-1, 65535),
+                    "Value of pixels without a class; below 0: 255, and 65535 for more than 255 "
+                    "classes. Values below 0 are no class in any case.",
+                    Range(-(2**31), 65535),
                 ),
                 "RAW_IDS": Key(
                     [],

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from alignzeg.data.benchmark import Benchmark, read_split_file
-from alignzeg.data.label_hints import what_lies_there
+from alignzeg.data.label_hints import named_otherwise, what_lies_there
 from alignzeg.data.picture_kinds import is_unread
 from alignzeg.files import files_below
 
@@ -57,9 +57,10 @@ def load_records(benchmark: Benchmark, split: str) -> list[dict[str, str]]:
     for have, want, kind, folder in pairs[: 1 if benchmark.extra_images else 2]:
         alone = sorted(have.keys() - want.keys())
         if alone:
+            hint = named_otherwise(alone[0], sorted(want)) if kind == "image" else ""
             raise ValueError(
                 f"data set {dataset_name!r}: {have[alone[0]]} has no {kind} file "
-                f"{folder / alone[0]}.* ({len(alone)} such files); {where}"
+                f"{folder / alone[0]}.* ({len(alone)} such files){hint}; {where}"
             )
     modulus, remainders = benchmark.taken.get(split, (1, (0,)))
     keys = [key for place, key in enumerate(sorted(labels)) if place % modulus in remainders]

@@ -74,13 +74,13 @@ def classes_found(
             f"data set {name!r}: no pixel of {len(records)} label files has a seen class; there is "
             "nothing to learn from"
         )
+    said = doubts(vocabulary.names, counts, inner, unlabelled)
     absent = [vocabulary.names[i] for i in np.flatnonzero(counts == 0)]
     if absent and len(records) == total:
         more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
-        shown = ", ".join(absent[:_SHOWN]) + more
-        logger.warning("data set %s: no pixel of %d label files is %s", name, total, shown)
-    for doubt in doubts(vocabulary.names, counts, inner, unlabelled):
-        logger.warning("data set %s: %s", name, doubt)
+        said.insert(0, f"no pixel of {total} label files is {', '.join(absent[:_SHOWN])}{more}")
+    if said:
+        logger.warning("data set %s: %s", name, ". ".join(said))
     present = frozenset(vocabulary.names[i] for i in np.flatnonzero(counts))
     return len(records), present if len(records) == total else None
 

@@ -29,6 +29,8 @@ from alignzeg.structures import IGNORE_LABEL, SYNONYM_SEPARATOR, Vocabulary, spe
 
 SPLITS = ("train", "val", "test")
 # Folders that somebody may have meant as a split.
+# Where VOC, and what exports like it, has images.
+_VOC_FOLDERS = ("JPEGImages", "img", "image", "Images")
 _NEARLY = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
@@ -84,7 +86,9 @@ def register_folder(
         vocabulary = _vocabulary(prompts, hidden, root)
         clear = ignore_label is not None or bool(raw_ids) or len(vocabulary) <= IGNORE_LABEL
         ignore = ignore_value(vocabulary) if ignore_label is None else ignore_label
-        ids = tuple(raw_ids) or _in_order(len(vocabulary), ignore)
+        # A 0 of no class is in front of the classes, which then count from 1.
+        first = 1 if ignore == 0 else 0
+        ids = tuple(raw_ids) or tuple(range(first, first + len(vocabulary)))
         spare = len(vocabulary) < IGNORE_LABEL and IGNORE_LABEL not in ids
         benchmark = Benchmark(
             name=name,
@@ -142,11 +146,6 @@ def setup_custom_data(cfg: CfgNode) -> None:
         cfg.DATASETS.TEST = tuple(name for name in names if name == f"{own.NAME}_val")
 
 
-def _in_order(count: int, ignore: int) -> tuple[int, ...]:
-    """0, 1, 2, ... without the value of no class, if that is among the first."""
-    return tuple(value for value in range(count + 1) if value != ignore)[:count]
-
-
 def is_custom(dataset_name: str) -> bool:
     """Whether a registered data set is a user's folder."""
     benchmark = MetadataCatalog.get(dataset_name).get("benchmark")
@@ -167,7 +166,8 @@ def _splits(name: str, root: Path, images: str) -> list[str]:
     if not splits:
         folders = ", ".join(f"{images}/{split}" for split in SPLITS)
         raise ValueError(
-            f"data set {name!r}: {root} holds none of the folders {folders}{_other_tree(root)}"
+            f"data set {name!r}: {root} holds none of the folders {folders}"
+            f"{_other_tree(root, images)}"
         )
     for path in sorted((root / images).iterdir()):
         meant = _NEARLY.get(path.name.lower(), path.name.lower())
@@ -176,8 +176,17 @@ def _splits(name: str, root: Path, images: str) -> list[str]:
     return splits
 
 
-def _other_tree(root: Path) -> str:
+def _other_tree(root: Path, images: str) -> str:
     """What tree of another tool a folder is, as the end of a message."""
+    folders = (images, *_VOC_FOLDERS)
+    flat = next((name for name in folders if any((root / name).glob("*.*"))), None)
+    if flat is not None:
+        lists = sorted(path.name for path in root.rglob("train*.txt"))
+        named = f" as {lists[0]} lists them" if lists else ""
+        return (
+            f"; {root / flat} holds files of all splits: move them to {images}/train and "
+            f"{images}/val{named}, and the label maps likewise; {RECIPES}"
+        )
     here = {path.name.lower() for path in root.iterdir()} if root.is_dir() else set()
     splits = sorted(here & {*SPLITS, *_NEARLY})
     if splits:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ _ANNOTATIONS = {
     ".jpg": "JPEG files, whose values are not those that were saved",
     ".jpeg": "JPEG files, whose values are not those that were saved",
 }
+# Between a name and what a tool adds to it.
+_JOINS = ("_", "-", ".", " ")
 # So few pixels of a class in a whole data set tell nothing.
 _FEW = 32
 # Panoptic ids hold 256 of these together at least, where colours are a few.
@@ -48,6 +51,33 @@ def annotations_near(root: Path) -> str:
     if not found:
         return ""
     return f"; there is {found[0]}, as another tool writes it: {RECIPES}"
+
+
+def named_otherwise(label: str, images: Iterable[str]) -> str:
+    """That a label's name is an image's with something added, as the end of a message.
+
+    Args:
+        label: its path in the folder of label maps, without the suffix.
+        images: those of the images in theirs.
+    """
+    here = [image for image in images if PurePosixPath(image).parent == PurePosixPath(label).parent]
+    meant = next((image for image in here if _is_of(label, image)), None)
+    if meant is None:
+        return ""
+    return (
+        f"; {meant!r} is perhaps its image: a label map has the name of its image, so rename them; "
+        f"{RECIPES}"
+    )
+
+
+def _is_of(label: str, image: str) -> bool:
+    """Such as x_mask and mask_x of x, and x_labelIds of x_leftImg8bit."""
+    one, other = PurePosixPath(label).name, PurePosixPath(image).name
+    if one != other and (other in one or one in other):
+        return True
+    shared = len(os.path.commonprefix([one, other]))
+    ends = one[shared - 1 : shared], one[shared : shared + 1], other[shared : shared + 1]
+    return shared > 1 and (ends[0] in _JOINS or (ends[1] in _JOINS and ends[2] in _JOINS))
 
 
 def why_no_ids(labels: NDArray) -> str:
@@ -111,8 +141,8 @@ def doubts(
     present = np.flatnonzero(pixels)
     if len(known) > 1 and len(present) == 1 and unlabelled:
         lines.append(
-            f"the only class is {known[present[0]]!r}, and all else is 'no class' (255): in masks "
-            "of 0 and 255 write 1 in place of 255"
+            f"all pixels are {known[present[0]]!r} or 'no class' (255), as in masks of 0 and 255, "
+            "where 1 should stand in place of 255"
         )
     elif len(known) > 1 and not unlabelled and not pixels[-1] and len(present) < len(known):
         lines.append(

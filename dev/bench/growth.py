@@ -97,7 +97,13 @@ def names(count: int, quick: bool = False) -> Callable[[], Any]:
     """Prototypes of so many names, cold."""
     model = vlm(quick)
     words = [f"thing {index}" for index in range(count)]
-    return lambda: model._prototypes(words)
+
+    @torch.no_grad()
+    def run() -> None:
+        for word in words:
+            model._prototype(word)
+
+    return run
 
 
 def step(images: int, quick: bool = False) -> Callable[[], Any]:

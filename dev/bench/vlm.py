@@ -89,11 +89,15 @@ def text(quick: bool) -> Sides:
     model, words = vlm(quick), names(quick)
 
     @torch.no_grad()
+    def ours() -> Tensor:
+        return torch.stack([model._prototype(name) for name in words])
+
+    @torch.no_grad()
     def peer() -> Tensor:
         tokens = model._tokenizer([TEMPLATE.replace("{}", name) for name in words])
         return F.normalize(model.clip.encode_text(tokens), dim=-1)
 
-    return {"ours": lambda: model._prototypes(words), "peer": peer}
+    return {"ours": ours, "peer": peer}
 
 
 def close(ours: Tensor, peer: Tensor) -> str:

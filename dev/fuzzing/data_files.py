@@ -136,7 +136,7 @@ LABEL_FILES: dict[str, Callable[[Path, NDArray, random.Random], _Made]] = {
     "tiff 8": _pillow(np.uint8, ".tif", "", 255),
     "tiff 16": _pillow(np.uint16, ".tif"),
     "tiff 32": _pillow(np.int32, ".tif"),
-    "float": _pillow(np.float32, ".tif", fits=False),
+    "float": _pillow(np.float32, ".tif"),
     "colours": _pillow(np.uint8, ".png", "RGB", 255, fits=False),
     "alpha": _pillow(np.uint8, ".png", "LA", 255, fits=False),
     "turned": _turned,

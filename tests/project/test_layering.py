@@ -56,6 +56,7 @@ LAYERS = {
     "alignzeg.data.zeroshapes.shapes": (1, "shapes"),
     "alignzeg.data.zeroshapes.textures": (1, "textures"),
     "alignzeg.data.benchmark": (1, "benchmark"),
+    "alignzeg.data.label_hints": (1, "labels"),
     "alignzeg.data.labels": (1, "labels"),
     "alignzeg.data.class_names": (1, "class_names"),
     "alignzeg.data.color_jitter": (1, "color_jitter"),

@@ -257,6 +257,7 @@ class AlignZegCheckpointer(DetectionCheckpointer):
         if KEY in checkpoint:
             verify(self._path, checkpoint[KEY], self.model, self.other_classes)
         seen = about_in(checkpoint).get("seen")
+        held = list(weights)  # before those of another shape are taken out of it
         incompatible = super()._load_model(checkpoint)
         misshapen = [key for key, *_ in incompatible.incorrect_shapes]
         # Of a model whose weights belong to classes, those of other classes are of no use.
@@ -267,8 +268,6 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                 f"weights ({misshapen[0]}, ...) are of another shape here; start from one of the "
                 "same classes"
             )
-        others = {*incompatible.missing_keys, *misshapen}
-        say_what_fits(self._path, weights, self.model.state_dict(), others, quiet=self.strict)
         if self.strict:
             wrong = {
                 "missing": incompatible.missing_keys,
@@ -281,4 +280,6 @@ class AlignZegCheckpointer(DetectionCheckpointer):
                     f"the weights in {self._path!r} do not fit the model of this config: "
                     f"{'; '.join(found)}; use the config that they were trained with"
                 )
+        others = {*incompatible.missing_keys, *misshapen}
+        say_what_fits(self._path, held, list(self.model.state_dict()), others)
         return incompatible

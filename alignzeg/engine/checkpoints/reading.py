@@ -12,7 +12,7 @@ import re
 import time
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,27 +257,26 @@ def require_trust(address: str, local: str, trust: bool = False) -> None:
 
 def say_what_fits(
     path: str,
-    given: Mapping[str, Any],
-    wanted: Mapping[str, Any],
+    given: Sequence[str],
+    wanted: Sequence[str],
     lacking: Collection[str],
-    quiet: bool = False,
 ) -> None:
-    """Logs how much of a model a file covers, unless that is all or to be `quiet`.
+    """Logs how much of a model a file covers, unless that is all.
 
-    Weights are by name; `lacking` names those that the file has not, or of another shape.
+    All are names of weights; `lacking` are those that the file has not, or of another shape.
 
     Raises:
         ValueError: if it covers nothing at all.
     """
     lost = [name for name in wanted if name in lacking]
     if wanted and len(lost) == len(wanted):
-        held, needed = (", ".join([*names][:2]) for names in (given, wanted))
+        held, needed = (", ".join(names[:2]) for names in (given, wanted))
         raise ValueError(
             f"nothing of {path!r} fits the model of this config: it holds {held}, ... and the "
             f"model has {needed}, ...; give a checkpoint of this model, or weights of its image "
             "encoder"
         )
-    if lost and not quiet:
+    if lost:
         logger.warning(
             "%s: %d of %d tensors of the model are loaded, the others (%s, ...) start anew",
             *(path, len(wanted) - len(lost), len(wanted), lost[0]),

@@ -142,7 +142,7 @@ def test_doctor_knows_the_packages(
     imagenet_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(imagenet_files))
-    encoder = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"]
+    encoder = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", "0"]
     main(["doctor", *imagenet_opts(imagenet_files), *encoder])
     said = capsys.readouterr().out
     assert f"ok   VLM of the config    {MODEL}/{MODEL}.pth+sentences" in said
