@@ -197,6 +197,8 @@ def main(args: argparse.Namespace) -> int:
     def build() -> Predictor:
         with shown.status("Loading the model"):
             predictor = Predictor(args.weights, names, args.device, opts, limit, **allowed)
+        if args.proposals:
+            predictor.require_proposals()
         said.print(_known(predictor.known_words()), markup=False)
         return predictor
 

@@ -7,7 +7,8 @@ from alignzeg.config.keys import COUNT, LEAST_0, SHARE, Choices, Key, Section
 TEST = Section(
     "From proposals to label maps, and what an evaluation reports. Several scales and mirror "
     "images are Detectron2's TEST.AUG; each scale is looked at through the windows, if there are "
-    "any. With either of them SEMANTIC_INFERENCE is `exact`.",
+    "any. With either of them SEMANTIC_INFERENCE is `exact`. Models without proposals, such as "
+    "PixelSegmenter, take the windows, MEMORY_MIB and REJECT_BELOW; the rest has no effect there.",
     {
         "ENSEMBLE_SEEN": Key(
             0.0,
@@ -55,7 +56,8 @@ TEST = Section(
         "WINDOW": Key(
             0,
             "Side of square windows that an image is looked at through, one after the other, after "
-            "INPUT.MIN_SIZE_TEST; 0 looks at it whole. ZegCLIP takes 512.",
+            "INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST have resized it; 0 looks at it whole. ZegCLIP "
+            "takes 512.",
             unit="pixels",
         ),
         "WINDOW_STRIDE": Key(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-# Float32 counts pixels exactly up to here; larger images are counted in float64.
+# Float32 counts pixels exactly up to here; larger images are counted in parts.
 _EXACT_FLOAT32 = 2**24
 
 
@@ -132,17 +132,18 @@ def mask_ious(mask_logits: Tensor, labels: Tensor, ids: Sequence[int], chunk: in
         (G,) float64 best IoU over all proposals, in [0, 1]; 0 if there is no proposal.
     """
     wanted = torch.as_tensor(list(ids), dtype=torch.int64, device=labels.device)
-    best = torch.zeros(len(wanted), dtype=torch.float64, device=labels.device)
+    best = torch.zeros(len(wanted), dtype=torch.float64)
     labels = labels.to(torch.int32) if labels.dtype != torch.uint8 else labels
     flat = labels.flatten()
     labelled = flat != (255 if labels.dtype == torch.uint8 else 65535)
-    exact = torch.float32 if flat.numel() <= _EXACT_FLOAT32 else torch.float64
     # One product counts a proposal's pixels in every segment and, in the last column, its area.
-    columns = torch.cat([flat[:, None] == wanted, labelled[:, None]], 1).to(exact)
-    area = columns[:, :-1].sum(0).double()
+    marked = torch.cat([flat[:, None] == wanted, labelled[:, None]], 1)
+    columns, area = marked.float().split(_EXACT_FLOAT32), marked[:, :-1].sum(0).cpu()
     for part in mask_logits.float().split(chunk) if len(mask_logits) else ():
         full = interpolate(part[None], labels.shape, mode="bilinear", align_corners=False)[0]
-        counts = ((full.flatten(1) > 0).to(exact) @ columns).double()
+        pieces = zip((full.flatten(1) > 0).split(_EXACT_FLOAT32, 1), columns, strict=True)
+        # Not every device has float64.
+        counts = torch.stack([(a.float() @ b).cpu().double() for a, b in pieces]).sum(0)
         shared = counts[:, :-1]
         union = counts[:, -1:] + area - shared
         best = torch.maximum(best, (shared / union.clamp(min=1)).amax(0))

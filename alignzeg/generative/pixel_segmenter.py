@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,23 +12,27 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from alignzeg.config.run_keys import TEST
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.generative.pixel_branch import PixelBranch
 from alignzeg.generative.pixel_loss import pixel_cross_entropy
-from alignzeg.modeling.augmented_inference import cut_views
+from alignzeg.modeling.augmented_inference import build_test_time_augmentation, cut_views
 from alignzeg.modeling.encoders import build_image_encoder
 from alignzeg.modeling.interpolation import Geometry, Size, output_rows
 from alignzeg.modeling.layers import ImageModel, PixelNormalizer
 from alignzeg.modeling.prompts import shared_vocabulary
-from alignzeg.modeling.semantic_inference import name_pixels
 from alignzeg.modeling.test_time_augmentation import (
     PixelView,
     TestTimeAugmentation,
-    build_test_time_augmentation,
     merge_views,
 )
 from alignzeg.structures import Vocabulary
 
+logger = logging.getLogger(__name__)
+
+# What decides how proposals become label maps; the exponents come with each data set's config.
+_OF_PROPOSALS = ("ENSEMBLE_NORMALIZED", "DUPLICATE_IOU", "SEMANTIC_INFERENCE", "SYNONYMS")
+_DEFAULTS = TEST.node()
 # Score of a class that is no answer: finite, as it is interpolated.
 _NEVER = -1e30
 
@@ -41,6 +46,7 @@ class PixelSegmenter(ImageModel):
     Source: ZS3Net (arXiv 1906.00817), step 0.
     """
 
+    makes_proposals = False
     branch: PixelBranch
     normalizer: PixelNormalizer
 
@@ -55,6 +61,7 @@ class PixelSegmenter(ImageModel):
         normalizer: PixelNormalizer,
         balance: float = 0.0,
         memory_mib: float = 512.0,
+        reject_below: float = 0.0,
         augmentation: TestTimeAugmentation | None = None,
     ) -> None:
         """Takes the parts.
@@ -67,6 +74,7 @@ class PixelSegmenter(ImageModel):
             normalizer: RGB images in 0..255 -> the image encoder's input.
             balance: of the loss, see `pixel_cross_entropy`.
             memory_mib: what the temporaries of a label map may take, MiB.
+            reject_below: pixels whose best share is lower get the highest number of the dtype.
             augmentation: scales, flips and windows to look at in a test; None looks once, at
                 the whole image as it comes.
         """
@@ -78,11 +86,19 @@ class PixelSegmenter(ImageModel):
         self.normalizer = normalizer
         self.balance = balance
         self.memory_mib = memory_mib
+        self.reject_below = reject_below
         self.augmentation = augmentation or TestTimeAugmentation()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Builds the parts that the config names."""
+        """Builds the parts that the config names; says which settings have no effect."""
+        test = cfg.ALIGNZEG.TEST
+        idle = [key for key in _OF_PROPOSALS if test[key] != _DEFAULTS[key]]
+        if idle:
+            logger.warning(
+                "ALIGNZEG.TEST.%s: no effect on %s, which makes no proposals",
+                *(", ".join(idle), cls.__name__),
+            )
         backbone = build_image_encoder(cfg)
         seen = training_vocabulary(cfg)
         return {
@@ -94,7 +110,8 @@ class PixelSegmenter(ImageModel):
                 cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
             ),
             "balance": cfg.ALIGNZEG.LOSS.PIXEL_BALANCE,
-            "memory_mib": cfg.ALIGNZEG.TEST.MEMORY_MIB,
+            "memory_mib": test.MEMORY_MIB,
+            "reject_below": test.REJECT_BELOW,
             "augmentation": build_test_time_augmentation(cfg),
         }
 
@@ -103,11 +120,13 @@ class PixelSegmenter(ImageModel):
 
         Args:
             batched_inputs: one dict per image with "image" (3, H, W) uint8 RGB, "vocabulary", and
-                "targets" in training or "height" and "width" of the wanted label map otherwise.
+                "targets" in training or "height" and "width" of the wanted label map otherwise;
+                with "confidence", the answer has it too.
 
         Returns:
             {"loss_pixel": scalar} in training, else for each image {"sem_seg": (height, width)
-            uint8, or uint16 for more than 255 names}.
+            uint8, or uint16 for more than 255 names; "confidence": (height, width) share of the
+            named class among all that the classifier knows, or None}.
 
         Raises:
             ValueError: if the images of a batch do not share one vocabulary, or it has no class
@@ -117,32 +136,33 @@ class PixelSegmenter(ImageModel):
         if not self.training:
             # The network sees padding: an answer must not depend on the sizes of other images.
             asked = self.scores_of(vocabulary)
-            return [{"sem_seg": self.segment(item, asked).cpu()} for item in batched_inputs]
+            return [self.segment(item, asked) for item in batched_inputs]
         images = self.pad([item["image"] for item in batched_inputs])
         logits = self.branch.classify(self.pixels(images))
         size = tuple(images.tensor.shape[-2:])
         targets = [item["targets"].to(self.device).padded(size) for item in batched_inputs]
         return {"loss_pixel": pixel_cross_entropy(logits, targets, self.balance)}
 
-    def segment(self, item: dict[str, Any], asked: Tensor) -> Tensor:
+    def segment(self, item: dict[str, Any], asked: Tensor) -> dict[str, Any]:
         """The label map of one image: of its scores or, looked at several times, mean shares."""
-        never = (asked < 0)[:, None, None]
         image = item["image"].to(self.device).float()
         size = (image.shape[1], image.shape[2])
         wanted = (item.get("height", size[0]), item.get("width", size[1]))
+        best = torch.empty(wanted, device=self.device) if item.get("confidence") else None
+        limits = (self.memory_mib, self.reject_below, best)
         if self.augmentation.single:
             images = self.pad([image])
-            scores = self.branch.classify(self.pixels(images))[0, asked.clamp(min=0)].float()
+            scores = self.branch.classify(self.pixels(images))[0].float()
             padded = (images.tensor.shape[2], images.tensor.shape[3])
-            scores = scores.masked_fill(never, _NEVER)
-            return label_map(scores, padded, size, wanted, self.memory_mib)
+            labels = label_map(scores, asked, padded, size, wanted, *limits)
+            return {"sem_seg": labels.cpu(), "confidence": best}
         views = []
-        for frame, images in cut_views(self.augmentation, image, self.size_divisibility):
+        for frame, images in cut_views(self.augmentation, image, wanted, self.size_divisibility):
             probs = self.branch.classify(self.pixels(images))[0].float().softmax(dim=0)
-            probs = probs[asked.clamp(min=0)].masked_fill(never, -1)
+            probs = probs[asked.clamp(min=0)].masked_fill((asked < 0)[:, None, None], -1)
             padded = (images.tensor.shape[2], images.tensor.shape[3])
             views.append(PixelView(frame, probs, padded))
-        return merge_views(views, wanted, self.memory_mib)
+        return {"sem_seg": merge_views(views, wanted, *limits).cpu(), "confidence": best}
 
     @property
     def size_divisibility(self) -> int:
@@ -179,26 +199,52 @@ class PixelSegmenter(ImageModel):
 
 
 def label_map(
-    scores: Tensor, padded_size: Size, image_size: Size, output_size: Size, memory_mib: float
+    scores: Tensor,
+    asked: Tensor,
+    padded_size: Size,
+    image_size: Size,
+    output_size: Size,
+    memory_mib: float,
+    reject_below: float = 0.0,
+    confidence: Tensor | None = None,
 ) -> Tensor:
     """Names every pixel by the class of the highest score, interpolated as masks are.
 
-    Scores are (K, h, w) of the padded image, finite; sizes and memory as in `semantic_inference`.
+    Args:
+        scores: (N, h, w) of the padded image, finite, whose softmax are shares.
+        asked: (K,) which score each class has, -1 for none.
+        padded_size: height and width in pixels that (h, w) covers; the other sizes, and what
+            follows them, as in `semantic_inference`.
+        image_size: see there.
+        output_size: see there.
+        memory_mib: see there.
+        reject_below: see there; of the share.
+        confidence: see there; the share.
 
     Returns:
         (Ho, Wo) label map on the device of the scores, uint8, or uint16 where K > 255. Equal
         scores: the lower class.
     """
-    classes, (height, width) = len(scores), output_size
+    (height, width), count = output_size, max(len(scores), len(asked))
     geometry = Geometry((scores.shape[1], scores.shape[2]), padded_size, image_size, output_size)
-    dtype = torch.uint16 if classes > 255 else torch.uint8
+    dtype = torch.uint16 if len(asked) > 255 else torch.uint8
     labels = torch.empty(output_size, dtype=dtype, device=scores.device)
-    # Scores at the width of the padded image, at that of the answer, and sorted by pixel.
-    row_bytes = 4 * classes * (2 * padded_size[1] + 3 * width)
+    places, never = asked.clamp(min=0), (asked < 0)[:, None, None]
+    shares = reject_below > 0 or confidence is not None
+    values = scores.float() if shares else scores.float()[places]
+    # Scores at the width of the padded image, at that of the answer, and those that are asked.
+    row_bytes = 4 * count * (2 * padded_size[1] + 3 * width)
     step = max(1, min(height, int(memory_mib * 2**20) // row_bytes))
     for start in range(0, height, step):
-        rows = torch.arange(start, min(height, start + step), device=scores.device)
-        found = output_rows(scores.float(), rows.double(), geometry, masks=False)
-        named = name_pixels(found.flatten(1).T, 0.0, 0)
-        labels[start : start + len(rows)] = named.view(-1, width).to(dtype)
+        rows = slice(start, min(height, start + step))
+        index = torch.arange(rows.start, rows.stop, device=scores.device)
+        found = output_rows(values, index, geometry, masks=False)
+        of_asked = (found[places] if shares else found).masked_fill(never, _NEVER)
+        best, names = of_asked.max(0)
+        if shares:
+            share = (best - found.logsumexp(0)).exp()
+            names = names.masked_fill(share < reject_below, torch.iinfo(dtype).max)
+            if confidence is not None:
+                confidence[rows] = share
+        labels[rows] = names.to(dtype)
     return labels

@@ -171,6 +171,8 @@ class Predictor:
                 or missing class names; of a list, all are looked at before the first answer.
         """
         _require_count(proposals, "proposals")
+        if proposals:
+            self.require_proposals()
         vocabulary = self.vocabulary
         if classes is not None:
             vocabulary = eval_vocabulary(classes, self.seen)
@@ -183,6 +185,14 @@ class Predictor:
             images = [as_rgb(one) for one in image]
             return [self._predict(rgb, vocabulary, proposals) for rgb in images]
         return self._predict(as_rgb(image), vocabulary, proposals)
+
+    def require_proposals(self) -> None:
+        """Raises ValueError if the model names pixels without mask proposals."""
+        if not getattr(self.model, "makes_proposals", True):
+            raise ValueError(
+                f"{type(self.model).__name__} names pixels without mask proposals, so there are "
+                "none to show"
+            )
 
     def _predict(
         self, rgb: NDArray[np.uint8], vocabulary: Vocabulary, proposals: int
@@ -265,9 +275,11 @@ def _require_pairs(opts: Any) -> None:
 
 
 def _surest(answer: dict[str, Any], count: int) -> ProposalSet:
+    if not {"class_probs", "mask_logits"} <= answer.keys():
+        raise ValueError("this model's answers hold no mask proposals, so there are none to show")
     scores, classes = answer["class_probs"][:, :-1].float().max(-1)
     order = scores.argsort(descending=True)[:count]
-    unseen = answer["unseen_probs"]
+    unseen = answer.get("unseen_probs")
     unseen = torch.full_like(scores, torch.nan) if unseen is None else unseen.float()
     return ProposalSet(
         masks=answer["mask_logits"][order].float().sigmoid().half().cpu().numpy(),

@@ -48,6 +48,9 @@ def weighted_mmd(
     (arXiv 1906.00817). [ours: mean, not sum, of the kernels; no root]
     """
     _check(fake, real, weights, bandwidths)
+    device = fake.device
+    if device.type == "mps":  # which has no float64
+        fake, real = fake.cpu(), real.cpu()
     origin = real.detach().double().mean(dim=-2, keepdim=True)
     x, y = fake.double() - origin, real.detach().double() - origin
     if weights is None:
@@ -58,7 +61,7 @@ def weighted_mmd(
     with torch.no_grad():
         own = _mean_kernel(y, y, w, w, bandwidths, block)
     mmd = _mean_kernel(x, x, uniform, uniform, bandwidths, block) + own
-    return mmd - 2 * _mean_kernel(x, y, uniform, w, bandwidths, block)
+    return (mmd - 2 * _mean_kernel(x, y, uniform, w, bandwidths, block)).to(device)
 
 
 def _mean_kernel(

@@ -17,6 +17,48 @@ Taps = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class Positions:
+    """Where pixels lie in another grid, as exact fractions.
+
+    Whole numbers keep them exact on every device; a Mac's GPU has no float64.
+
+    Attributes:
+        over: int64 numerators, of any shape.
+        under: the denominator of all.
+    """
+
+    over: Tensor
+    under: int = 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numerators."""
+        return self.over.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the numerators."""
+        return self.over.device
+
+    def clamped(self, most: int) -> Positions:
+        """Not below 0 and not above `most`."""
+        return Positions(self.over.clamp(0, most * self.under), self.under)
+
+    def source(self, size_in: int, size_out: int) -> Positions:
+        """Where positions of an output lie in its input (align_corners=False), not below 0."""
+        # (p + 1/2) size_in / size_out - 1/2
+        over = (2 * self.over + self.under) * size_in - self.under * size_out
+        return Positions(over.clamp_(min=0), 2 * self.under * size_out)
+
+    def taps(self, size: int) -> Taps:
+        """The two neighbours of each position among `size`, and the weight of the second."""
+        first = self.over.div(self.under, rounding_mode="floor").clamp_(max=size - 1)
+        second = (first + 1).clamp_(max=size - 1)
+        rest = (self.over - first * self.under).clamp_(0, self.under)
+        return first, second, rest.float() / self.under
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Sizes: of the grid, of the padded image that it covers, of the image in it, of the answer."""
 
@@ -30,30 +72,18 @@ class Geometry:
         """Whether the answer has another size than the image."""
         return self.image != self.output
 
-    def image_positions(self, index: Tensor, axis: int) -> Tensor:
+    def image_positions(self, index: Tensor, axis: int) -> Positions:
         """Where output rows (axis 0) or columns (axis 1) lie in the image."""
-        return _source(index.double(), self.image[axis], self.output[axis])
+        return Positions(index).source(self.image[axis], self.output[axis])
 
-    def low_positions(self, index: Tensor, axis: int) -> Tensor:
+    def low_positions(self, index: Tensor, axis: int) -> Positions:
         """Where rows (axis 0) or columns (axis 1) of the image lie in the grid."""
-        return _source(index.double(), self.low[axis], self.padded[axis])
+        return Positions(index).source(self.low[axis], self.padded[axis])
 
-    def direct_positions(self, index: Tensor, axis: int) -> Tensor:
+    def direct_positions(self, index: Tensor, axis: int) -> Positions:
         """Where output rows (axis 0) or columns (axis 1) lie in the grid, in one step."""
-        inside = self.image_positions(index, axis).clamp_(max=self.image[axis] - 1)
-        return self.low_positions(inside, axis)
-
-
-def _source(index: Tensor, size_in: int, size_out: int) -> Tensor:
-    """Where output positions lie in the input (align_corners=False), not below 0."""
-    return ((index + 0.5) * (size_in / size_out) - 0.5).clamp_(min=0)
-
-
-def interpolation_taps(position: Tensor, size: int) -> Taps:
-    """The two neighbours of each position and the weight of the second."""
-    first = position.floor().long().clamp_(max=size - 1)
-    second = (first + 1).clamp_(max=size - 1)
-    return first, second, (position - first).clamp_(0, 1).float()
+        inside = self.image_positions(index, axis).clamped(self.image[axis] - 1)
+        return inside.source(self.low[axis], self.padded[axis])
 
 
 def interpolate(values: Tensor, taps: Taps, dim: int) -> Tensor:
@@ -70,7 +100,7 @@ def output_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool = 
     if not geometry.resized:
         return _image_rows(values, rows, geometry, masks)
     height = geometry.image[0]
-    first, second, weight = interpolation_taps(geometry.image_positions(rows, 0), height)
+    first, second, weight = geometry.image_positions(rows, 0).taps(height)
     needed = torch.cat([first, second])
     place = torch.arange(len(needed), device=needed.device)
     if values.device.type == "cpu":
@@ -83,7 +113,7 @@ def output_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool = 
 
 def _image_rows(values: Tensor, rows: Tensor, geometry: Geometry, masks: bool) -> Tensor:
     """See `output_rows`, at some rows of the image: (Q, len(rows), W)."""
-    taps = interpolation_taps(geometry.low_positions(rows, 0), values.shape[-2])
+    taps = geometry.low_positions(rows, 0).taps(values.shape[-2])
     wide = _widen(interpolate(values, taps, 1), geometry.padded[1])
     return (wide.sigmoid_() if masks else wide)[..., : geometry.image[1]]
 

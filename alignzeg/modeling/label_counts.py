@@ -94,7 +94,7 @@ def _stripes(logits: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor
     step = max(1, min(height, _MOST_NUMBERS // (len(logits) * wide)))
     for start in range(0, height, step):
         stop = min(height, start + step)
-        rows = torch.arange(start, stop, dtype=torch.float64, device=logits.device)
+        rows = torch.arange(start, stop, device=logits.device)
         yield slice(start, stop), output_rows(logits, rows, geometry).flatten(1)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignzeg.modeling.interpolation import Geometry, Taps, interpolate, interpolation_taps
+from alignzeg.modeling.interpolation import Geometry, Positions, Taps, interpolate
 
 # Side of a tile in pixels: about four cells of the usual grid, at which bounds are tight.
 _TILE = 16
@@ -79,13 +79,13 @@ def _tile_columns(geometry: Geometry, fast: bool, device: torch.device) -> _Colu
     columns, steps = columns.view(-1, _TILE), []
     if geometry.resized and not fast:
         position = geometry.image_positions(columns, 1)
-        columns, weights = _gather(interpolation_taps(position, geometry.image[1]))
+        columns, weights = _gather(position.taps(geometry.image[1]))
         steps.append(weights)
-    low, weights = _gather(interpolation_taps(_low(columns, geometry, fast, 1), geometry.low[1]))
+    low, weights = _gather(_low(columns, geometry, fast, 1).taps(geometry.low[1]))
     return _Columns(low, [weights, *steps], fast)
 
 
-def _low(index: Tensor, geometry: Geometry, fast: bool, axis: int) -> Tensor:
+def _low(index: Tensor, geometry: Geometry, fast: bool, axis: int) -> Positions:
     """Where output (fast) or image positions (exact) lie in the grid."""
     return (geometry.direct_positions if fast else geometry.low_positions)(index, axis)
 
@@ -108,11 +108,11 @@ def _row_steps(rows: Tensor, geometry: Geometry, fast: bool) -> tuple[int, int, 
     """Rows of the grid from, to, and the taps that lead from them to the rows of the output."""
     steps = []
     if geometry.resized and not fast:
-        taps = interpolation_taps(geometry.image_positions(rows, 0), geometry.image[0])
+        taps = geometry.image_positions(rows, 0).taps(geometry.image[0])
         # Strong reduction skips rows, so only those that count are upsampled.
         rows, places = torch.unique(torch.stack(taps[:2]), return_inverse=True)
         steps.append((places[0], places[1], taps[2]))
-    first, second, weight = interpolation_taps(_low(rows, geometry, fast, 0), geometry.low[0])
+    first, second, weight = _low(rows, geometry, fast, 0).taps(geometry.low[0])
     top, bottom = int(first[0]), int(second[-1]) + 1
     return top, bottom, [(first - top, second - top, weight), *steps]
 

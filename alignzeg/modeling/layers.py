@@ -74,8 +74,10 @@ class ImageModel(nn.Module):
 
     Attributes:
         normalizer: set by the subclass.
+        makes_proposals: whether there are masks behind an answer.
     """
 
+    makes_proposals = True
     normalizer: PixelNormalizer
 
     @property

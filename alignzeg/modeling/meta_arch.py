@@ -15,7 +15,10 @@ from alignzeg.contracts import HeadContract, VLMContract
 from alignzeg.data.labels import training_vocabulary
 from alignzeg.losses.criteria import count_masks, merge_losses
 from alignzeg.losses.matcher import HungarianMatcher
-from alignzeg.modeling.augmented_inference import segment_augmented
+from alignzeg.modeling.augmented_inference import (
+    build_test_time_augmentation,
+    segment_augmented,
+)
 from alignzeg.modeling.encoders import build_image_encoder
 from alignzeg.modeling.layers import (
     MASK_STRIDE,
@@ -29,7 +32,6 @@ from alignzeg.modeling.prompts import ClassTexts, build_class_texts, group_max, 
 from alignzeg.modeling.semantic_inference import background_wins, semantic_inference
 from alignzeg.modeling.test_time_augmentation import (
     TestTimeAugmentation,
-    build_test_time_augmentation,
 )
 from alignzeg.registries import build_criteria, build_head, build_vlm
 from alignzeg.structures import Matches, Outputs, Targets, Vocabulary, moved

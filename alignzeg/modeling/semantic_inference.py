@@ -13,13 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from alignzeg.modeling.interpolation import (
-    Geometry,
-    Size,
-    interpolate,
-    interpolation_taps,
-    output_rows,
-)
+from alignzeg.modeling.interpolation import Geometry, Size, interpolate, output_rows
 from alignzeg.modeling.label_tiles import named_in_tiles
 
 
@@ -97,17 +91,17 @@ def named_in_stripes(
         scores = by_class @ values.sigmoid().flatten(1)
         values = scores.view(-1, *values.shape[1:])
         index = torch.arange(width, device=values.device)
-        columns = interpolation_taps(geometry.direct_positions(index, 1), geometry.low[1])
+        columns = geometry.direct_positions(index, 1).taps(geometry.low[1])
     # Of each row: masks or scores before and after an interpolation, and the scores.
     row_bytes = 4 * (2 * len(values) * max(width, geometry.padded[1]) + len(by_class) * width)
     step = max(1, memory // row_bytes)
     for start in range(0, height, step):
         rows = torch.arange(start, min(start + step, height), device=values.device)
         if fast:
-            taps = interpolation_taps(geometry.direct_positions(rows, 0), geometry.low[0])
+            taps = geometry.direct_positions(rows, 0).taps(geometry.low[0])
             scores = interpolate(interpolate(values, taps, 1), columns, 2)
         else:
-            masks = output_rows(values, rows.double(), geometry)
+            masks = output_rows(values, rows, geometry)
             scores = (by_class @ masks.flatten(1)).view(-1, *masks.shape[1:])
         best, names = scores.max(0) if scored else (None, scores.argmax(0))
         yield slice(start, start + len(rows)), names, best

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from detectron2.config import CfgNode
 from torch import Tensor
 
-from alignzeg.modeling.interpolation import Size, interpolate, interpolation_taps
+from alignzeg.modeling.interpolation import Positions, Size, interpolate
 from alignzeg.modeling.semantic_inference import name_pixels
 
 # A mask's logit where its view does not reach.
@@ -168,18 +167,6 @@ class TestTimeAugmentation:
         return [*range(0, last, self.stride or 1), last]
 
 
-def build_test_time_augmentation(cfg: CfgNode) -> TestTimeAugmentation:
-    """The views that TEST.AUG (several scales, flip) and ALIGNZEG.TEST.WINDOW ask for."""
-    aug, test = cfg.TEST.AUG, cfg.ALIGNZEG.TEST
-    return TestTimeAugmentation(
-        sides=tuple(aug.MIN_SIZES) if aug.ENABLED else (),
-        max_side=aug.MAX_SIZE if aug.ENABLED else 0,
-        flip=aug.ENABLED and aug.FLIP,
-        window=test.WINDOW,
-        stride=test.WINDOW_STRIDE or -(-2 * test.WINDOW // 3),
-    )
-
-
 def merge_views(
     views: Sequence[View | PixelView],
     output_size: Size,
@@ -254,8 +241,8 @@ def _on_whole_grid(view: View, stride: int) -> Tensor:
     low, device = view.mask_logits.shape[-2:], view.mask_logits.device
     y, inside_y = _positions(torch.arange(grid[0], device=device), placed, grid, 0)
     x, inside_x = _positions(torch.arange(grid[1], device=device), placed, grid, 1)
-    masks = interpolate(view.mask_logits, interpolation_taps(y, low[0]), 1)
-    masks = interpolate(masks, interpolation_taps(x, low[1]), 2)
+    masks = interpolate(view.mask_logits, y.taps(low[0]), 1)
+    masks = interpolate(masks, x.taps(low[1]), 2)
     return masks.masked_fill(~(inside_y[:, None] & inside_x), _OUTSIDE)
 
 
@@ -268,8 +255,9 @@ def _add(view: View | PixelView, rows: Tensor, output: Size, scores: Tensor, cov
         return
     values = view.grid
     low = values.shape[-2:]
-    values = interpolate(values, interpolation_taps(y[inside_y], low[0]), 1)
-    found = view.scores(interpolate(values, interpolation_taps(x[inside_x], low[1]), 2))
+    values = interpolate(values, Positions(y.over[inside_y], y.under).taps(low[0]), 1)
+    across = Positions(x.over[inside_x], x.under)
+    found = view.scores(interpolate(values, across.taps(low[1]), 2))
     first_y, first_x = int(inside_y.nonzero()[0]), int(inside_x.nonzero()[0])
     area = (slice(first_y, first_y + len(found)), slice(first_x, first_x + found.shape[1]))
     scores[area] += found
@@ -278,14 +266,15 @@ def _add(view: View | PixelView, rows: Tensor, output: Size, scores: Tensor, cov
 
 def _positions(
     index: Tensor, view: View | PixelView, output: Size, axis: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Positions, Tensor]:
     """Where output rows (axis 0) or columns (1) lie in the view's logits, and whether they do."""
     frame = view.frame
     edge, start = frame.size[axis], (frame.top, frame.left)[axis]
-    pixel = (index.double() + 0.5) * (frame.scaled[axis] / output[axis]) - start
-    inside = (pixel >= 0) & (pixel < edge)
+    # (index + 1/2) scaled / output - start, in parts of 2 output.
+    under = 2 * output[axis]
+    over = (2 * index + 1) * frame.scaled[axis] - start * under
+    inside = (over >= 0) & (over < edge * under)
     if axis == 1 and frame.mirrored:
-        pixel = edge - pixel
-    pixel = (pixel - 0.5).clamp(0, edge - 1)
-    low = view.grid.shape[-2:][axis]
-    return ((pixel + 0.5) * (low / view.padded[axis]) - 0.5).clamp(min=0), inside
+        over = edge * under - over
+    pixel = Positions(2 * over - under, 2 * under).clamped(edge - 1)
+    return pixel.source(view.grid.shape[-2:][axis], view.padded[axis]), inside

@@ -11,9 +11,10 @@ from helpers import CONFIGS, K4
 
 from alignzeg.data.labels import get_vocabulary, read_labels, training_vocabulary, without_hidden
 from alignzeg.data.mapper import ZeroShotMapper, build_targets
-from alignzeg.engine import Trainer, setup_config
+from alignzeg.engine import AlignZegCheckpointer, Trainer, setup_config
 from alignzeg.engine.training.trainer import training_records
 from alignzeg.generative.pixel_loss import pixel_cross_entropy
+from alignzeg.inference import Predictor
 from alignzeg.modeling.test_time_augmentation import TestTimeAugmentation
 from alignzeg.structures import Vocabulary
 
@@ -227,3 +228,53 @@ def test_training_names_no_unseen_class(cfg, model):
     unread = ("backbone.fpn_output3.", "backbone.fpn_output5.")
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert all(name.startswith(unread) for name in idle)
+
+
+@torch.no_grad()
+def test_the_confidence_is_the_share_and_a_low_one_is_rejected(cfg, model):
+    torch.nn.init.normal_(model.branch.classifier.weight)
+    image = torch.randint(0, 256, (3, 64, 96)).float()
+    item = {"image": image, "vocabulary": model.seen, "confidence": True}
+    plain = model.eval()([item])[0]
+    images = model.pad([image])
+    scores = model.branch.classify(model.pixels(images))
+    shares = F.interpolate(scores, (64, 96), mode="bilinear", align_corners=False)[0].softmax(0)
+    torch.testing.assert_close(plain["confidence"], shares.amax(0))
+    middle = float(plain["confidence"].median())
+    model.reject_below = middle
+    found = model([item])[0]["sem_seg"]
+    rejected = plain["confidence"] < middle
+    assert 0 < rejected.sum() < rejected.numel()
+    assert (found[rejected] == 255).all()
+    assert torch.equal(found[~rejected], plain["sem_seg"][~rejected])
+    # Of some classes only, the share is still one among all that the classifier knows.
+    two = Vocabulary(model.seen.names[:2], (True, True))
+    model.reject_below = 0.0
+    asked = model([item | {"vocabulary": two}])[0]["confidence"]
+    torch.testing.assert_close(asked, shares[:2].amax(0))
+
+
+def test_settings_of_proposals_are_said_to_be_idle(cfg, caplog):
+    Trainer.build_model(cfg)
+    assert "no effect" not in caplog.text
+    cfg.ALIGNZEG.TEST.SYNONYMS = "max"
+    cfg.ALIGNZEG.TEST.SEMANTIC_INFERENCE = "fast"
+    Trainer.build_model(cfg)
+    said = "SEMANTIC_INFERENCE, SYNONYMS: no effect on PixelSegmenter, which makes no proposals"
+    assert said in caplog.text
+    cfg.ALIGNZEG.TEST.WINDOW_STRIDE = 5
+    Trainer.build_model(cfg)
+    assert "WINDOW_STRIDE 5: no effect without ALIGNZEG.TEST.WINDOW" in caplog.text
+    cfg.ALIGNZEG.TEST.WINDOW = 64
+    Trainer.build_model(cfg)
+    assert "SEMANTIC_INFERENCE fast: no effect with TEST.AUG or windows" in caplog.text
+
+
+def test_a_checkpoint_of_it_has_a_confidence_and_no_proposals(cfg, model, tmp_path):
+    AlignZegCheckpointer(model, str(tmp_path), config=cfg.dump()).save("pixel")
+    predictor = Predictor(tmp_path / "pixel.pth", classes=list(model.seen.names))
+    image = torch.randint(0, 256, (40, 60, 3)).byte().numpy()
+    answer = predictor(image)
+    assert answer.confidence.shape == (40, 60) and 0 < answer.confidence.max() <= 1
+    with pytest.raises(ValueError, match="PixelSegmenter names pixels without mask proposals"):
+        predictor(image, proposals=3)
