@@ -1,6 +1,7 @@
 # CPU:  docker build -t alignzeg .
 # CUDA: docker build -t alignzeg --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 .
 # Then: docker run --rm -v "$PWD/output:/alignzeg/output" alignzeg demo
+# Page: docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/output:/alignzeg/output" alignzeg web --weights output/model_final.pth
 ARG BASE=ubuntu:24.04
 FROM ${BASE}
 
@@ -18,5 +19,8 @@ COPY . .
 RUN make setup
 
 ENV PATH=/alignzeg/.venv/bin:$PATH
+# The page of `alignzeg web` is reached from outside of the container; -p says from where.
+ENV GRADIO_SERVER_NAME=0.0.0.0
+EXPOSE 7860
 ENTRYPOINT ["alignzeg"]
 CMD ["--help"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import os
 import socket
 import sys
 import tempfile
 import threading
+from ipaddress import ip_address
 from pathlib import Path
 
 from alignzeg.arguments import (
@@ -22,15 +24,17 @@ from alignzeg.arguments import (
 
 # Only this machine can reach it.
 HOST = "127.0.0.1"
+# What Gradio's own pages follow; --host goes before it.
+HOST_VARIABLE = "GRADIO_SERVER_NAME"
 
 
 def parser() -> OneLineParser:
     """The command line."""
     result = command_parser(
         "web",
-        "Opens a page for the browser on this machine: drop an image, type class names, mark which "
-        "were seen in training, and see what the bias correction changes. Moving its sliders does "
-        "not run the network again. Ctrl-C ends it.",
+        "Opens a page for the browser, for this machine alone unless --host says more: drop an "
+        "image, type class names, mark which were seen in training, and see what the bias "
+        "correction changes. Moving its sliders does not run the network again. Ctrl-C ends it.",
         "alignzeg web --weights output/model_final.pth --port 7860",
     )
     result.add_argument(
@@ -53,6 +57,19 @@ def parser() -> OneLineParser:
         help="the port of the page; %(default)s by default",
     )
     result.add_argument(
+        "--host",
+        default="",
+        metavar="ADDRESS",
+        help="the address to listen at: 0.0.0.0 is every one of this machine, as a container "
+        f"needs; by default {HOST_VARIABLE}, else {HOST}, which nobody else reaches",
+    )
+    result.add_argument(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="the path that a proxy serves the page under, such as /alignzeg",
+    )
+    result.add_argument(
         "--share",
         action="store_true",
         help="also make a public link through Gradio's servers; anyone who has it can send images",
@@ -73,7 +90,8 @@ def main(args: argparse.Namespace) -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("alignzeg web needs Gradio, which is not installed: pip install gradio")
-    require_port(args.port)
+    host = args.host or os.environ.get(HOST_VARIABLE, "") or HOST
+    require_port(args.port, host)
     if not Path(args.weights).is_file():
         raise ValueError(
             f"--weights is {args.weights!r}, which is no file; give a checkpoint such as "
@@ -102,9 +120,10 @@ def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="alignzeg_web_") as folder:
         page = build(session, write_examples(Path(folder), session), classes)
         page.launch(
-            server_name=HOST,
+            server_name=host,
             server_port=args.port,
             share=args.share,
+            root_path=args.root_path or None,
             quiet=True,
             prevent_thread_lock=True,
             state_session_capacity=16,
@@ -113,13 +132,18 @@ def main(args: argparse.Namespace) -> None:
             allowed_paths=[folder],
             **look(),
         )
-        sys.stdout.write(f"http://{HOST}:{args.port}\n")
-        if sys.stdout.isatty():
-            sys.stdout.write("Open this address in a browser; Ctrl-C ends it.\n")
-        if page.share_url:
-            sys.stdout.write(f"{page.share_url}\n")
-        sys.stdout.flush()
         try:
+            sys.stdout.write(f"{address(host, args.port)}{args.root_path}\n")
+            if not is_private(host):
+                sys.stderr.write(
+                    f"warning: the page listens at {host} and has no password: whoever reaches port "
+                    f"{args.port} of this machine can send images\n"
+                )
+            if sys.stdout.isatty():
+                sys.stdout.write("Open this address in a browser; Ctrl-C ends it.\n")
+            if page.share_url:
+                sys.stdout.write(f"{page.share_url}\n")
+            sys.stdout.flush()
             threading.Event().wait()
         except KeyboardInterrupt:
             sys.stdout.write("closed\n")
@@ -127,18 +151,45 @@ def main(args: argparse.Namespace) -> None:
             page.close(verbose=False)
 
 
-def require_port(port: int) -> None:
+def require_port(port: int, host: str = HOST) -> None:
     """Refuses a port that something else listens on, or that this user may not have.
 
     Raises:
-        ValueError: naming the port.
+        ValueError: naming the port, or an address that is not one of this machine.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ValueError(
+            f"the address to listen at is {host!r}, which is none ({error.strerror or error}); "
+            f"give {HOST} for this machine alone, or 0.0.0.0 (--host, {HOST_VARIABLE})"
+        ) from error
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As servers do: a connection that has just ended does not keep the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind(place)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ValueError(
+                    f"the address to listen at is {host!r}, which is not one of this machine; give "
+                    f"{HOST}, or 0.0.0.0 for all it has (--host, {HOST_VARIABLE})"
+                ) from error
             raise ValueError(
                 f"--port is {port}, which cannot be used ({error.strerror or error}); give another"
             ) from error
+
+
+def is_private(host: str) -> bool:
+    """Whether nothing but this machine reaches an address; of a name, only localhost is sure."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def address(host: str, port: int) -> str:
+    """What to open in a browser on this machine."""
+    if host in ("0.0.0.0", "::", ""):
+        host = HOST
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -95,6 +95,7 @@ def export_graph(
     if vocabulary is None:
         vocabulary = Vocabulary(predictor.seen, (True,) * len(predictor.seen))
     graph = ProposalGraph(model).eval()
+    _require_expressible(model, vocabulary)
     settings = describe(graph, read_about(weights), predictor.cfg)
     with torch.no_grad():
         text, _ = model.text(vocabulary, single=True)
@@ -102,7 +103,7 @@ def export_graph(
     with waiting("tracing the network and comparing the graph with PyTorch: a minute or more"):
         program = trace(graph, text, unseen)
         content = _onnx(program, settings) if file.suffix == ".onnx" else _pt2(program, settings)
-        differences = check(graph, content, text, unseen)
+        differences = check(graph, content, text, vocabulary)
     table = file.with_name(f"{file.stem}_classes.npz")
     atomic_write(file, content, durable=True)
     names = np.array(vocabulary.names)
@@ -111,6 +112,25 @@ def export_graph(
         lambda stream: np.savez(stream, names=names, text=text.numpy(), unseen=unseen.numpy()),
     )
     return Exported(file, table, len(content), differences)
+
+
+def _require_expressible(model: Any, vocabulary: Vocabulary) -> None:
+    """Refuses settings that a graph with one text for each class and one view cannot follow."""
+    several = [
+        name
+        for name, size in zip(vocabulary.names, model.text(vocabulary)[1], strict=True)
+        if size > 1
+    ]
+    if several:
+        raise ValueError(
+            f"ALIGNZEG.TEST.SYNONYMS max cannot be exported: a graph has one text for each class, "
+            f"and {several[0]!r} has more; give ALIGNZEG.TEST.SYNONYMS mean, or one name each"
+        )
+    if not model.augmentation.single:
+        raise ValueError(
+            "a graph looks at an image once: give ALIGNZEG.TEST.WINDOW 0 and TEST.AUG.ENABLED "
+            "False, and give the graph parts or scales of an image yourself"
+        )
 
 
 def require_packages(suffix: str) -> None:
@@ -227,29 +247,37 @@ def _pt2(program: torch.export.ExportedProgram, settings: dict[str, Any]) -> byt
     return stream.getvalue()
 
 
-def check(graph: ProposalGraph, content: bytes, text: Tensor, unseen: Tensor) -> dict[str, float]:
-    """Runs a written graph on drawn scenes of several sizes beside PyTorch.
+def check(
+    graph: ProposalGraph, content: bytes, text: Tensor, vocabulary: Vocabulary
+) -> dict[str, float]:
+    """Runs a written graph on drawn scenes of several sizes beside the model itself.
 
     Returns:
-        The largest absolute difference of each output.
+        The largest absolute difference of each output; masks and scores are compared with those of
+        the model's own answer, which the graph was not made of.
 
     Raises:
         RuntimeError: if one exceeds `TOLERANCE`.
     """
-    run = _runner(content)
+    run, unseen = _runner(content), vocabulary.unseen_mask()
     found = dict.fromkeys(OUTPUTS, 0.0)
     for index, counts in enumerate(_CHECKED):
         height, width = (graph.divisor * count for count in counts)
         scene = render_scene(scene_rng(index, "val", 0), max(height, width)).image
-        given = (*inputs(graph, scene[:height, :width]), text, unseen)
+        rgb = scene[:height, :width]
+        given = (*inputs(graph, rgb), text, unseen)
+        image = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
         with torch.no_grad():
-            wanted, answered = graph(*given), run(given)
+            own = graph.model([{"image": image, "vocabulary": vocabulary}])[0]
+            _, embeds, _, weights = graph(*given)
+            answered = run(given)
+        wanted = (own["mask_logits"], embeds, own["class_probs"], weights)
         for name, ours, theirs in zip(OUTPUTS, wanted, answered, strict=True):
             found[name] = max(found[name], float((ours - theirs).abs().max()))
     worst = max(found, key=lambda name: found[name])
     if not found[worst] <= TOLERANCE:
         raise RuntimeError(
-            f"the exported graph's {worst} differ from PyTorch's by {found[worst]:g}, more than "
+            f"the exported graph's {worst} differ from the model's by {found[worst]:g}, more than "
             f"{TOLERANCE:g}; nothing was written"
         )
     return found

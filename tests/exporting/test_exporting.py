@@ -219,6 +219,12 @@ def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["W", "x.onnx", "--classes", "nowhere.txt"], "nowhere.txt"),
         (["W", "x.onnx", "ALIGNZEG.CORRECTOR.GAMA", "1"], "did you mean ALIGNZEG.CORRECTOR.GAMMA?"),
         (["W", "x.onnx", "ALIGNZEG.CORRECTOR.GAMMA"], "come in pairs KEY VALUE"),
+        (["W", "x.onnx", "ALIGNZEG.TEST.WINDOW", "64"], "a graph looks at an image once"),
+        (["W", "x.onnx", "TEST.AUG.ENABLED", "True"], "a graph looks at an image once"),
+        (
+            ["W", "x.onnx", "--classes", "brick; wall", "ALIGNZEG.TEST.SYNONYMS", "max"],
+            "SYNONYMS max cannot be exported: a graph has one text for each class, and 'brick'",
+        ),
         (["W", "--classes", "brick"], "--classes is for a graph"),
         (["W", "x.safetensors", "SEED", "1"], "SEED is for a graph"),
         (["W", "x.onnx", "--clases", "brick"], "did you mean '--classes'?"),
