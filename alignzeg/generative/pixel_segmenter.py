@@ -18,7 +18,7 @@ from alignzeg.generative.pixel_branch import PixelBranch
 from alignzeg.generative.pixel_loss import pixel_cross_entropy
 from alignzeg.modeling.augmented_inference import build_test_time_augmentation, cut_views
 from alignzeg.modeling.encoders import build_image_encoder
-from alignzeg.modeling.interpolation import Geometry, Size, output_rows
+from alignzeg.modeling.interpolation import Geometry, Size, output_rows, temporary_bytes
 from alignzeg.modeling.layers import ImageModel, PixelNormalizer
 from alignzeg.modeling.prompts import shared_vocabulary
 from alignzeg.modeling.test_time_augmentation import (
@@ -234,7 +234,7 @@ def label_map(
     values = scores.float() if shares else scores.float()[places]
     # Scores at the width of the padded image, at that of the answer, and those that are asked.
     row_bytes = 4 * count * (2 * padded_size[1] + 3 * width)
-    step = max(1, min(height, int(memory_mib * 2**20) // row_bytes))
+    step = max(1, min(height, temporary_bytes(memory_mib, scores.device) // row_bytes))
     for start in range(0, height, step):
         rows = slice(start, min(height, start + step))
         index = torch.arange(rows.start, rows.stop, device=scores.device)

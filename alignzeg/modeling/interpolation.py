@@ -16,6 +16,15 @@ Size = tuple[int, int]
 Taps = tuple[Tensor, Tensor, Tensor]
 
 
+# Few large operations are what other devices than a CPU are good at.
+_MORE_MEMORY = 16
+
+
+def temporary_bytes(memory_mib: float, device: torch.device) -> int:
+    """What the temporaries of a label map may take there: the MiB of a CPU, 16 times elsewhere."""
+    return int(memory_mib * 2**20) * (1 if device.type == "cpu" else _MORE_MEMORY)
+
+
 @dataclass(frozen=True)
 class Positions:
     """Where pixels lie in another grid, as exact fractions.

@@ -13,7 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from alignzeg.modeling.interpolation import Geometry, Size, interpolate, output_rows
+from alignzeg.modeling.interpolation import (
+    Geometry,
+    Size,
+    interpolate,
+    output_rows,
+    temporary_bytes,
+)
 from alignzeg.modeling.label_tiles import named_in_tiles
 
 
@@ -62,10 +68,8 @@ def semantic_inference(
     labels = torch.empty(output_size, dtype=dtype, device=mask_logits.device)
     geometry = Geometry((mask_logits.shape[1], mask_logits.shape[2]), *sizes)
     scored = reject_below > 0 or confidence is not None
-    memory, named = int(memory_mib * 2**20), named_in_tiles
-    if labels.device.type != "cpu":
-        # Few large operations are what such a device is good at.
-        memory, named = 16 * memory, named_in_stripes
+    memory = temporary_bytes(memory_mib, labels.device)
+    named = named_in_tiles if labels.device.type == "cpu" else named_in_stripes
     # Autocast would round the scores to eight bits.
     with torch.autocast(labels.device.type, enabled=False):
         parts = (class_probs.float(), mask_logits, geometry, memory, mode == "fast", scored)

@@ -15,7 +15,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from alignzeg.modeling.interpolation import Positions, Size, interpolate
+from alignzeg.modeling.interpolation import Positions, Size, interpolate, temporary_bytes
 from alignzeg.modeling.semantic_inference import name_pixels
 
 # A mask's logit where its view does not reach.
@@ -182,7 +182,7 @@ def merge_views(
     Args:
         views: of one image, with the same K; together they cover it.
         output_size: height and width of the answer.
-        memory_mib: what the temporaries of one stripe may take, MiB; at least one row is done.
+        memory_mib: as in `semantic_inference`, of one stripe; at least one row is done.
         reject_below: pixels whose best score is lower get the highest number of the dtype.
         confidence: (Ho, Wo) floats that become the best score of each pixel, 0 or more.
 
@@ -203,7 +203,7 @@ def merge_views(
     queries = max(len(view.grid) for view in views)
     # Scores of a row, those that a view adds, and its masks before and after the columns.
     row_bytes = 4 * width * (2 * classes + 3 * queries)
-    step = max(1, min(height, int(memory_mib * 2**20) // row_bytes))
+    step = max(1, min(height, temporary_bytes(memory_mib, device) // row_bytes))
     for start in range(0, height, step):
         rows = torch.arange(start, min(height, start + step), device=device)
         scores = torch.zeros(len(rows), width, classes, device=device)
