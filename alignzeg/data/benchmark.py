@@ -100,12 +100,12 @@ class Benchmark:
             )
         values = (*self.raw_ids, *self.ignored_raw_ids)
         if len(set(self.raw_ids)) != len(self.raw_ids) or any(
-            not isinstance(value, int) or not 0 <= value < 65536
+            not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 65536
             for value in (*values, self.ignore_label)
         ):
             raise ValueError(
                 f"benchmark {self.name!r}: raw ids must be unique integers in 0..65535; "
-                f"got {sorted(values)} and ignore_label {self.ignore_label}"
+                f"got {list(values)} and ignore_label {self.ignore_label!r}"
             )
         clash = sorted(set(self.raw_ids) & {*self.ignored_raw_ids, self.ignore_label})
         if clash:

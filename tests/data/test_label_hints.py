@@ -145,6 +145,25 @@ def test_ids_with_gaps_are_named_by_a_list(tmp_path: Path) -> None:
         ids(path, "short", classes=NAMES, raw_ids=[1, 2, 5])
 
 
+@pytest.mark.parametrize(
+    ("raw_ids", "message"),
+    [
+        ([1], "3 classes but 1 raw ids"),
+        ([1, 1, 2], "unique integers"),
+        ([-1, 1, 2], "unique integers"),
+        ([1, 2, 65536], "unique integers"),
+        (["0", 1, 2], "unique integers"),
+        ([True, 2, 3], "unique integers"),
+        ([0.5, 2, 3], "unique integers"),
+        ([0, 1, 255], r"\[255\] mean a class and also 'no class'"),
+    ],
+)
+def test_wrong_ids_are_named(tmp_path: Path, raw_ids: list, message: str) -> None:
+    folder(tmp_path, np.zeros((2, 2), np.uint8))
+    with pytest.raises(ValueError, match=message):
+        alignzeg.register_folder("wrong", tmp_path, classes=NAMES, raw_ids=raw_ids)
+
+
 def test_a_list_may_number_its_names(tmp_path: Path) -> None:
     path = folder(tmp_path, np.array([[2, 5, 9, 255]], np.uint8))
     (tmp_path / "classes.txt").write_text("2: grass\n5: sky\n9: red ball\n")
