@@ -69,6 +69,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
         hold_out: str = "",
         min_segment: int = 16,
         per_image: bool = False,
+        made_by: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepares an evaluation.
 
@@ -80,6 +81,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
             hold_out: the `ALIGNZEG.DATA.HOLD_OUT` the vocabulary was made with; reported.
             min_segment: pixels a segment needs to count in the recall.
             per_image: whether `per_image_<dataset_name>.npz` is written too, see `PerImage`.
+            made_by: what the answers are of, written as it is.
 
         Raises:
             ValueError: on an unknown data set, or one without any class of the vocabulary.
@@ -91,6 +93,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
         self.hold_out = hold_out
         self.min_segment = min_segment
         self.per_image = per_image
+        self.made_by = made_by
         self._lookup = label_lookup(dataset_name, vocabulary)
         self.reset()
 
@@ -224,6 +227,7 @@ class ZeroShotEvaluator(DatasetEvaluator):
             "groups": group_confusion(matrix, seen),
             "classes": self._class_table(matrix, segments),
             "confusion": matrix.tolist(),
+            "made_by": self.made_by,
         }
 
     def _protocol(self, images: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+logger = logging.getLogger(__name__)
 
 # Figures of the table, in this order, where an evaluation has them.
 _FIGURES = ("pAcc", "mIoU", "sIoU", "uIoU", "hIoU")
@@ -27,12 +30,14 @@ class Evaluation:
         metrics: figures in percent; None where a group of classes has no pixel.
         classes: rows with "name", "seen" and "IoU".
         protocol: what was evaluated.
+        settings: keys of inference whose values are others than the model's, as "KEY VALUE".
     """
 
     dataset: str
     metrics: Mapping[str, float | None]
     classes: Sequence[Mapping[str, Any]]
     protocol: Mapping[str, Any]
+    settings: Sequence[str] = ()
 
     @property
     def names(self) -> list[str]:
@@ -40,15 +45,25 @@ class Evaluation:
         return [str(row["name"]) for row in self.classes]
 
 
-def read_evaluation(path: str | Path, seen: Sequence[str]) -> Evaluation:
-    """Reads an `evaluation_<data set>.json` of a model that was trained on the `seen` classes.
+def read_evaluation(
+    path: str | Path, seen: Sequence[str], weights: str, config: Mapping[str, Any]
+) -> Evaluation:
+    """Reads an `evaluation_<data set>.json` of a model.
+
+    Args:
+        path: the file.
+        seen: the classes that the model was trained on.
+        weights: the hash of its weights, see `weights_hash`.
+        config: its config.
 
     Raises:
-        ValueError: if the file is missing or no evaluation, or is that of a model trained on other
-            classes.
+        ValueError: if the file is missing or no evaluation, or is that of other weights or of a
+            model trained on other classes.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        # Evaluations of an older version do not say what they are of.
+        made_by = content.get("made_by") or {"weights": None, "settings": {}}
         result = Evaluation(
             str(content["protocol"]["dataset"]),
             dict(content["metrics"]),
@@ -57,6 +72,7 @@ def read_evaluation(path: str | Path, seen: Sequence[str]) -> Evaluation:
                 for row in content["classes"]
             ],
             dict(content["protocol"]),
+            _other_settings(made_by["settings"], config),
         )
     except OSError as error:
         raise ValueError(
@@ -73,7 +89,31 @@ def read_evaluation(path: str | Path, seen: Sequence[str]) -> Evaluation:
             f"the evaluation {str(path)!r} is of another model: it counts {sorted(strange)} as "
             "seen, which this model was not trained on"
         )
+    if made_by["weights"] not in (None, weights):
+        raise ValueError(
+            f"the evaluation {str(path)!r} is of other weights; evaluate these: alignzeg evaluate"
+        )
+    if made_by["weights"] is None:
+        logger.warning("the evaluation %s does not say which weights it is of", path)
+    if result.settings:
+        logger.warning(
+            "the evaluation %s was made with %s, which is not in the model's config; the card says "
+            "so",
+            *(path, ", ".join(result.settings)),
+        )
     return result
+
+
+def _other_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of an evaluation's settings, "KEY VALUE" where a config has another value."""
+    found = []
+    for key, value in settings.items():
+        node: Any = config
+        for part in key.split("."):
+            node = node.get(part, value) if isinstance(node, Mapping) else value
+        if node != value and not (isinstance(value, list) and list(node) == value):
+            found.append(f"{key} {value}")
+    return tuple(found)
 
 
 def model_card(
@@ -178,6 +218,7 @@ def _results(results: Sequence[Evaluation]) -> list[str]:
         lines += ["", f"### {_text(result.dataset)}", ""]
         said = (result.protocol.get(key) for key in _PROTOCOL)
         lines += [f"- {_text(text)}" for text in said if text]
+        lines += [f"- made with {_code(text)}, unlike the config" for text in result.settings]
         lines += ["", "| class | | IoU |", "|--|--|--|"]
         lines += [
             f"| {_text(row['name'])} | {seen} | {_percent(row['IoU'])} |"

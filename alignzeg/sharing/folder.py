@@ -24,7 +24,8 @@ from alignzeg import __version__
 from alignzeg.arguments import require_folder
 from alignzeg.config.foreign import NEEDED, PLACES, SHARED
 from alignzeg.config.plugins import PLUGINS_KEY, find_plugin, require_permission
-from alignzeg.engine.checkpoints.reading import read_about
+from alignzeg.engine.checkpoints.reading import read_about, read_checkpoint
+from alignzeg.engine.checkpoints.state import weights_hash
 from alignzeg.files import atomic_write, file_hash
 from alignzeg.sharing.card import model_card, read_evaluation
 from alignzeg.sharing.weights import write_safetensors
@@ -88,8 +89,9 @@ def save_pretrained(
     if links:
         raise ValueError(f"{str(links[0])!r} is a link; give a folder without any, or a new one")
     about = read_about(weights)
-    results = [read_evaluation(path, about["seen"]) for path in evaluations]
     config = yaml.safe_load(about["config"])
+    known = weights_hash(read_checkpoint(weights)["model"]) if evaluations else ""
+    results = [read_evaluation(path, about["seen"], known, config) for path in evaluations]
     around = Path(weights).resolve().parents
     listed = _get(config, PLUGINS_KEY) or ()
     if not trust_code and not plugins:

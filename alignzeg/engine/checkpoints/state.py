@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -113,3 +114,13 @@ def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in nested containers; shared memory counts once."""
     storages = [tensor.untyped_storage() for _, tensor in tensors_in(value)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, types and values, in the order of names; of any device."""
+    digest = hashlib.sha256()
+    for name in sorted(key for key, value in weights.items() if isinstance(value, Tensor)):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

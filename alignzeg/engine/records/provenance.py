@@ -33,9 +33,13 @@ from torch import nn
 
 import alignzeg
 from alignzeg.data.fingerprint import fingerprint
+from alignzeg.engine.checkpoints.state import plain, weights_hash
 from alignzeg.files import ATTEMPTS, atomic_write, file_hash
 
 logger = logging.getLogger(__name__)
+
+# Keys of ALIGNZEG.TEST that change no answer.
+_NO_ANSWER = ("MEMORY_MIB", "RECALL", "SAVE_PER_IMAGE")
 
 FILE_NAME = "provenance.json"
 FORMAT = 1
@@ -166,6 +170,24 @@ def hash_sources(folder: Path) -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_hash(path)}\n".encode())
     return digest.hexdigest()
+
+
+def made_by(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """What decides the answers of a model: what an evaluation is an evaluation of.
+
+    Returns:
+        "weights": see `weights_hash`; "settings": config keys of inference and their values.
+    """
+    settings = {
+        f"ALIGNZEG.{section}.{key}": value
+        for section in ("TEST", "CORRECTOR")
+        for key, value in plain(cfg.ALIGNZEG[section]).items()
+        if key not in _NO_ANSWER
+    }
+    settings |= {f"INPUT.{key}": cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST")}
+    settings |= {f"TEST.AUG.{key}": value for key, value in plain(cfg.TEST.AUG).items()}
+    whole = getattr(model, "module", model)
+    return {"weights": weights_hash(whole.state_dict()), "settings": settings}
 
 
 def describe_weights(path: str) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ from alignzeg.engine.failures.crash import write_bundle
 from alignzeg.engine.failures.finite import naming_images
 from alignzeg.engine.processes import peer_monitor
 from alignzeg.engine.processes.process_exit import StopRequest
+from alignzeg.engine.records.provenance import made_by
 from alignzeg.engine.records.tracking import build_tracking
 from alignzeg.engine.solver.optim import build_lr_scheduler, build_optimizer
 from alignzeg.engine.training import resume as resuming
@@ -247,6 +248,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Evaluates on every test set; an error says at which image."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            known = made_by(cfg, model)
+            for evaluator in evaluators:
+                if isinstance(evaluator, ZeroShotEvaluator):
+                    evaluator.made_by = known
         with naming_images(model):
             return super().test(cfg, model, evaluators)
 
