@@ -133,12 +133,12 @@ def main(args: argparse.Namespace) -> None:
             **look(),
         )
         try:
-            sys.stdout.write(f"{address(host, args.port)}{args.root_path}\n")
             if not is_private(host):
                 sys.stderr.write(
                     f"warning: the page listens at {host} and has no password: whoever "
                     f"reaches port {args.port} of this machine can send images\n"
                 )
+            sys.stdout.write(f"{address(host, args.port)}{args.root_path}\n")
             if sys.stdout.isatty():
                 sys.stdout.write("Open this address in a browser; Ctrl-C ends it.\n")
             if page.share_url:

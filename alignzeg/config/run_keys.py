@@ -8,7 +8,8 @@ TEST = Section(
     "From proposals to label maps, and what an evaluation reports. Several scales and mirror "
     "images are Detectron2's TEST.AUG; each scale is looked at through the windows, if there are "
     "any. With either of them SEMANTIC_INFERENCE is `exact`. Models without proposals, such as "
-    "PixelSegmenter, take the windows, MEMORY_MIB and REJECT_BELOW; the rest has no effect there.",
+    "PixelSegmenter, take the windows, MEMORY_MIB, REJECT_BELOW and SAVE_PER_IMAGE, and refuse "
+    "RECALL; the rest has no effect there.",
     {
         "ENSEMBLE_SEEN": Key(
             0.0,

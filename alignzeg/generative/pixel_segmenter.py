@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from alignzeg.modeling.test_time_augmentation import (
     TestTimeAugmentation,
     merge_views,
 )
-from alignzeg.structures import Vocabulary
+from alignzeg.structures import SYNONYM_SEPARATOR, Vocabulary, joined
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ class PixelSegmenter(ImageModel):
         self.balance = balance
         self.memory_mib = memory_mib
         self.reject_below = reject_below
+        # The last ones, as any number of lists may be asked.
+        self._said: deque[Vocabulary] = deque(maxlen=64)
         self.augmentation = augmentation or TestTimeAugmentation()
 
     @classmethod
@@ -97,7 +100,7 @@ class PixelSegmenter(ImageModel):
         if idle:
             logger.warning(
                 "ALIGNZEG.TEST.%s: no effect on %s, which makes no proposals",
-                *(", ".join(idle), cls.__name__),
+                *(", ".join(idle), cfg.MODEL.META_ARCHITECTURE),
             )
         backbone = build_image_encoder(cfg)
         seen = training_vocabulary(cfg)
@@ -165,6 +168,11 @@ class PixelSegmenter(ImageModel):
         return {"sem_seg": merge_views(views, wanted, *limits).cpu(), "confidence": best}
 
     @property
+    def fixed_names(self) -> tuple[str, ...]:
+        """All that it can ever name."""
+        return self.names
+
+    @property
     def size_divisibility(self) -> int:
         """Pixels that both sides of a padded batch are a multiple of."""
         # The coarsest feature, at stride 32, must divide the image.
@@ -188,12 +196,26 @@ class PixelSegmenter(ImageModel):
         Raises:
             ValueError: if none of the classes has one.
         """
-        places = {name: place for place, name in enumerate(self.names)}
-        known = [places.get(name, -1) for name in vocabulary.names]
+        places = {joined(name): place for place, name in enumerate(self.names)}
+        places |= {name: place for place, name in enumerate(self.names)}
+        # By its name or another spelling of it, else by a synonym that is no other class's name.
+        known = [places.get(name, places.get(joined(name), -1)) for name in vocabulary.names]
+        taken = set(known)
+        for index, prompt in enumerate(vocabulary.prompts):
+            found = (places.get(joined(word), -1) for word in prompt.split(SYNONYM_SEPARATOR))
+            if known[index] < 0:
+                known[index] = next((place for place in found if place not in taken), -1)
         if max(known) < 0:
             raise ValueError(
                 f"this pixel classifier knows none of {list(vocabulary.names)}; it was trained "
                 f"for {list(self.names)}, and unlike AlignZeg it can name no other classes"
+            )
+        lost = [n for n, place in zip(vocabulary.names, known, strict=True) if place < 0]
+        if lost and vocabulary not in self._said:
+            self._said.append(vocabulary)
+            logger.warning(
+                "never answered: %s; this pixel classifier was trained for %s alone",
+                *(", ".join(map(repr, lost)), ", ".join(map(repr, self.names))),
             )
         return torch.tensor(known, device=self.device)
 

@@ -220,9 +220,12 @@ class Predictor:
         Returns:
             "vlm": what it is called; "known": the words it was trained with, in order, or None
             where they are too many to list; "asked": the words of the classes, or None without.
+            A model that can name its own classes alone stands in place of the VLM.
         """
-        vlm = getattr(self.model, "vlm", None)
+        vlm: Any = getattr(self.model, "vlm", None)
         known = getattr(vlm, "known_words", None)
+        if fixed := getattr(self.model, "fixed_names", ()):
+            vlm, known = None, prompt_words(fixed)
         asked = None if self.vocabulary is None else prompt_words(self.vocabulary.prompts)
         name = getattr(vlm, "id", "this model, which has no VLM,")
         return {"vlm": name, "known": None if known is None else sorted(known), "asked": asked}

@@ -15,6 +15,7 @@ from alignzeg.engine import AlignZegCheckpointer, Trainer, setup_config
 from alignzeg.engine.training.trainer import training_records
 from alignzeg.generative.pixel_loss import pixel_cross_entropy
 from alignzeg.inference import Predictor
+from alignzeg.inference.checkpoint_classes import eval_vocabulary
 from alignzeg.modeling.test_time_augmentation import TestTimeAugmentation
 from alignzeg.structures import Vocabulary
 
@@ -114,6 +115,17 @@ def test_names_that_it_does_not_know_are_refused(cfg, model):
     sample = inputs(cfg, training=False)[0] | {"vocabulary": Vocabulary(("moon",), (False,))}
     with pytest.raises(ValueError, match=r"knows none of \['moon'\]; it was trained for"):
         model.eval()([sample])
+
+
+def test_other_spellings_and_synonyms_are_the_trained_classes(cfg, model, caplog):
+    first, second = model.seen.names[:2]
+    asked = eval_vocabulary(
+        [first.replace(" ", "_").upper(), f"something; {second}", "moon"], model.seen.names
+    )
+    assert model.scores_of(asked).tolist() == [0, 1, -1]
+    model.scores_of(asked)
+    (line,) = [r.getMessage() for r in caplog.records if "never answered" in r.getMessage()]
+    assert line.startswith("never answered: 'moon'; this pixel classifier was trained for")
 
 
 def test_images_of_unseen_classes_can_be_left_out(cfg):
@@ -276,5 +288,8 @@ def test_a_checkpoint_of_it_has_a_confidence_and_no_proposals(cfg, model, tmp_pa
     image = torch.randint(0, 256, (40, 60, 3)).byte().numpy()
     answer = predictor(image)
     assert answer.confidence.shape == (40, 60) and 0 < answer.confidence.max() <= 1
+    known = predictor.known_words()
+    assert set(known["known"]) == {word for n in model.seen.names for word in n.split()}
+    assert set(known["asked"]) == set(known["known"])
     with pytest.raises(ValueError, match="PixelSegmenter names pixels without mask proposals"):
         predictor(image, proposals=3)
